@@ -1,0 +1,106 @@
+# `make study` and `make test` work on a bare machine: Python >= 3.11, make and git.
+# Everything is installed into .venv, from the versions and hashes of requirements.lock.
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP_FLAGS := -qq --disable-pip-version-check --no-input
+# Arguments of the commands: make study ARGS="--widths 64 128", make test ARGS="-k flow".
+ARGS ?=
+
+# Compiled JAX programs are kept, so that a second run is fast.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
+
+.PHONY: help install study test test-slow lint format bench docs lock test-oldest test-newest clean
+
+help:
+	@echo "make study         train networks on digits and compare them with their predictions"
+	@echo "make test          the test suite (test-slow: the long tests)"
+	@echo "make lint          ruff and pyright (format: let ruff rewrite)"
+	@echo "make bench         speed, as ratios against the naive way in the same run"
+	@echo "make docs          the pages of docs/ and the API reference, in docs/_build"
+	@echo "make test-oldest   the suite on the lowest direct versions"
+	@echo "make test-newest   the suite on the newest Python here and the newest releases"
+	@echo "make lock          resolve the lock files anew"
+
+install: $(VENV)/.ready
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	@$(call require-python,$(PYTHON))
+	@echo "Installing into $(VENV) (a minute or so) ..."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PY) -m pip install $(PIP_FLAGS) --require-hashes --requirement requirements.lock
+	@$(PY) -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+study: $(VENV)/.ready
+	@$(PY) -m scripts study $(ARGS)
+
+test: $(VENV)/.ready
+	$(PY) -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(VENV)/.ready
+	$(PY) -m pytest -m slow $(ARGS)
+
+lint: $(VENV)/.ready
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+
+format: $(VENV)/.ready
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(VENV)/.ready
+	@$(PY) -m scripts benchmark $(ARGS)
+
+docs: $(VENV)/.ready
+	$(VENV)/bin/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build
+
+# --- the ends of the range of supported versions -------------------------------------------------
+
+.venv-oldest/.ready: requirements-oldest.lock pyproject.toml
+	@$(call require-python,$(PYTHON))
+	@$(PYTHON) -m venv --clear .venv-oldest
+	@.venv-oldest/bin/python -m pip install $(PIP_FLAGS) --require-hashes --requirement requirements-oldest.lock
+	@.venv-oldest/bin/python -m pip install $(PIP_FLAGS) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+test-oldest: .venv-oldest/.ready
+	.venv-oldest/bin/python -m pytest -m "not slow" $(ARGS)
+
+# Not locked on purpose: it shows what a user gets who installs today.
+.venv-newest/.ready: pyproject.toml
+	@newest=$$($(newest-python)); echo "Newest Python here: $$newest"; "$$newest" -m venv --clear .venv-newest
+	@.venv-newest/bin/python -m pip install $(PIP_FLAGS) --upgrade pip
+	@.venv-newest/bin/python -m pip install $(PIP_FLAGS) --upgrade --editable '.[test]'
+	@touch $@
+
+test-newest: .venv-newest/.ready
+	.venv-newest/bin/python -m pytest -m "not slow" $(ARGS)
+
+# Universal: one file serves every Python >= 3.11 and every platform. No addresses go in.
+UV_COMPILE = .cache/uv/bin/uv pip compile pyproject.toml --all-extras --group build --universal \
+	--python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet
+
+lock:
+	@test -x .cache/uv/bin/uv || { $(PYTHON) -m venv .cache/uv && .cache/uv/bin/pip install $(PIP_FLAGS) uv; }
+	$(UV_COMPILE) --upgrade --output-file requirements.lock
+	$(UV_COMPILE) --upgrade --resolution lowest-direct --output-file requirements-oldest.lock
+
+clean:
+	rm -rf .venv .venv-oldest .venv-newest .cache docs/_build
+
+define require-python
+$(1) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python is " + sys.version.split()[0] + ", expected 3.11 or newer: make PYTHON=python3.12 ...")'
+endef
+
+# The highest python3.N that runs, on the path or among pyenv's.
+define newest-python
+for minor in 19 18 17 16 15 14 13 12 11; do \
+  for candidate in python3.$$minor $$(ls -d $$HOME/.pyenv/versions/3.$$minor.*/bin/python 2>/dev/null); do \
+    if "$$candidate" -c 'import venv, ensurepip' 2>/dev/null; then echo "$$candidate"; exit 0; fi; \
+  done; \
+done; echo "$(PYTHON)"
+endef

@@ -1,0 +1,118 @@
+r"""A model as a function of its parameters, and the metric on them.
+
+The parameters theta of a model are its inexact arrays. The metric M is a constant non-negative
+diagonal on them, one learning-rate multiplier a parameter; gradient flow is
+theta' = - M (df/dtheta)^T dL/df, and every contraction of two parameter indices takes M.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from zoo import checks
+
+Model = Callable[[Array], Array]
+"""A callable PyTree: one example in, a vector of k outputs out."""
+Params = PyTree[Array]
+Metric = PyTree[Any]
+"""A PyTree prefix of the parameters with one scalar, or one array of its shape, a leaf."""
+Apply = Callable[[Params, Array], Array]
+
+
+def split(model: Model) -> tuple[Params, Apply]:
+    """The parameters of `model`, and the function (parameters, one example) -> outputs (k,)."""
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+
+    def apply(params: Params, x: Array) -> Array:
+        return eqx.combine(params, static)(x)
+
+    return params, apply
+
+
+def precondition(metric: Metric | None, gradient: PyTree) -> PyTree:
+    """M applied to a tree that is shaped like the parameters (None: M = 1)."""
+    if metric is None:
+        return gradient
+    return jax.tree.map(lambda m, part: jax.tree.map(lambda g: m * g, part), metric, gradient)
+
+
+def check_batch(name: str, x: Any) -> Float[Array, "n ..."]:
+    """`x` as a batch of examples.
+
+    **Raises:** `TypeError` where it does not hold floating-point numbers; `ValueError` where it is
+    empty, has no batch axis or holds NaN or infinity.
+    """
+    array = checks.real_array(name, x, expected="a batch of examples (n, ...)")
+    if array.ndim < 1 or array.size == 0:
+        raise ValueError(
+            f"`{name}` has shape {array.shape}, expected a batch of at least one example (n, ...)."
+        )
+    checks.finite(name, array)
+    return array
+
+
+def check_model(model: Model, name: str, x: Float[Array, "n ..."]) -> int:
+    """The number k of outputs of `model` on the examples of the batch `x`.
+
+    **Raises:** `ValueError` where the model does not take such an example, does not give a vector,
+    or has no parameters.
+    """
+    try:
+        out = eqx.filter_eval_shape(model, x[0])
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`model` does not take an example of `{name}`, which has shape {x.shape[1:]} "
+            f"(`{name}` is a batch of shape {x.shape}): {error}"
+        ) from error
+    if not isinstance(out, jax.ShapeDtypeStruct) or len(out.shape) != 1:
+        raise ValueError(
+            f"`model(x)` gives {out} for one example of `{name}`, expected a vector of k outputs, "
+            "shape (k,)."
+        )
+    if not jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array)):
+        raise ValueError(
+            "`model` has no parameters, expected at least one floating-point array among its "
+            "leaves (`equinox.is_inexact_array`)."
+        )
+    return out.shape[0]
+
+
+def check_metric(model: Model, metric: Metric | None) -> None:
+    """**Raises:** `ValueError` where `metric` does not fit the parameters of `model` or has
+    entries that are negative or not finite."""
+    if metric is None:
+        return
+    params, _ = split(model)
+    try:
+        fits = jax.tree.leaves(
+            jax.tree.map(
+                lambda m, part: all(
+                    np.broadcast_shapes(jnp.shape(m), leaf.shape) == leaf.shape
+                    for leaf in jax.tree.leaves(part)
+                ),
+                metric,
+                params,
+            )
+        )
+    except ValueError as error:
+        raise ValueError(
+            "`metric` does not match the parameters, expected a PyTree prefix of "
+            f"`equinox.filter(model, equinox.is_inexact_array)`: {error}"
+        ) from error
+    if not all(fits):
+        raise ValueError(
+            "`metric` has a leaf whose shape is not that of its parameter, expected one number, or "
+            "an array of the parameter's shape, a leaf."
+        )
+    for leaf in jax.tree.leaves(metric):
+        checks.finite("metric", leaf)
+        values = checks.concrete(leaf)
+        if values is not None and bool(np.any(values < 0)):
+            raise ValueError(
+                f"`metric` has the entry {values.min()}, expected learning-rate multipliers >= 0."
+            )

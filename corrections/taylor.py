@@ -1,0 +1,165 @@
+r"""Taylor models: a network replaced by its expansion in the parameters.
+
+    f_q(x; theta) = sum_{j=0}^{q} 1/j! D^j f(x; theta_0)[d, ..., d],        d = theta - theta_0
+
+(Lee et al. 2019 for q = 1; Bai & Lee 2020 for q = 2). All derivatives along a path come from one
+primitive, `taylor_coefficients`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from corrections.parameters import Model, check_batch, check_model, split
+from zoo import checks
+from zoo.frozen import Frozen
+from zoo.precision import full_precision
+
+
+def taylor_coefficients(
+    fn: Callable[[PyTree], PyTree], theta: PyTree, path: Sequence[PyTree], order: int
+) -> list[PyTree]:
+    """The coefficients c_0 .. c_order of fn(theta + eps path[0] + eps^2 path[1] + ...) in eps.
+
+    These are Taylor coefficients, derivatives divided by j!; entries of the path beyond its length
+    are zero. Computed by nested `jax.jvp` along the scalar eps, and differentiable in turn.
+
+    **Arguments:**
+
+    - `fn`: any JAX function of a PyTree of floating-point arrays.
+    - `theta`, and each entry of `path`: trees of the same structure and shapes.
+    - `order`: the highest power of eps, >= 0.
+
+    **Raises:** `ValueError` for an order that is not an integer >= 0.
+    """
+    checks.positive_integer("order", order, least=0)
+
+    def along(eps: Array) -> tuple[PyTree, ...]:
+        at = theta
+        for power, step in enumerate(path[:order], start=1):
+            at = jax.tree.map(
+                lambda a, s, power=power: a + (eps**power).astype(a.dtype) * s, at, step
+            )
+        return (fn(at),)
+
+    for _ in range(order):
+        along = _with_next_derivative(along)
+    derivatives = along(jnp.zeros(()))
+    return [
+        jax.tree.map(lambda d, j=j: d / math.factorial(j), derivative)
+        for j, derivative in enumerate(derivatives)
+    ]
+
+
+def _with_next_derivative(
+    derivatives: Callable[[Array], tuple[PyTree, ...]],
+) -> Callable[[Array], tuple[PyTree, ...]]:
+    """From eps -> (h, h', .., h^(j)) to eps -> (h, h', .., h^(j+1))."""
+
+    def extended(eps: Array) -> tuple[PyTree, ...]:
+        values, tangents = jax.jvp(derivatives, (eps,), (jnp.ones_like(eps),))
+        return (*values, tangents[-1])
+
+    return extended
+
+
+class TaylorModel(eqx.Module):
+    """The Taylor expansion of a model in its parameters; see `taylorize`.
+
+    Its parameters are those of the model, in the same structure, under `.model`: whatever trains
+    the model trains its expansion. The point of expansion is frozen.
+    """
+
+    model: PyTree
+    _base: Frozen[Any]
+    order: int = eqx.field(static=True)
+
+    @property
+    def base(self) -> PyTree:
+        """The parameters that the model is expanded about."""
+        return self._base.value
+
+    @property
+    def displacement(self) -> PyTree:
+        """theta - theta_0, a tree like the parameters."""
+        return jax.tree.map(jnp.subtract, split(self.model)[0], self.base)
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, " k"]:
+        """The expansion for one example."""
+        _, apply = split(self.model)
+        terms = taylor_coefficients(
+            lambda p: apply(p, x), self.base, [self.displacement], self.order
+        )
+        return sum(terms[1:], start=terms[0])
+
+
+def taylorize(model: Model, order: int, *, at: Model | None = None) -> TaylorModel:
+    """The Taylor expansion of `model` in its parameters: a model in its own right.
+
+    f_q(x; theta) = sum_{j <= order} 1/j! D^j f(x; theta_0)[theta - theta_0, ...]
+
+    **Arguments:**
+
+    - `model`: any callable PyTree; the parameters theta of the result start at its own.
+    - `order`: q >= 0. Order 0 is constant, 1 the linearised network, 2 the quadratic model.
+    - `at`: a model of the same structure whose parameters are theta_0 (default: `model` itself).
+      A frozen copy is kept.
+
+    **Raises:** `ValueError` for an order that is not an integer >= 0, or where `at` differs from
+    `model` in structure or shapes.
+
+    Source: Lee et al. (2019), eq. 5; Bai & Lee (2020), eq. 3.
+    """
+    checks.positive_integer("order", order, least=0)
+    params, _ = split(model)
+    base = params if at is None else split(at)[0]
+    if _structure(base) != _structure(params):
+        raise ValueError(
+            "`at` has other parameters than `model`, expected the same structure and shapes: "
+            f"got {_structure(base)}, expected {_structure(params)}."
+        )
+    return TaylorModel(model=model, _base=Frozen(base), order=order)
+
+
+@full_precision
+def taylor_terms(
+    model: Model, x: Float[Array, "n ..."], displacement: PyTree, order: int
+) -> Float[Array, "terms n k"]:
+    """Each order's contribution to the Taylor expansion of `model` about its parameters.
+
+    Term j is 1/j! D^j f(x; theta_0)[d, ..., d]; their sum is the Taylor model at theta_0 + d.
+
+    **Arguments:**
+
+    - `model`: any callable PyTree, at theta_0.
+    - `x`: a batch of examples, (n, ...).
+    - `displacement`: d, a tree like `equinox.filter(model, equinox.is_inexact_array)`.
+    - `order`: the highest order, >= 0.
+
+    **Returns:** (order + 1, n, k): f_0, J d, 1/2 d H d, ...
+
+    **Raises:** `ValueError` / `TypeError` for an order that is not an integer >= 0, a batch that is
+    empty or not finite, a displacement of another structure than the parameters.
+    """
+    checks.positive_integer("order", order, least=0)
+    x = check_batch("x", x)
+    check_model(model, "x", x)
+    params, apply = split(model)
+    if _structure(displacement) != _structure(params):
+        raise ValueError(
+            "`displacement` does not match the parameters of `model`, expected the structure and "
+            f"shapes {_structure(params)}, got {_structure(displacement)}."
+        )
+    batched = jax.vmap(apply, in_axes=(None, 0))
+    return jnp.stack(
+        taylor_coefficients(lambda p: batched(p, x), params, [displacement], order)
+    )
+
+
+def _structure(tree: PyTree) -> PyTree:
+    return jax.tree.map(jnp.shape, eqx.filter(tree, eqx.is_inexact_array))

@@ -1,0 +1,1 @@
+"""Run it: studies, reproductions and benchmarks, on a laptop and unchanged on accelerators."""

@@ -1,0 +1,76 @@
+"""The machine under a run: precision, JAX's compilation cache, and a record of both."""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+Precision = Literal["float32", "float64"]
+
+_PACKAGES = ("finite-width", "jax", "jaxlib", "equinox", "diffrax", "numpy")
+
+
+@contextlib.contextmanager
+def precision(dtype: Precision) -> Iterator[None]:
+    """Sets JAX's default float type for the block, and puts the former one back."""
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", dtype == "float64")
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", before)
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that a second run is fast.
+
+    The folder is `$JAX_COMPILATION_CACHE_DIR` where that is set, else `finite-width/jax` in the
+    user's cache folder.
+    """
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    jax.config.update("jax_compilation_cache_dir", str(cache / "finite-width" / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, devices and the state of the source tree: what a result was computed with."""
+    devices = jax.devices()
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "devices": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
+        "git": _git_state(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_state() -> str | None:
+    """The commit of the source tree, "+changes" where it has uncommitted ones; None elsewhere."""
+    root = Path(__file__).resolve().parent.parent
+
+    def git(*args: str) -> str:
+        command = ["git", "-C", str(root), *args]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return None  # installed into the tree of another project
+        commit = git("rev-parse", "HEAD")
+        return commit + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

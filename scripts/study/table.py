@@ -1,0 +1,106 @@
+"""The answer of a study as a table and in sentences."""
+
+import numpy as np
+import xarray as xr
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+
+from scripts.study.cell import NETWORK, PREDICTIONS, SOLVES
+from scripts.study.config import StudyConfig
+from scripts.study.results import completed, median_error, slope_in_width
+
+_SHORT = {NETWORK: "net", "frozen NTK": "frozen", "O_3 hierarchy": "O_3", "Taylor 2": "Taylor"}
+
+
+def summary(dataset: xr.Dataset, config: StudyConfig) -> RenderableType:
+    """One table a parameterization (rows: widths and slopes), then what they say."""
+    done, total = completed(dataset)
+    seen = f"{done} of {total} cells; " if done < total else ""
+    header = (
+        f"{config.dataset} {config.classes}, {config.activation} MLP of depth {config.depth}, "
+        f"{config.loss.replace('_', ' ')}; {seen}medians over {len(config.seeds)} seeds.\n"
+        f"Error: RMSE of the {config.n_test} x {len(config.classes)} test logits against the real "
+        f"network's at t = {config.reference_time:g}/lambda_max. Acc.: test accuracy at the end, "
+        f"t = {config.solved_times[-1]:g}/lambda_max (net: the network itself). Slope: of log error "
+        "against log width."
+    )
+    parts: list[RenderableType] = [header, ""]
+    for parameterization in config.parameterizations:
+        chosen = dataset.sel(parameterization=parameterization)
+        if bool(chosen["finished"].any()):
+            parts.append(_table(chosen, config, parameterization))
+            parts.append(_sentence(chosen, config, parameterization))
+            parts.append("")
+    stopped = _stopped(dataset)
+    if stopped:
+        parts.append("Solves that stopped early (their later errors are left out):\n" + stopped)
+    return Group(*parts)
+
+
+def as_text(renderable: RenderableType) -> str:
+    """The same as plain text, 100 columns wide."""
+    console = Console(width=100, no_color=True, force_terminal=False)
+    with console.capture() as capture:
+        console.print(renderable)
+    return capture.get()
+
+
+def _table(dataset: xr.Dataset, config: StudyConfig, title: str) -> Table:
+    errors = median_error(dataset).sel(time=config.reference_time)
+    gain = errors.sel(solve="frozen NTK") / errors.sel(solve="O_3 hierarchy")
+    accuracy = dataset["test_accuracy"].isel(time=-1).median("seed")
+    table = Table(title=f"{title} parameterization", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("width", justify="right")
+    for name in PREDICTIONS:
+        table.add_column(f"error\n{_SHORT[name]}", justify="right")
+    table.add_column("frozen\n/ O_3", justify="right")
+    for name in SOLVES:
+        table.add_column(f"acc.\n{_SHORT[name]}", justify="right")
+    for width in dataset["width"].values[dataset["finished"].any("seed").values]:
+        table.add_row(
+            str(width),
+            *(_number(errors.sel(width=width, solve=name)) for name in PREDICTIONS),
+            f"{float(gain.sel(width=width)):.1f}",
+            *(_fraction(accuracy.sel(width=width, solve=name)) for name in SOLVES),
+        )
+    table.add_section()
+    slopes = slope_in_width(errors)
+    table.add_row("slope", *(_fraction(slopes.sel(solve=name)) for name in PREDICTIONS))
+    return table
+
+
+def _sentence(dataset: xr.Dataset, config: StudyConfig, title: str) -> str:
+    errors = median_error(dataset)
+    at_reference = errors.sel(time=config.reference_time)
+    slope = float(slope_in_width(at_reference).sel(solve="frozen NTK"))
+    falls = "" if np.isnan(slope) else f" The frozen NTK's error goes like width^{slope:.2f}."
+    return (
+        f"{title}: at t = {config.reference_time:g}/lambda_max the O_3 hierarchy is "
+        f"{_gain(at_reference)} times closer to the network than the frozen NTK, at "
+        f"t = {config.solved_times[-1]:g}/lambda_max {_gain(errors.isel(time=-1))} times.{falls}"
+    )
+
+
+def _gain(errors: xr.DataArray) -> str:
+    gain = (errors.sel(solve="frozen NTK") / errors.sel(solve="O_3 hierarchy")).values
+    gain = gain[np.isfinite(gain)]
+    return f"{gain.min():.3g} to {gain.max():.3g}" if gain.size else "(no valid number)"
+
+
+def _stopped(dataset: xr.Dataset) -> str:
+    lines = []
+    outcomes = dataset["outcome"].stack(at=dataset["outcome"].dims)
+    for outcome in outcomes:
+        if outcome.item():
+            where = outcome["at"].item()
+            lines.append(f"- {' '.join(str(part) for part in where)}: {outcome.item()}")
+    return "\n".join(lines)
+
+
+def _number(value: xr.DataArray) -> str:
+    return "-" if np.isnan(value) else f"{float(value):.1e}".replace("e-0", "e-")
+
+
+def _fraction(value: xr.DataArray) -> str:
+    return "-" if np.isnan(value) else f"{float(value):.2f}"

@@ -1,0 +1,185 @@
+r"""Gradient flow in function space, under a kernel.
+
+    f' = - Theta g,      g = dL/df on the training points,
+
+on training and test points alike, for any loss. With Theta itself moving, as in the truncated
+hierarchy, each kernel of the tower is moved by the next and the last one is frozen:
+
+    O_s' = - sum_c O_{s+1}(.., c) g_c,      O_1 = f,  O_2 = Theta
+"""
+
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float
+
+from solvers.integrate import (
+    Flow,
+    Observation,
+    Tolerances,
+    check_tolerances,
+    integrate,
+    positivity_slack,
+)
+from solvers.losses import LossFunction, check_targets, residual
+from solvers.result import Trajectory, check_times
+from zoo import checks
+from zoo.precision import full_precision
+
+Tower = tuple[Array, ...]
+"""O_1 = f (n + m, k), O_2 = Theta (n + m, k, n, k), ...: training rows first, then test rows."""
+
+
+class KernelFlow(Flow):
+    """The truncated hierarchy in function space: the state is O_1 .. O_{p-1}, O_p is `frozen`.
+
+    With `frozen` the tangent kernel this is the frozen-kernel flow. A frozen kernel may be compact:
+    (n + m, n) stands for Theta (x) I_k, (n + m, n, k) for one kernel an output.
+    """
+
+    frozen: Array
+    y: Float[Array, "n k"]
+    loss: LossFunction
+    slack: float | Float[Array, ""]
+    """How far below zero g^T Theta g may be, relative to |Theta| |g|^2, and count as rounding."""
+    observes_kernel: bool = eqx.field(static=True)
+
+    def velocity(self, state: Tower) -> Tower:
+        g = self._residual(state)
+        return tuple(-contract(kernel, g) for kernel in (*state[1:], self.frozen))
+
+    def observe(self, state: Tower) -> Observation:
+        n = self.y.shape[0]
+        f = state[0]
+        return Observation(
+            train=f[:n],
+            test=f[n:] if f.shape[0] > n else None,
+            kernel=self._train_kernel(state) if self.observes_kernel else None,
+        )
+
+    def loss_falls(self, state: Tower) -> Bool[Array, ""]:
+        g, theta = self._residual(state), self._train_kernel(state)
+        falling = jnp.sum(g * contract(theta, g))  # g^T Theta g = - dL/dt
+        return ~(falling < -self.slack * jnp.linalg.norm(jnp.ravel(theta)) * jnp.sum(g**2))
+
+    def _residual(self, state: Tower) -> Float[Array, "n k"]:
+        return residual(self.loss, state[0][: self.y.shape[0]], self.y)
+
+    def _train_kernel(self, state: Tower) -> Array:
+        return (*state, self.frozen)[1][: self.y.shape[0]]
+
+
+def contract(kernel: Array, g: Float[Array, "n k"]) -> Array:
+    """sum_c O(.., c) g_c over the last slot of a kernel, which may be compact."""
+    if kernel.ndim == 2:
+        return jnp.einsum("ab,bk->ak", kernel, g)
+    if kernel.ndim == 3:
+        return jnp.einsum("abk,bk->ak", kernel, g)
+    return jnp.tensordot(kernel, g, axes=2)
+
+
+@full_precision
+def gradient_flow(
+    kernel: ArrayLike,
+    y: ArrayLike,
+    ts: ArrayLike,
+    *,
+    loss: LossFunction,
+    f0: ArrayLike | None = None,
+    kernel_test: ArrayLike | None = None,
+    f0_test: ArrayLike | None = None,
+    solver: diffrax.AbstractSolver | None = None,
+    rtol: float = 1e-6,
+    atol: float = 1e-8,
+    max_steps: int = 100_000,
+    throw: bool = True,
+    progress: diffrax.AbstractProgressMeter | None = None,
+) -> Trajectory:
+    """Solves f' = -Theta g, gradient flow under a frozen kernel, for any loss.
+
+    **Arguments:**
+
+    - `kernel`: Theta on the n training points: (n, n), read as Theta (x) I_k; (n, n, k), one
+      kernel an output; or (n, k, n, k). Symmetric and positive semidefinite.
+    - `y`: targets, (n, k); one-hot rows for a classification.
+    - `ts`: increasing times >= 0, (t,). Time is learning rate x number of steps.
+    - `loss`: per example, (f (k,), y (k,)) -> scalar. Its mean over examples is what is descended.
+    - `f0`: outputs at t = 0 on the training points, (n, k) (default: 0).
+    - `kernel_test`, `f0_test`: the kernel's rows and the outputs at t = 0 for m test points:
+      (m, n), (m, n, k) or (m, k, n, k), as `kernel`; and (m, k) (default: 0).
+    - `solver`: a diffrax solver (default: `diffrax.Tsit5()`; for a stiff problem, that is a large
+      lambda_max t / n, `diffrax.Kvaerno5()`).
+    - `rtol`, `atol`: tolerances of a step, relative and absolute (in units of the outputs).
+    - `max_steps`: after so many steps the solve gives up.
+    - `throw`: raise on failure (default), or return what there is, marked.
+    - `progress`: a diffrax progress meter.
+
+    **Returns:** a `Trajectory`; its `.final` is the tuple (f,), training rows then test rows.
+
+    **Raises:** `ValueError` / `TypeError` for arguments that do not fit, before any work;
+    `SolverError` where the solve fails and `throw=True`.
+
+    Source: Jacot, Gabriel & Hongler (2018), section 4; Lee et al. (2019), eq. 7.
+    """
+    ts = check_times(ts)
+    tolerances = Tolerances(solver, rtol, atol, max_steps, progress)
+    check_tolerances(tolerances)
+    kernel = checks.real_array("kernel", kernel, expected="(n, n), (n, n, k) or (n, k, n, k)")
+    if kernel.ndim not in (2, 3, 4) or kernel.size == 0:
+        raise ValueError(
+            f"`kernel` has shape {kernel.shape}, expected (n, n), (n, n, k) or (n, k, n, k)."
+        )
+    n = kernel.shape[0]
+    k = jnp.shape(y)[-1] if jnp.ndim(y) == 2 else 1
+    target = check_targets(loss, y, n, k, of=f"`kernel`, of shape {kernel.shape}, has")
+    compact = {2: (n,), 3: (n, k), 4: (n, k)}[kernel.ndim]
+    outer = (k,) if kernel.ndim == 4 else ()
+    checks.shape("kernel", kernel, (n, *outer, *compact), because=f"`y` has shape {target.shape}")
+    checks.finite("kernel", kernel)
+    _check_symmetric(kernel)
+    f = _start("f0", f0, (n, k), target)
+    if kernel_test is not None:
+        rows = checks.real_array("kernel_test", kernel_test, expected="the kernel's test rows")
+        checks.shape("kernel_test", rows, ("m", *kernel.shape[1:]), because="as `kernel`")
+        checks.finite("kernel_test", rows)
+        kernel = jnp.concatenate([kernel, rows])
+        f = jnp.concatenate([f, _start("f0_test", f0_test, (rows.shape[0], k), target)])
+    elif f0_test is not None:
+        raise ValueError(
+            "`f0_test` was given without `kernel_test`, expected both: the kernel's rows say how "
+            "the test outputs move."
+        )
+    flow = KernelFlow(
+        frozen=kernel,
+        y=target,
+        loss=loss,
+        slack=positivity_slack(kernel.dtype, rtol),
+        observes_kernel=False,
+    )
+    return integrate(flow, (f,), ts, tolerances=tolerances, throw=throw)
+
+
+def _start(name: str, value: Any, shape: tuple[int, int], like: Array) -> Array:
+    if value is None:
+        return jnp.zeros(shape, like.dtype)
+    array = checks.real_array(name, value, expected=f"outputs at t = 0, {shape}")
+    checks.shape(name, array, shape, because="outputs at t = 0, one row a point")
+    checks.finite(name, array)
+    return array
+
+
+def _check_symmetric(kernel: Array) -> None:
+    values = checks.concrete(kernel)
+    if values is None:
+        return
+    swapped = values.transpose({2: (1, 0), 3: (1, 0, 2), 4: (2, 3, 0, 1)}[kernel.ndim])
+    difference, scale = np.max(np.abs(values - swapped)), np.max(np.abs(values))
+    if difference > 100 * np.sqrt(np.finfo(values.dtype).eps) * scale:
+        raise ValueError(
+            f"`kernel` is not symmetric: entries differ from their mirror images by up to "
+            f"{difference:.3g} (its largest entry is {scale:.3g}), expected the kernel of the "
+            "training points with themselves."
+        )

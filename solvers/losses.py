@@ -1,0 +1,117 @@
+r"""Losses: functions of one example's outputs f (k,) and target y (k,).
+
+    L = 1/D sum_examples l(f(x), y),       g = dL/df      (the residual carries the 1/D)
+"""
+
+import abc
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from zoo import checks
+
+LossFunction = Callable[[Array, Array], Array]
+"""Per example: outputs (k,), target (k,) -> scalar. A `Loss` is one; so is any user's function."""
+
+
+class Loss(eqx.Module):
+    """A loss that also knows which targets it accepts."""
+
+    @abc.abstractmethod
+    def __call__(self, f: Float[Array, " k"], y: Float[Array, " k"]) -> Float[Array, ""]:
+        """The loss of one example."""
+
+    @abc.abstractmethod
+    def check_targets(self, y: Float[Array, "n k"]) -> None:
+        """**Raises:** `ValueError` where `y` is not a set of targets for this loss."""
+
+
+class MeanSquaredError(Loss):
+    """l(f, y) = 1/2 |f - y|^2, summed over outputs."""
+
+    def __call__(self, f: Float[Array, " k"], y: Float[Array, " k"]) -> Float[Array, ""]:
+        return 0.5 * jnp.sum((f - y) ** 2)
+
+    def check_targets(self, y: Float[Array, "n k"]) -> None:
+        """Any finite targets will do."""
+
+
+class CrossEntropy(Loss):
+    """l(f, y) = - sum_k y_k log softmax(f)_k with y smoothed to (1 - s) y + s / k.
+
+    **Arguments:**
+
+    - `label_smoothing`: s in [0, 1).
+
+    **Raises:** `ValueError` for a smoothing outside [0, 1).
+    """
+
+    label_smoothing: float = eqx.field(static=True, default=0.0)
+
+    def __check_init__(self) -> None:
+        checks.nonnegative_number("label_smoothing", self.label_smoothing)
+        if self.label_smoothing >= 1:
+            raise ValueError(
+                f"`label_smoothing` is {self.label_smoothing!r}, expected a number in [0, 1)."
+            )
+
+    def __call__(self, f: Float[Array, " k"], y: Float[Array, " k"]) -> Float[Array, ""]:
+        s = self.label_smoothing
+        return -jnp.sum(((1 - s) * y + s / y.shape[-1]) * jax.nn.log_softmax(f))
+
+    def check_targets(self, y: Float[Array, "n k"]) -> None:
+        """**Raises:** `ValueError` unless each row of `y` holds probabilities that sum to 1."""
+        values = checks.concrete(y)
+        if values is None:
+            return
+        off = np.flatnonzero(
+            np.any(values < 0, axis=-1) | (np.abs(np.sum(values, axis=-1) - 1) > 1e-4)
+        )
+        if off.size:
+            raise ValueError(
+                f"`y` does not hold labels for CrossEntropy: row {off[0]} is "
+                f"{np.array2string(values[off[0]], threshold=10)} ({off.size} of {len(values)} "
+                "rows like it), expected probabilities, a one-hot row say: entries >= 0 that sum "
+                "to 1."
+            )
+
+
+def mean_loss(
+    loss: LossFunction, f: Float[Array, "n k"], y: Float[Array, "n k"]
+) -> Float[Array, ""]:
+    """L = 1/D sum_examples l(f, y)."""
+    return jnp.mean(jax.vmap(loss)(f, y))
+
+
+def residual(
+    loss: LossFunction, f: Float[Array, "n k"], y: Float[Array, "n k"]
+) -> Float[Array, "n k"]:
+    """g = dL/df, the 1/D included."""
+    return jax.vmap(jax.grad(loss))(f, y) / f.shape[0]
+
+
+def check_targets(
+    loss: LossFunction, y: ArrayLike, n: int, k: int, *, of: str
+) -> Float[Array, "n k"]:
+    """`y` as targets (n, k) for `loss`.
+
+    **Raises:** `TypeError` for integer labels, `ValueError` for targets whose shape is not (n, k),
+    that are not finite, or that `loss` does not accept. `of` says what has n rows and k outputs.
+    """
+    if not callable(loss):
+        raise TypeError(
+            f"`loss` is {loss!r}, expected a function (f (k,), y (k,)) -> scalar, such as "
+            "`CrossEntropy()`."
+        )
+    targets = checks.real_array(
+        "y", y, expected=f"targets ({n}, {k}), one-hot rows for a classification"
+    )
+    checks.shape("y", targets, (n, k), because=f"one row a training example, as {of}")
+    checks.finite("y", targets)
+    if isinstance(loss, Loss):
+        loss.check_targets(targets)
+    return targets

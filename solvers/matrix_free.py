@@ -1,0 +1,87 @@
+r"""The truncated hierarchy without its tensors.
+
+Freezing O_p at the start is a formal expansion of the path in parameter space. With
+theta(eps) = theta_0 + eps theta_1 + eps^2 theta_2 + ... and [.]_j the coefficient of eps^j at
+fixed g = dL/df at f(t):
+
+    f'           = - sum_{j=0}^{p-2} [ Theta(theta(eps)) g ]_j        training and test points alike
+    theta_{j+1}' = - [ M J(theta(eps))^T g ]_j,   j = 0 .. p-3,       theta_j(0) = 0
+
+No array has more than one data index; the cost is linear in the data and in the parameters.
+"""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Bool, Float, PyTree
+
+from corrections import taylor_coefficients
+from corrections.parameters import Metric, Model, Params, precondition
+from solvers.integrate import Flow, Observation
+from solvers.losses import LossFunction, residual
+
+State = tuple[PyTree, ...]
+"""f (n + m, k), training rows then test rows; theta_1 .. theta_{p-2}, trees of parameters."""
+
+
+class MatrixFreeFlow(Flow):
+    """The order-p hierarchy as an ODE for f and theta_1 .. theta_{p-2}; p is in the state."""
+
+    model: PyTree
+    points: Float[Array, "n ..."]
+    """Training points, then test points."""
+    y: Float[Array, "n k"]
+    metric: Metric | None
+    loss: LossFunction
+    slack: Float[Array, ""]
+    """How far below zero g^T Theta g / |g|^2 may be and count as rounding."""
+
+    def velocity(self, state: State) -> State:
+        f, *path = state
+        g = residual(self.loss, f[: self.y.shape[0]], self.y)
+        params, structure = eqx.partition(self.model, eqx.is_inexact_array)
+
+        def outputs(params: Params, x: Array) -> Array:
+            return jax.vmap(eqx.combine(params, structure))(x)
+
+        def products(params: Params) -> tuple[Array, Params]:
+            x_train = self.points[: self.y.shape[0]]
+            _, pull = jax.vjp(lambda p: outputs(p, x_train), params)
+            direction = precondition(self.metric, pull(g)[0])
+            _, moved = jax.jvp(lambda p: outputs(p, self.points), (params,), (direction,))
+            return moved, direction
+
+        coefficients = taylor_coefficients(products, params, path, len(path))
+        moved = [moved for moved, _ in coefficients]
+        directions = tuple(direction for _, direction in coefficients[:-1])
+        return jax.tree.map(jnp.negative, (sum(moved[1:], start=moved[0]), *directions))
+
+    def observe(self, state: State) -> Observation:
+        n = self.y.shape[0]
+        f = state[0]
+        return Observation(f[:n], f[n:] if f.shape[0] > n else None, None)
+
+    def loss_falls(self, state: State) -> Bool[Array, ""]:
+        n = self.y.shape[0]
+        g = residual(self.loss, state[0][:n], self.y)
+        falling = -jnp.sum(g * self.velocity(state)[0][:n])
+        return ~(falling < -self.slack * jnp.sum(g**2))
+
+
+def start(model: Model, points: Float[Array, "n ..."], order: int) -> State:
+    """f_0 and the zero paths of the hierarchy of this order."""
+    params = eqx.filter(model, eqx.is_inexact_array)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    return jax.vmap(model)(points), *(zero,) * (order - 2)
+
+
+def kernel_scale(
+    model: Model, x: Float[Array, "n ..."], metric: Metric | None
+) -> Float[Array, ""]:
+    """z^T Theta z for random signs z: the trace of the kernel, in order of magnitude."""
+    params, structure = eqx.partition(model, eqx.is_inexact_array)
+    f, pull = jax.vjp(lambda p: jax.vmap(eqx.combine(p, structure))(x), params)
+    pulled = pull(jr.rademacher(jr.key(0), f.shape, f.dtype))[0]
+    weighted = jax.tree.map(lambda a, b: jnp.sum(a * b), pulled, precondition(metric, pulled))
+    return sum(jax.tree.leaves(weighted), start=jnp.zeros((), f.dtype))

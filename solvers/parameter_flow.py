@@ -1,0 +1,120 @@
+r"""Exact gradient flow of a network, in parameter space.
+
+    theta' = - M (df/dtheta)^T g,       g = dL/df
+
+the truth that function-space predictions are compared with.
+"""
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
+
+from corrections.parameters import (
+    Metric,
+    Model,
+    Params,
+    check_batch,
+    check_metric,
+    check_model,
+    precondition,
+)
+from solvers.integrate import Flow, Observation, Tolerances, check_tolerances, integrate
+from solvers.losses import LossFunction, check_targets, mean_loss
+from solvers.result import Trajectory, check_times
+from zoo.precision import full_precision
+
+
+State = tuple[Params]
+"""theta - theta_0: small against theta, so that it keeps its digits in float32, and the scale
+that a relative error should be relative to."""
+
+
+class ParameterFlow(Flow):
+    """theta' = -M dL/dtheta for a model, observed on its outputs."""
+
+    model: PyTree
+    """The model at t = 0."""
+    x: Float[Array, "n ..."]
+    y: Float[Array, "n k"]
+    x_test: Float[Array, "m ..."] | None
+    metric: Metric | None
+    loss: LossFunction
+
+    def model_at(self, state: State) -> PyTree:
+        """The model in this state."""
+        return eqx.apply_updates(self.model, state[0])
+
+    def velocity(self, state: State) -> State:
+        def training_loss(displacement: Params) -> Float[Array, ""]:
+            return mean_loss(self.loss, jax.vmap(self.model_at((displacement,)))(self.x), self.y)
+
+        gradient = jax.grad(training_loss)(state[0])
+        return (jax.tree.map(jnp.negative, precondition(self.metric, gradient)),)
+
+    def observe(self, state: State) -> Observation:
+        outputs = jax.vmap(self.model_at(state))
+        return Observation(
+            train=outputs(self.x),
+            test=None if self.x_test is None else outputs(self.x_test),
+            kernel=None,
+        )
+
+    def loss_falls(self, state: State) -> Bool[Array, ""]:
+        return jnp.asarray(True)  # dL/dt = - grad . M grad with M >= 0
+
+
+@full_precision
+def parameter_flow(
+    model: Model,
+    x: Float[ArrayLike, "n ..."],
+    y: ArrayLike,
+    ts: ArrayLike,
+    *,
+    loss: LossFunction,
+    x_test: Float[ArrayLike, "m ..."] | None = None,
+    metric: Metric | None = None,
+    solver: diffrax.AbstractSolver | None = None,
+    rtol: float = 1e-6,
+    atol: float = 1e-8,
+    max_steps: int = 100_000,
+    throw: bool = True,
+    progress: diffrax.AbstractProgressMeter | None = None,
+) -> Trajectory:
+    """Trains `model` by exact gradient flow, theta' = -M dL/dtheta, solved adaptively.
+
+    **Arguments:**
+
+    - `model`: any callable PyTree, one example in, k outputs out; a Taylor model
+      (`corrections.taylorize`) is one. Its parameters are its inexact arrays.
+    - `x`, `y`: training examples (n, ...) and targets (n, k).
+    - `ts`: increasing times >= 0, (t,). Time is learning rate x number of steps.
+    - `loss`: per example, (f (k,), y (k,)) -> scalar. Its mean over examples is what is descended.
+    - `x_test`: test examples, (m, ...).
+    - `metric`: the learning-rate multipliers M, a PyTree prefix of the parameters (default: 1).
+    - `solver`, `max_steps`, `throw`, `progress`: as in `gradient_flow`.
+    - `rtol`, `atol`: tolerances of a step, relative and absolute, on the displacement of the
+      parameters from their start (`atol` in its Euclidean norm).
+
+    **Returns:** a `Trajectory`; its `.final` is the trained model.
+
+    **Raises:** `ValueError` / `TypeError` for arguments that do not fit, before any work;
+    `SolverError` where the solve fails and `throw=True`.
+    """
+    ts = check_times(ts)
+    x = check_batch("x", x)
+    k = check_model(model, "x", x)
+    target = check_targets(loss, y, x.shape[0], k, of=f"`x` has {x.shape[0]} and `model` {k} of")
+    if x_test is not None:
+        x_test = check_batch("x_test", x_test)
+        check_model(model, "x_test", x_test)
+    check_metric(model, metric)
+    tolerances = Tolerances(solver, rtol, atol, max_steps, progress)
+    check_tolerances(tolerances)
+    flow = ParameterFlow(model=model, x=x, y=target, x_test=x_test, metric=metric, loss=loss)
+    displacement = jax.tree.map(jnp.zeros_like, eqx.filter(model, eqx.is_inexact_array))
+    count = sum(leaf.size for leaf in jax.tree.leaves(displacement))
+    tolerances = tolerances._replace(atol=atol / count**0.5)
+    trajectory = integrate(flow, (displacement,), ts, tolerances=tolerances, throw=throw)
+    return eqx.tree_at(lambda t: t.final, trajectory, flow.model_at(trajectory.final))

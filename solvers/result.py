@@ -1,0 +1,121 @@
+"""What every solve returns: the numbers, and whether they can be trusted."""
+
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, PyTree
+
+from zoo import checks
+
+
+class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
+    """How a solve ended. `RESULTS.successful`, diffrax's own failures, and these."""
+
+    kernel_not_positive = (
+        "The kernel stopped being positive on the training set: the prediction would make the "
+        "training loss rise, which gradient flow cannot do. A truncated hierarchy does this at "
+        "late times; stop at an earlier time, use a wider network or a higher order. A kernel that "
+        "was passed in should be symmetric and positive semidefinite."
+    )
+    diverged = (
+        "The solution stopped being finite. Try smaller times, a tighter `rtol`, or check the "
+        "loss for values that overflow."
+    )
+
+
+class Trajectory(eqx.Module):
+    """A solution in time: outputs on training and test points.
+
+    - `ts`: times, (t,). Gradient-flow time is learning rate x number of steps.
+    - `train`: outputs on the training points, (t, n, k).
+    - `test`: outputs on the test points, (t, m, k), or None.
+    - `kernel`: the kernel that the solve predicts on the training points, (t, n, k, n, k), or None
+      where it predicts none.
+    - `valid`: which rows hold numbers, (t,). Rows after a breakdown are NaN and not valid.
+    - `t_reached`: the time up to which the solve went.
+    - `result`: a member of `RESULTS`.
+    - `stats`: counts of steps taken, as diffrax gives them.
+    - `final`: the state at `t_reached` (a trained model for `parameter_flow`).
+    """
+
+    ts: Float[Array, " t"]
+    train: Float[Array, "t n k"]
+    test: Float[Array, "t m k"] | None
+    kernel: Float[Array, "t n k n k"] | None
+    valid: Bool[Array, " t"]
+    t_reached: Float[Array, ""]
+    result: Any
+    stats: dict[str, Any]
+    final: PyTree
+
+    @property
+    def successful(self) -> Bool[Array, ""]:
+        """Whether the solve went to the end."""
+        return jnp.asarray(self.result == RESULTS.successful)
+
+
+class SolverError(RuntimeError):
+    """A solve failed under `throw=True`. `.trajectory` is what there is, marked."""
+
+    def __init__(self, message: str, trajectory: Trajectory):
+        super().__init__(message)
+        self.trajectory = trajectory
+
+
+def finish(trajectory: Trajectory, *, throw: bool) -> Trajectory:
+    """The trajectory itself, or a `SolverError` where it failed and `throw` asks for that."""
+    if not throw:
+        return trajectory
+    successful = checks.concrete(trajectory.successful)
+    if successful is None:  # traced: the error has to wait for the run time
+        return eqx.tree_at(
+            lambda t: t.train,
+            trajectory,
+            trajectory.result.error_if(trajectory.train, ~trajectory.successful),
+        )
+    if successful:
+        return trajectory
+    reached = float(trajectory.t_reached)
+    raise SolverError(
+        f"{RESULTS[trajectory.result]} Reached t = {reached:.6g} of "
+        f"{float(trajectory.ts[-1]):.6g}; {int(np.sum(trajectory.valid))} of "
+        f"{len(trajectory.ts)} times are valid (`throw=False` returns them, and so does "
+        "`.trajectory` of this error).",
+        trajectory,
+    )
+
+
+def check_times(ts: Any) -> Float[Array, " t"]:
+    """`ts` as times of a solve.
+
+    **Raises:** `TypeError` / `ValueError` unless it holds finite numbers >= 0 that increase.
+    """
+    array = jnp.asarray(ts)
+    if jnp.issubdtype(array.dtype, jnp.integer):
+        array = array.astype(float)
+    array = checks.real_array("ts", array, expected="times (t,)")
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"`ts` has shape {array.shape}, expected a vector of times, (t,).")
+    checks.finite("ts", array)
+    values = checks.concrete(array)
+    if values is None:
+        return array
+    if values.min() < 0:
+        raise ValueError(
+            f"`ts` has the negative time {values.min()} (at index {int(values.argmin())}), "
+            "expected times >= 0: training starts at t = 0."
+        )
+    falls = np.flatnonzero(np.diff(values) <= 0)
+    if falls.size:
+        i = int(falls[0])
+        raise ValueError(
+            f"`ts` is not sorted: ts[{i}] = {values[i]} is followed by ts[{i + 1}] = "
+            f"{values[i + 1]}, expected strictly increasing times. Sort them with "
+            "`jnp.unique(ts)`."
+        )
+    return array
+
+

@@ -1,0 +1,93 @@
+"""Checks of what users pass in: each names the argument, what came and what was expected.
+
+Checks of *values* need concrete arrays. Under `jax.jit` there are none, so they pass silently
+there; checks of shapes and types hold everywhere.
+"""
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def concrete(array: Any) -> np.ndarray | None:
+    """`array` as a NumPy array, or None where it is being traced and has no values yet."""
+    try:
+        return np.asarray(array)
+    except jax.errors.ConcretizationTypeError:  # TracerArrayConversionError is one of these
+        return None
+
+
+def real_array(name: str, value: Any, *, expected: str) -> jax.Array:
+    """`value` as a floating JAX array.
+
+    **Raises:** `TypeError` where it is not an array of real floating-point numbers.
+    """
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"`{name}` is not an array: got {type(value).__name__}, expected {expected}."
+        ) from error
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise TypeError(
+            f"`{name}` has dtype {array.dtype}, expected real floating-point numbers: {expected}. "
+            f"Convert it first, for example with `jnp.asarray({name}, float)`."
+        )
+    return array
+
+
+def finite(name: str, array: Any) -> None:
+    """**Raises:** `ValueError` where `array` holds NaN or infinity."""
+    values = concrete(array)
+    if values is None or bool(np.all(np.isfinite(values))):
+        return
+    bad = ~np.isfinite(values)
+    first = tuple(int(i) for i in np.argwhere(bad)[0])
+    raise ValueError(
+        f"`{name}` has {int(bad.sum())} entries that are not finite out of {values.size} (the first "
+        f"is {values[first]} at index {first}), expected finite numbers only."
+    )
+
+
+def shape(name: str, array: Any, expected: tuple[int | str, ...], because: str = "") -> None:
+    """**Raises:** `ValueError` where the shape differs from `expected`.
+
+    A string in `expected` names an axis of any positive length.
+    """
+    got = jnp.shape(array)
+    fits = len(got) == len(expected) and all(
+        (isinstance(want, str) and have > 0) or want == have
+        for have, want in zip(got, expected, strict=False)
+    )
+    if not fits:
+        text = ", ".join(str(axis) for axis in expected) + ("," if len(expected) == 1 else "")
+        reason = f": {because}" if because else ""
+        raise ValueError(f"`{name}` has shape {got}, expected ({text}){reason}.")
+
+
+def choice(name: str, value: Any, choices: Collection[Any]) -> None:
+    """**Raises:** `ValueError` where `value` is not one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"`{name}` is {value!r}, expected one of {_listed(choices)}.")
+
+
+def positive_integer(name: str, value: Any, *, least: int = 1) -> None:
+    """**Raises:** `ValueError` where `value` is not an integer of at least `least`."""
+    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not is_integer or value < least:
+        raise ValueError(f"`{name}` is {value!r}, expected an integer >= {least}.")
+
+
+def nonnegative_number(name: str, value: Any, *, strictly: bool = False) -> None:
+    """**Raises:** `ValueError` where `value` is not a finite number >= 0 (> 0 if `strictly`)."""
+    is_number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not is_number or not np.isfinite(value) or value < 0 or (strictly and value == 0):
+        bound = "> 0" if strictly else ">= 0"
+        raise ValueError(f"`{name}` is {value!r}, expected a finite number {bound}.")
+
+
+def _listed(choices: Iterable[Any]) -> str:
+    return ", ".join(repr(item) for item in choices)

@@ -1,0 +1,67 @@
+"""Arrays that a model carries and nobody trains."""
+
+from typing import Any, Generic, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+_Tree = TypeVar("_Tree")
+
+
+class Frozen(eqx.Module, Generic[_Tree]):
+    """Holds a PyTree whose arrays are not parameters.
+
+    The parameters of a model are its inexact arrays, `eqx.filter(model, eqx.is_inexact_array)`,
+    and nothing else decides what is trained. `Frozen` keeps its inexact arrays bit-cast to
+    unsigned integers: optimisers, parameter counts, weight decay and derivatives cannot see them.
+    `Frozen(tree).value` gives the tree back, bit for bit.
+
+    It is for batch-norm statistics, the copy of a network inside `f - f_0`, the base point of a
+    Taylor model. It is a PyTree like any other: it passes through `jit`, `vmap` and
+    `eqx.tree_serialise_leaves`.
+    """
+
+    _bits: PyTree
+    _dtypes: tuple[str | None, ...] = eqx.field(static=True)
+
+    def __init__(self, tree: _Tree):
+        leaves, structure = jax.tree.flatten(tree)
+        dtypes = [
+            str(jnp.asarray(leaf).dtype) if eqx.is_inexact_array(leaf) else None for leaf in leaves
+        ]
+        bits = [
+            leaf if dtype is None else _to_bits(jnp.asarray(leaf))
+            for leaf, dtype in zip(leaves, dtypes, strict=True)
+        ]
+        self._bits = jax.tree.unflatten(structure, bits)
+        self._dtypes = tuple(dtypes)
+
+    @property
+    def value(self) -> _Tree:
+        """The tree that was frozen."""
+        bits, structure = jax.tree.flatten(self._bits)
+        leaves = [
+            leaf if dtype is None else _from_bits(leaf, dtype)
+            for leaf, dtype in zip(bits, self._dtypes, strict=True)
+        ]
+        return jax.tree.unflatten(structure, leaves)
+
+
+def _to_bits(array: Array) -> Array:
+    if jnp.iscomplexobj(array):  # no integer is wide enough: the two parts, on a new last axis
+        array = jnp.stack([array.real, array.imag], axis=-1)
+    return jax.lax.bitcast_convert_type(array, _unsigned(array.dtype))
+
+
+def _from_bits(bits: Array, dtype: str) -> Array:
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        parts = jax.lax.bitcast_convert_type(bits, jnp.zeros(0, dtype).real.dtype)
+        return jax.lax.complex(parts[..., 0], parts[..., 1])
+    return jax.lax.bitcast_convert_type(bits, jnp.dtype(dtype))
+
+
+def _unsigned(dtype: Any) -> np.dtype:
+    return np.dtype(f"uint{8 * jnp.dtype(dtype).itemsize}")
