@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 PIP_FLAGS := -qq --disable-pip-version-check --no-input
+# Tests run in as many processes as there are cores.
+WORKERS ?= auto
 # Arguments of the commands: make study ARGS="--widths 64 128", make test ARGS="-k flow".
 ARGS ?=
 
@@ -38,10 +40,10 @@ study: $(VENV)/.ready
 	@$(PY) -m scripts study $(ARGS)
 
 test: $(VENV)/.ready
-	$(PY) -m pytest -m "not slow" $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.ready
-	$(PY) -m pytest -m slow $(ARGS)
+	$(PY) -m pytest -n $(WORKERS) -m slow $(ARGS)
 
 lint: $(VENV)/.ready
 	$(VENV)/bin/ruff check .
@@ -68,7 +70,7 @@ docs: $(VENV)/.ready
 	@touch $@
 
 test-oldest: .venv-oldest/.ready
-	.venv-oldest/bin/python -m pytest -m "not slow" $(ARGS)
+	.venv-oldest/bin/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
 
 # Not locked on purpose: it shows what a user gets who installs today.
 .venv-newest/.ready: pyproject.toml
@@ -78,7 +80,7 @@ test-oldest: .venv-oldest/.ready
 	@touch $@
 
 test-newest: .venv-newest/.ready
-	.venv-newest/bin/python -m pytest -m "not slow" $(ARGS)
+	.venv-newest/bin/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
 
 # Universal: one file serves every Python >= 3.11 and every platform. No addresses go in.
 UV_COMPILE = .cache/uv/bin/uv pip compile pyproject.toml --all-extras --group build --universal \

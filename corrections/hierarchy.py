@@ -7,6 +7,8 @@ r"""The kernel hierarchy: how the neural tangent kernel itself moves in training
 2020). Only the first two slots are exchangeable.
 """
 
+import functools
+
 import einops
 import equinox as eqx
 import jax
@@ -14,12 +16,12 @@ from jaxtyping import Array, Float
 
 from corrections.kernel import gram, jacobian
 from corrections.parameters import (
-    Metric,
-    Model,
-    Params,
     check_batch,
     check_metric,
     check_model,
+    Metric,
+    Model,
+    Params,
     precondition,
     split,
 )
@@ -75,8 +77,6 @@ def _o3(
         return gram(rows1, rows2, metric)
 
     _, theta_along = jax.linearize(theta, params)
-    directions = precondition(metric, jacobian(apply, params, x3))
+    directions = jax.vmap(functools.partial(precondition, metric))(jacobian(apply, params, x3))
     stacked = jax.lax.map(theta_along, directions)
-    return einops.rearrange(
-        stacked, "(c m) (a k) (b l) -> a k b l c m", **dict.fromkeys("klm", k)
-    )
+    return einops.rearrange(stacked, "(c m) (a k) (b l) -> a k b l c m", **dict.fromkeys("klm", k))

@@ -16,12 +16,12 @@ from jaxtyping import Array, Float, PyTree
 
 from corrections.parameters import (
     Apply,
-    Metric,
-    Model,
-    Params,
     check_batch,
     check_metric,
     check_model,
+    Metric,
+    Model,
+    Params,
     precondition,
     split,
 )
@@ -90,13 +90,11 @@ def jacobian(apply: Apply, params: Params, x: Float[Array, "n ..."]) -> PyTree[A
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), jac)
 
 
-def gram(
-    rows1: PyTree[Any], rows2: PyTree[Any], metric: Metric | None
-) -> Float[Array, "m1 m2"]:
+def gram(rows1: PyTree[Any], rows2: PyTree[Any], metric: Metric | None) -> Float[Array, "m1 m2"]:
     """R1 M R2^T for two trees of the parameters' shape with one axis of rows in front."""
     products = jax.tree.map(
         lambda a, b: a.reshape(a.shape[0], -1) @ b.reshape(b.shape[0], -1).T,
         rows1,
-        precondition(metric, rows2),
+        jax.vmap(functools.partial(precondition, metric))(rows2),
     )
     return functools.reduce(jnp.add, jax.tree.leaves(products))

@@ -84,7 +84,8 @@ def check_model(model: Model, name: str, x: Float[Array, "n ..."]) -> int:
 
 def check_metric(model: Model, metric: Metric | None) -> None:
     """**Raises:** `ValueError` where `metric` does not fit the parameters of `model` or has
-    entries that are negative or not finite."""
+    entries that are negative or not finite.
+    """
     if metric is None:
         return
     params, _ = split(model)
@@ -92,8 +93,7 @@ def check_metric(model: Model, metric: Metric | None) -> None:
         fits = jax.tree.leaves(
             jax.tree.map(
                 lambda m, part: all(
-                    np.broadcast_shapes(jnp.shape(m), leaf.shape) == leaf.shape
-                    for leaf in jax.tree.leaves(part)
+                    jnp.shape(m) in ((), leaf.shape) for leaf in jax.tree.leaves(part)
                 ),
                 metric,
                 params,

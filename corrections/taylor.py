@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from corrections.parameters import Model, check_batch, check_model, split
+from corrections.parameters import check_batch, check_model, Model, split
 from zoo import checks
 from zoo.frozen import Frozen
 from zoo.precision import full_precision
@@ -47,9 +47,10 @@ def taylor_coefficients(
             )
         return (fn(at),)
 
+    derivatives_along: Callable[[Array], tuple[PyTree, ...]] = along
     for _ in range(order):
-        along = _with_next_derivative(along)
-    derivatives = along(jnp.zeros(()))
+        derivatives_along = _with_next_derivative(derivatives_along)
+    derivatives = derivatives_along(jnp.zeros(()))
     return [
         jax.tree.map(lambda d, j=j: d / math.factorial(j), derivative)
         for j, derivative in enumerate(derivatives)
@@ -86,7 +87,7 @@ class TaylorModel(eqx.Module):
 
     @property
     def displacement(self) -> PyTree:
-        """theta - theta_0, a tree like the parameters."""
+        """Theta - theta_0, a tree like the parameters."""
         return jax.tree.map(jnp.subtract, split(self.model)[0], self.base)
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, " k"]:
@@ -156,9 +157,7 @@ def taylor_terms(
             f"shapes {_structure(params)}, got {_structure(displacement)}."
         )
     batched = jax.vmap(apply, in_axes=(None, 0))
-    return jnp.stack(
-        taylor_coefficients(lambda p: batched(p, x), params, [displacement], order)
-    )
+    return jnp.stack(taylor_coefficients(lambda p: batched(p, x), params, [displacement], order))
 
 
 def _structure(tree: PyTree) -> PyTree:

@@ -1,7 +1,9 @@
 """The command line: `python -m scripts`, the same as `finite-width`."""
 
+import functools
 import os
 import sys
+from collections.abc import Callable
 
 # Run-time checks inside compiled programs are callbacks into Python, and JAX keeps no program with
 # callbacks in its compilation cache. Every input is checked before it gets there. This has to
@@ -11,25 +13,49 @@ os.environ.setdefault("EQX_ON_ERROR", "nan")
 try:
     import tyro
     from rich.console import Console
-except ImportError as error:
+    from rich.markup import escape
+
+    from scripts import runtime
+    from scripts.benchmark import benchmark, BenchmarkConfig
+    from scripts.study import execute, prepare, StudyConfig
+except ModuleNotFoundError as error:
+    if str(error.name).startswith("scripts"):
+        raise
     raise SystemExit(
         f"The command line needs the package {error.name!r}, which is not installed, expected "
         "`pip install 'finite-width[study]'`."
     ) from error
 
-from scripts import runtime  # noqa: E402
-from scripts.study import StudyConfig, run  # noqa: E402
+COMMANDS = {"study": StudyConfig, "benchmark": BenchmarkConfig}
 
 
 def main() -> int:
-    """Runs a subcommand; returns the exit status."""
+    """Runs a subcommand.
+
+    Returns the exit status: 0, 2 for arguments that make no sense (nothing was done), or 130 after
+    Ctrl-C (what was finished is kept).
+    """
     runtime.use_compilation_cache()
-    config = tyro.extras.subcommand_cli_from_dict({"study": StudyConfig})
-    try:
-        run(config)
-    except KeyboardInterrupt:
-        return 130
+    config = tyro.extras.subcommand_cli_from_dict(COMMANDS)
+    with runtime.precision(config.precision):
+        try:
+            start = _prepared(config)
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+            return 2
+        try:
+            start()
+        except KeyboardInterrupt:
+            return 130
     return 0
+
+
+def _prepared(config: StudyConfig | BenchmarkConfig) -> Callable[[], object]:
+    """The work that `config` asks for; whatever is wrong with it shows here, before it starts."""
+    if isinstance(config, StudyConfig):
+        return functools.partial(execute, prepare(config))
+    config.check()
+    return functools.partial(benchmark, config)
 
 
 if __name__ == "__main__":

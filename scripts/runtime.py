@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 
 Precision = Literal["float32", "float64"]
 
@@ -19,7 +20,7 @@ _PACKAGES = ("finite-width", "jax", "jaxlib", "equinox", "diffrax", "numpy")
 @contextlib.contextmanager
 def precision(dtype: Precision) -> Iterator[None]:
     """Sets JAX's default float type for the block, and puts the former one back."""
-    before = jax.config.jax_enable_x64
+    before = jnp.result_type(float) == jnp.float64
     jax.config.update("jax_enable_x64", dtype == "float64")
     try:
         yield

@@ -2,10 +2,10 @@
 
 from solvers.flow import gradient_flow as gradient_flow
 from solvers.hierarchy_flow import hierarchy_flow as hierarchy_flow
-from solvers.losses import CrossEntropy as CrossEntropy
-from solvers.losses import Loss as Loss
-from solvers.losses import MeanSquaredError as MeanSquaredError
+from solvers.losses import (
+    CrossEntropy as CrossEntropy,
+    Loss as Loss,
+    MeanSquaredError as MeanSquaredError,
+)
 from solvers.parameter_flow import parameter_flow as parameter_flow
-from solvers.result import RESULTS as RESULTS
-from solvers.result import SolverError as SolverError
-from solvers.result import Trajectory as Trajectory
+from solvers.result import RESULTS as RESULTS, SolverError as SolverError, Trajectory as Trajectory

@@ -17,15 +17,15 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from solvers.integrate import (
-    Flow,
-    Observation,
-    Tolerances,
     check_tolerances,
+    Flow,
     integrate,
+    Observation,
     positivity_slack,
+    Tolerances,
 )
-from solvers.losses import LossFunction, check_targets, residual
-from solvers.result import Trajectory, check_times
+from solvers.losses import check_targets, LossFunction, residual
+from solvers.result import check_times, Times, Trajectory
 from zoo import checks
 from zoo.precision import full_precision
 
@@ -83,14 +83,14 @@ def contract(kernel: Array, g: Float[Array, "n k"]) -> Array:
 
 @full_precision
 def gradient_flow(
-    kernel: ArrayLike,
-    y: ArrayLike,
-    ts: ArrayLike,
+    kernel: Float[ArrayLike, "n *points"],
+    y: Float[ArrayLike, "n k"],
+    ts: Times,
     *,
     loss: LossFunction,
-    f0: ArrayLike | None = None,
-    kernel_test: ArrayLike | None = None,
-    f0_test: ArrayLike | None = None,
+    f0: Float[ArrayLike, "n k"] | None = None,
+    kernel_test: Float[ArrayLike, "m *points"] | None = None,
+    f0_test: Float[ArrayLike, "m k"] | None = None,
     solver: diffrax.AbstractSolver | None = None,
     rtol: float = 1e-6,
     atol: float = 1e-8,

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 from jaxtyping import ArrayLike, Float
 
 from corrections import ntk, o3
-from corrections.parameters import Metric, Model, check_batch, check_metric, check_model
+from corrections.parameters import check_batch, check_metric, check_model, Metric, Model
 from solvers.flow import KernelFlow
-from solvers.integrate import Tolerances, check_tolerances, integrate, positivity_slack
-from solvers.losses import LossFunction, check_targets
-from solvers.matrix_free import MatrixFreeFlow, kernel_scale, start
-from solvers.result import Trajectory, check_times
+from solvers.integrate import check_tolerances, integrate, positivity_slack, Tolerances
+from solvers.losses import check_targets, LossFunction
+from solvers.matrix_free import kernel_scale, MatrixFreeFlow, start
+from solvers.result import check_times, Times, Trajectory
 from zoo import checks
 from zoo.precision import full_precision
 
@@ -28,8 +28,8 @@ from zoo.precision import full_precision
 def hierarchy_flow(
     model: Model,
     x: Float[ArrayLike, "n ..."],
-    y: ArrayLike,
-    ts: ArrayLike,
+    y: Float[ArrayLike, "n k"],
+    ts: Times,
     *,
     loss: LossFunction,
     order: int = 3,
@@ -101,8 +101,6 @@ def hierarchy_flow(
         if order == 3:
             tower.append(o3(model, points, x, x, metric=metric))
         *state, frozen = tower
-        flow = KernelFlow(
-            frozen=frozen, y=target, loss=loss, slack=slack, observes_kernel=True
-        )
+        flow = KernelFlow(frozen=frozen, y=target, loss=loss, slack=slack, observes_kernel=True)
         state = tuple(state)
     return integrate(flow, state, ts, tolerances=tolerances, throw=throw)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optimistix
 from jaxtyping import Array, Float, PyTree
 
-from solvers.result import RESULTS, Trajectory, finish
+from solvers.result import finish, RESULTS, Trajectory
 from zoo import checks
 
 
@@ -55,7 +55,8 @@ class Tolerances(NamedTuple):
 
 def check_tolerances(tolerances: Tolerances) -> None:
     """**Raises:** `ValueError` / `TypeError` for tolerances that are not positive, step counts
-    that are not, a solver or a progress meter that is none."""
+    that are not, a solver or a progress meter that is none.
+    """
     checks.nonnegative_number("rtol", tolerances.rtol, strictly=True)
     checks.nonnegative_number("atol", tolerances.atol, strictly=True)
     checks.positive_integer("max_steps", tolerances.max_steps)
@@ -68,7 +69,7 @@ def check_tolerances(tolerances: Tolerances) -> None:
 
 
 def positivity_slack(dtype: Any, rtol: float) -> float:
-    """How far below zero, relative to its scale, g^T Theta g may be from rounding and step errors."""
+    """How far below zero g^T Theta g may be, relative to its scale, by rounding and step errors."""
     return float(jnp.finfo(dtype).eps) ** 0.5 + 10 * rtol
 
 
@@ -101,9 +102,7 @@ def _integrate(
         t1=ts[-1],
         dt0=None,
         y0=state,
-        saveat=diffrax.SaveAt(
-            subs=(diffrax.SubSaveAt(ts=ts, fn=save), diffrax.SubSaveAt(t1=True))
-        ),
+        saveat=diffrax.SaveAt(subs=(diffrax.SubSaveAt(ts=ts, fn=save), diffrax.SubSaveAt(t1=True))),
         stepsize_controller=diffrax.PIDController(
             rtol=tolerances.rtol, atol=tolerances.atol, norm=_largest_rms
         ),
@@ -112,7 +111,8 @@ def _integrate(
         progress_meter=diffrax.NoProgressMeter() if progress is None else progress,
         throw=False,
     )
-    assert solution.ts is not None and solution.ys is not None
+    assert solution.ts is not None
+    assert solution.ys is not None
     (saved_ts, final_ts), ((observed, falling), final) = solution.ts, solution.ys
 
     finite = jnp.stack(

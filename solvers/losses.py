@@ -1,6 +1,6 @@
 r"""Losses: functions of one example's outputs f (k,) and target y (k,).
 
-    L = 1/D sum_examples l(f(x), y),       g = dL/df      (the residual carries the 1/D)
+L = 1/D sum_examples l(f(x), y),       g = dL/df      (the residual carries the 1/D)
 """
 
 import abc
@@ -90,7 +90,7 @@ def mean_loss(
 def residual(
     loss: LossFunction, f: Float[Array, "n k"], y: Float[Array, "n k"]
 ) -> Float[Array, "n k"]:
-    """g = dL/df, the 1/D included."""
+    """G = dL/df, the 1/D included."""
     return jax.vmap(jax.grad(loss))(f, y) / f.shape[0]
 
 

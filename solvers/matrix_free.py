@@ -29,7 +29,7 @@ class MatrixFreeFlow(Flow):
     """The order-p hierarchy as an ODE for f and theta_1 .. theta_{p-2}; p is in the state."""
 
     model: PyTree
-    points: Float[Array, "n ..."]
+    points: Float[Array, "points ..."]
     """Training points, then test points."""
     y: Float[Array, "n k"]
     metric: Metric | None
@@ -69,16 +69,14 @@ class MatrixFreeFlow(Flow):
         return ~(falling < -self.slack * jnp.sum(g**2))
 
 
-def start(model: Model, points: Float[Array, "n ..."], order: int) -> State:
+def start(model: Model, points: Float[Array, "points ..."], order: int) -> State:
     """f_0 and the zero paths of the hierarchy of this order."""
     params = eqx.filter(model, eqx.is_inexact_array)
     zero = jax.tree.map(jnp.zeros_like, params)
     return jax.vmap(model)(points), *(zero,) * (order - 2)
 
 
-def kernel_scale(
-    model: Model, x: Float[Array, "n ..."], metric: Metric | None
-) -> Float[Array, ""]:
+def kernel_scale(model: Model, x: Float[Array, "n ..."], metric: Metric | None) -> Float[Array, ""]:
     """z^T Theta z for random signs z: the trace of the kernel, in order of magnitude."""
     params, structure = eqx.partition(model, eqx.is_inexact_array)
     f, pull = jax.vjp(lambda p: jax.vmap(eqx.combine(p, structure))(x), params)

@@ -12,19 +12,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from corrections.parameters import (
-    Metric,
-    Model,
-    Params,
     check_batch,
     check_metric,
     check_model,
+    Metric,
+    Model,
+    Params,
     precondition,
 )
-from solvers.integrate import Flow, Observation, Tolerances, check_tolerances, integrate
-from solvers.losses import LossFunction, check_targets, mean_loss
-from solvers.result import Trajectory, check_times
+from solvers.integrate import check_tolerances, Flow, integrate, Observation, Tolerances
+from solvers.losses import check_targets, LossFunction, mean_loss
+from solvers.result import check_times, Times, Trajectory
 from zoo.precision import full_precision
-
 
 State = tuple[Params]
 """theta - theta_0: small against theta, so that it keeps its digits in float32, and the scale
@@ -69,8 +68,8 @@ class ParameterFlow(Flow):
 def parameter_flow(
     model: Model,
     x: Float[ArrayLike, "n ..."],
-    y: ArrayLike,
-    ts: ArrayLike,
+    y: Float[ArrayLike, "n k"],
+    ts: Times,
     *,
     loss: LossFunction,
     x_test: Float[ArrayLike, "m ..."] | None = None,

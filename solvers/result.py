@@ -1,12 +1,13 @@
 """What every solve returns: the numbers, and whether they can be trusted."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from zoo import checks
 
@@ -88,6 +89,10 @@ def finish(trajectory: Trajectory, *, throw: bool) -> Trajectory:
     )
 
 
+Times = Float[ArrayLike, " t"] | Sequence[float]
+"""What a solve takes as times."""
+
+
 def check_times(ts: Any) -> Float[Array, " t"]:
     """`ts` as times of a solve.
 
@@ -117,5 +122,3 @@ def check_times(ts: Any) -> Float[Array, " t"]:
             "`jnp.unique(ts)`."
         )
     return array
-
-

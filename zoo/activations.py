@@ -12,7 +12,7 @@ ActivationFunction = Callable[[Array], Array]
 
 
 def exact_gelu(x: Array) -> Array:
-    """x Phi(x) with the Gaussian distribution function itself, not its tanh approximation."""
+    """X Phi(x) with the Gaussian distribution function itself, not its tanh approximation."""
     return jax.nn.gelu(x, approximate=False)
 
 

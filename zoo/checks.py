@@ -16,7 +16,7 @@ def concrete(array: Any) -> np.ndarray | None:
     """`array` as a NumPy array, or None where it is being traced and has no values yet."""
     try:
         return np.asarray(array)
-    except jax.errors.ConcretizationTypeError:  # TracerArrayConversionError is one of these
+    except (jax.errors.TracerArrayConversionError, jax.errors.ConcretizationTypeError):
         return None
 
 
@@ -47,8 +47,8 @@ def finite(name: str, array: Any) -> None:
     bad = ~np.isfinite(values)
     first = tuple(int(i) for i in np.argwhere(bad)[0])
     raise ValueError(
-        f"`{name}` has {int(bad.sum())} entries that are not finite out of {values.size} (the first "
-        f"is {values[first]} at index {first}), expected finite numbers only."
+        f"`{name}` has {int(bad.sum())} entries out of {values.size} that are not finite (the "
+        f"first is {values[first]} at index {first}), expected finite numbers only."
     )
 
 

@@ -54,7 +54,7 @@ def load(
     **Raises:** `ValueError` for an unknown name, class or normalisation, and where there are fewer
     examples than asked for; `ImportError` where the package that ships the data is missing.
     """
-    checks.choice("name", name, _SOURCES)
+    checks.choice("name", name, DATASETS)
     checks.choice("normalize", normalize, NORMALIZATIONS)
     images, labels = _SOURCES[name]()
     kept = _kept_classes(name, labels, classes)
@@ -98,11 +98,14 @@ def _load_digits() -> tuple[np.ndarray, np.ndarray]:
             'The data set "digits" ships with scikit-learn, which is not installed, expected '
             "`pip install 'finite-width[study]'` (or `pip install scikit-learn`)."
         ) from error
-    digits = load_digits()
-    return digits.images[:, None], digits.target
+    pixels, labels = load_digits(return_X_y=True)
+    return np.asarray(pixels).reshape(-1, 1, 8, 8), np.asarray(labels)
 
 
 _SOURCES: dict[str, Callable[[], tuple[np.ndarray, np.ndarray]]] = {"digits": _load_digits}
+
+DATASETS = tuple(_SOURCES)
+"""The names that `load` knows."""
 
 
 def _kept_classes(name: str, labels: np.ndarray, classes: Sequence[int] | None) -> tuple[int, ...]:

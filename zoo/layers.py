@@ -5,7 +5,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from zoo import checks
-from zoo.parameterization import NTK, LayerScaling, Parameterization, Role
+from zoo.parameterization import LayerScaling, NTK, Parameterization, Role
 
 
 class Dense(eqx.Module):
@@ -73,9 +73,7 @@ class Dense(eqx.Module):
     def weight_multiplier(self) -> float:
         """The factor of W in the forward pass."""
         out_size, in_size = self.weight.shape[-2:]
-        return self.scaling.weight.multiplier(
-            std=self.weight_std, fan_in=in_size, fan_out=out_size
-        )
+        return self.scaling.weight.multiplier(std=self.weight_std, fan_in=in_size, fan_out=out_size)
 
     @property
     def bias_multiplier(self) -> float:

@@ -10,8 +10,8 @@ import numpy as np
 
 from corrections import ntk, taylorize
 from scripts.study.config import LOSSES, StudyConfig
-from solvers import Trajectory, gradient_flow, hierarchy_flow, parameter_flow
-from zoo import MLP, PARAMETERIZATIONS, Dataset
+from solvers import gradient_flow, hierarchy_flow, parameter_flow, Trajectory
+from zoo import Dataset, MLP, PARAMETERIZATIONS
 
 PREDICTIONS = ("frozen NTK", "O_3 hierarchy", "Taylor 2")
 NETWORK = "network"

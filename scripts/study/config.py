@@ -9,7 +9,7 @@ import numpy as np
 
 from scripts.runtime import Precision
 from solvers import CrossEntropy, Loss, MeanSquaredError
-from zoo import ACTIVATIONS, PARAMETERIZATIONS, checks
+from zoo import ACTIVATIONS, checks, DATASETS, PARAMETERIZATIONS
 
 LOSSES: dict[str, Loss] = {
     "cross_entropy": CrossEntropy(),
@@ -73,13 +73,17 @@ class StudyConfig:
         for field in ("classes", "widths", "parameterizations", "seeds", "times"):
             values = getattr(self, field)
             if len(values) == 0 or len(set(values)) != len(values):
-                raise ValueError(f"`{field}` is {values!r}, expected different values, at least one.")
+                raise ValueError(
+                    f"`{field}` is {values!r}, expected different values, at least one."
+                )
         for width in self.widths:
             checks.positive_integer("widths", width)
         for field in ("depth", "n_train", "n_test"):
             checks.positive_integer(field, getattr(self, field))
-        for seed in (*self.seeds, self.data_seed):
+        for seed in self.seeds:
             checks.positive_integer("seeds", seed, least=0)
+        checks.positive_integer("data_seed", self.data_seed, least=0)
+        checks.choice("dataset", self.dataset, DATASETS)
         for parameterization in self.parameterizations:
             checks.choice("parameterizations", parameterization, PARAMETERIZATIONS)
         checks.choice("activation", self.activation, ACTIVATIONS)

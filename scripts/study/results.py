@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from scripts.study.cell import NETWORK, PREDICTIONS, SOLVES, Cell, CellResult, cells
+from scripts.study.cell import Cell, CellResult, NETWORK, PREDICTIONS, SOLVES
 from scripts.study.config import LOSSES, StudyConfig
 from solvers import RESULTS
 from solvers.losses import mean_loss

@@ -22,8 +22,8 @@ def summary(dataset: xr.Dataset, config: StudyConfig) -> RenderableType:
         f"{config.loss.replace('_', ' ')}; {seen}medians over {len(config.seeds)} seeds.\n"
         f"Error: RMSE of the {config.n_test} x {len(config.classes)} test logits against the real "
         f"network's at t = {config.reference_time:g}/lambda_max. Acc.: test accuracy at the end, "
-        f"t = {config.solved_times[-1]:g}/lambda_max (net: the network itself). Slope: of log error "
-        "against log width."
+        f"t = {config.solved_times[-1]:g}/lambda_max (net: the network itself). "
+        "Slope: of log error against log width."
     )
     parts: list[RenderableType] = [header, ""]
     for parameterization in config.parameterizations:

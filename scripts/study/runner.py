@@ -2,7 +2,7 @@
 
 import dataclasses
 import datetime
-import logging
+from dataclasses import dataclass
 from pathlib import Path
 
 import xarray as xr
@@ -18,11 +18,20 @@ from rich.progress import (
 
 from scripts import runtime
 from scripts.study import results
-from scripts.study.cell import SOLVES, cells, compute
+from scripts.study.cell import cells, compute, SOLVES
 from scripts.study.config import StudyConfig
 from scripts.study.figures import draw
 from scripts.study.table import as_text, summary
-from zoo import Dataset, checks, load
+from zoo import checks, Dataset, load
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study that can start: its config is checked, its data are loaded, its folder is made."""
+
+    config: StudyConfig
+    data: Dataset
+    folder: Path
 
 
 def run(config: StudyConfig | None = None, *, console: Console | None = None) -> xr.Dataset:
@@ -36,19 +45,21 @@ def run(config: StudyConfig | None = None, *, console: Console | None = None) ->
     - `config`: the study (default: `StudyConfig()`).
     - `console`: where progress and the table go (default: the terminal).
 
-    **Raises:** before any work, `ValueError` for a config that makes no sense or data that cannot
-    be had, `FileExistsError` where the folder of the run exists. `KeyboardInterrupt` passes
-    through once the finished cells have been summed up.
+    **Raises:** as `prepare`, before any work. `KeyboardInterrupt` passes through once the finished
+    cells have been summed up.
     """
     config = StudyConfig() if config is None else config
-    console = Console() if console is None else console
     with runtime.precision(config.precision):
-        config, data, folder = prepare(config)
-        return _run(config, data, folder, console)
+        return execute(prepare(config), console=console)
 
 
-def prepare(config: StudyConfig) -> tuple[StudyConfig, Dataset, Path]:
-    """Checks everything that can go wrong before work starts, and makes the folder of the run."""
+def prepare(config: StudyConfig) -> Study:
+    """Checks all that can go wrong before work starts, and makes the folder of the run.
+
+    **Raises:** `ValueError` for a config that makes no sense or data that cannot be had or hold
+    NaN, `ImportError` where the package that ships the data is missing, `FileExistsError` where the
+    folder exists.
+    """
     config.check()
     data = load(
         config.dataset,
@@ -64,10 +75,13 @@ def prepare(config: StudyConfig) -> tuple[StudyConfig, Dataset, Path]:
         config = dataclasses.replace(config, name=f"{config.dataset}-{now}")
     folder = config.out / str(config.name)
     results.create_folder(folder)
-    return config, data, folder
+    return Study(config, data, folder)
 
 
-def _run(config: StudyConfig, data: Dataset, folder: Path, console: Console) -> xr.Dataset:
+def execute(study: Study, *, console: Console | None = None) -> xr.Dataset:
+    """Computes every cell; see `run`."""
+    console = Console() if console is None else console
+    config, data, folder = study.config, study.data, study.folder
     results.write_config(folder, config, runtime.provenance())
     dataset = results.empty(config, data)
     results.write(folder, dataset)
@@ -105,7 +119,6 @@ def _report(config: StudyConfig, dataset: xr.Dataset, folder: Path, console: Con
     done, _ = results.completed(dataset)
     if done == 0:
         return
-    logging.getLogger("matplotlib").setLevel(logging.WARNING)
     answer = summary(dataset, config)
     console.print(answer)
     (folder / "summary.txt").write_text(as_text(answer))

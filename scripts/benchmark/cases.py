@@ -1,0 +1,106 @@
+"""What is timed: each function yields the comparisons of one part."""
+
+from collections.abc import Iterator
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+
+from corrections import ntk, o3
+from corrections.parameters import split
+from scripts.benchmark.timing import Comparison, median_seconds
+from solvers import CrossEntropy, hierarchy_flow
+from solvers.losses import mean_loss
+from solvers.matrix_free import MatrixFreeFlow, start
+from zoo import MLP
+
+
+def kernels(repeats: int) -> Iterator[Comparison]:
+    """Kernels by the Jacobian, against one nested gradient a pair or triple of points."""
+    model = MLP(64, 1, width=128, depth=2, activation="tanh", key=jr.key(0))
+    params, apply = split(model)
+
+    def scalar(params, x):
+        return apply(params, x)[0]
+
+    def inner(a, b):
+        return sum(jnp.vdot(u, v) for u, v in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+
+    def theta(params, x1, x2):
+        return inner(jax.grad(scalar)(params, x1), jax.grad(scalar)(params, x2))
+
+    def third(params, x1, x2, x3):
+        return inner(jax.grad(theta)(params, x1, x2), jax.grad(scalar)(params, x3))
+
+    def every(fn, count):
+        """Fn on all combinations of `count` points, each on its own."""
+        for axis in range(count):
+            axes = [None] * (count + 1)
+            axes[count - axis] = 0
+            fn = jax.vmap(fn, in_axes=tuple(axes))
+        return jax.jit(fn)
+
+    for n, fn, naive, count, name in (
+        (64, ntk, theta, 2, "NTK"),
+        (16, o3, third, 3, "O_3"),
+    ):
+        x = jr.normal(jr.key(1), (n, 64))
+        nested = every(naive, count)
+        yield Comparison(
+            f"{name}, tanh MLP 64-128x2-1, n = {n}",
+            median_seconds(lambda fn=fn, x=x: fn(model, x), repeats),
+            "a gradient for each pair or triple",
+            median_seconds(
+                lambda nested=nested, x=x, count=count: nested(params, *[x] * count), repeats
+            ),
+        )
+
+
+def flows(repeats: int) -> Iterator[Comparison]:
+    """One right-hand side of the matrix-free hierarchy, against one training gradient."""
+    n, k = 512, 10
+    model = MLP(784, k, width=512, depth=3, activation="tanh", key=jr.key(0))
+    x, loss = jr.normal(jr.key(1), (n, 784)), CrossEntropy()
+    y = jax.nn.one_hot(jr.randint(jr.key(2), (n,), 0, k), k)
+    params, apply = split(model)
+
+    @eqx.filter_jit
+    def training_gradient(params, x):
+        outputs = jax.vmap(apply, in_axes=(None, 0))
+        return jax.grad(lambda p: mean_loss(loss, outputs(p, x), y))(params)
+
+    gradient = median_seconds(lambda: training_gradient(params, x), repeats)
+    velocity = eqx.filter_jit(lambda flow, state: flow.velocity(state))
+    for order in (2, 3):
+        flow = MatrixFreeFlow(
+            model=model, points=x, y=y, metric=None, loss=loss, slack=jnp.asarray(0.0)
+        )
+        state = start(model, x, order)
+        yield Comparison(
+            f"right-hand side of order {order}, MLP 784-512x3-10, n = {n}",
+            median_seconds(lambda flow=flow, state=state: velocity(flow, state), repeats),
+            "one training gradient",
+            gradient,
+        )
+
+
+def hierarchy(repeats: int) -> Iterator[Comparison]:
+    """A whole solve of order 3, matrix-free against dense: the same numbers."""
+    n, k = 24, 3
+    model = MLP(64, k, width=128, depth=2, activation="tanh", key=jr.key(0))
+    x, y = jr.normal(jr.key(1), (n, 64)), jnp.eye(k)[jnp.arange(n) % k]
+    ts = jnp.linspace(0.0, 5.0, 6)
+
+    def solve(method):
+        return hierarchy_flow(model, x, y, ts, loss=CrossEntropy(), method=method).train
+
+    yield Comparison(
+        f"order-3 flow to t = 5, tanh MLP 64-128x2-3, n = {n}, matrix-free",
+        median_seconds(lambda: solve("matrix_free"), repeats),
+        "dense",
+        median_seconds(lambda: solve("dense"), repeats),
+    )
+
+
+PARTS = {"kernels": kernels, "flows": flows, "hierarchy": hierarchy}

@@ -1,0 +1,59 @@
+"""Runs the benchmark and prints its table."""
+
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from scripts import runtime
+from scripts.benchmark.cases import PARTS
+from scripts.benchmark.timing import bandwidth_gb_per_second, gemm_gflops
+from zoo import checks
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Times the library against the naive way in the same run; prints medians and ratios."""
+
+    parts: tuple[str, ...] = tuple(PARTS)
+    """What to time: kernels, flows, hierarchy."""
+    repeats: int = 5
+    """Counted calls, of which the median is shown."""
+    precision: runtime.Precision = "float32"
+    """Floating-point type of everything."""
+
+    def check(self) -> None:
+        """**Raises:** `ValueError` for an unknown part or no repeats."""
+        for part in self.parts:
+            checks.choice("parts", part, PARTS)
+        checks.positive_integer("repeats", self.repeats)
+        checks.choice("precision", self.precision, ("float32", "float64"))
+
+
+def benchmark(config: BenchmarkConfig) -> None:
+    """Times `config.parts` and prints a table.
+
+    **Raises:** `ValueError` as `config.check()`, before any work.
+    """
+    config.check()
+    console = Console()
+    with runtime.precision(config.precision):
+        console.print(
+            f"{runtime.provenance()['devices']}, {config.precision}, medians of {config.repeats}. "
+            f"The machine's limits: matrix product {gemm_gflops(config.repeats):.0f} GFLOP/s, "
+            f"memory {bandwidth_gb_per_second(config.repeats):.0f} GB/s."
+        )
+        table = Table(box=SIMPLE_HEAD)
+        for heading in ("task", "ours", "against", "takes", "ours / that"):
+            table.add_column(heading, justify="left" if heading in ("task", "against") else "right")
+        for part in config.parts:
+            for row in PARTS[part](config.repeats):
+                table.add_row(
+                    row.task,
+                    f"{1e3 * row.ours:.1f} ms",
+                    row.reference,
+                    f"{1e3 * row.theirs:.1f} ms",
+                    f"{row.ours / row.theirs:.3g}",
+                )
+    console.print(table)

@@ -1,0 +1,29 @@
+"""Every test runs in float64, with strict promotion, and with the annotated shapes checked."""
+
+from collections.abc import Iterator
+
+import jax
+import jaxtyping
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+jaxtyping.install_import_hook(["zoo", "corrections", "solvers"], "beartype.beartype")
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Switches the check of annotations off, as it is for users: for tests of error messages."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
+def float32() -> Iterator[None]:
+    """Runs a test in JAX's own default, 32 bits."""
+    jax.config.update("jax_enable_x64", False)
+    yield
+    jax.config.update("jax_enable_x64", True)

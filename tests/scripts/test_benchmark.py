@@ -1,0 +1,24 @@
+import pytest
+
+from scripts.benchmark import BenchmarkConfig
+from scripts.benchmark.cases import PARTS
+from scripts.benchmark.timing import gemm_gflops, median_seconds
+
+
+def test_every_part_runs_and_compares_like_with_like():
+    for part in PARTS.values():
+        for row in part(1):
+            assert row.ours > 0
+            assert row.theirs > 0
+
+
+def test_timing_counts_the_median_after_a_warm_up():
+    calls = []
+    median_seconds(lambda: calls.append(1), 5)
+    assert len(calls) == 6
+    assert gemm_gflops(1, size=64) > 0
+
+
+def test_unknown_part_is_named():
+    with pytest.raises(ValueError, match="`parts` is 'gpu', expected one of 'kernels'"):
+        BenchmarkConfig(parts=("gpu",)).check()

@@ -1,0 +1,151 @@
+import re
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+
+from corrections import ntk
+from solvers import (
+    CrossEntropy,
+    gradient_flow,
+    hierarchy_flow,
+    MeanSquaredError,
+    parameter_flow,
+    RESULTS,
+    SolverError,
+)
+from tests.models import inputs, one_hot, tanh_mlp, TwoLayerLinear
+
+TIGHT = {"rtol": 1e-10, "atol": 1e-12}
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("loss", [CrossEntropy(), MeanSquaredError()], ids=["ce", "mse"])
+@pytest.mark.parametrize("order", [2, 3])
+def test_matrix_free_equals_dense(order, loss):
+    """One stores Theta and O_3, the other never forms a kernel; with test points and a metric."""
+    model, x, x_test, y = tanh_mlp(), inputs(4), inputs(3, seed=11), one_hot(4, 2)
+    metric = jax.tree.map(
+        lambda p: 0.5 if p.ndim == 2 else 2.0, eqx.filter(model, eqx.is_inexact_array)
+    )
+    dense, matrix_free = (
+        hierarchy_flow(
+            model,
+            x,
+            y,
+            [0.0, 0.1, 0.5, 1.0],
+            loss=loss,
+            order=order,
+            method=method,
+            x_test=x_test,
+            metric=metric,
+            **TIGHT,
+        )
+        for method in ("dense", "matrix_free")
+    )
+    np.testing.assert_allclose(matrix_free.train, dense.train, atol=1e-9)
+    np.testing.assert_allclose(matrix_free.test, dense.test, atol=1e-9)
+
+
+def test_order_2_is_the_frozen_kernel():
+    model, x, y = tanh_mlp(), inputs(4), one_hot(4, 2)
+    solved = hierarchy_flow(
+        model, x, y, [0.5, 2.0], loss=CrossEntropy(), order=2, method="dense", **TIGHT
+    )
+    kernel = ntk(model, x)
+    expected = gradient_flow(
+        kernel, y, [0.5, 2.0], loss=CrossEntropy(), f0=jax.vmap(model)(x), **TIGHT
+    )
+    np.testing.assert_allclose(solved.train, expected.train, atol=1e-10)
+    assert solved.kernel is not None
+    np.testing.assert_allclose(solved.kernel[-1], kernel, rtol=1e-12)
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_error_grows_with_the_order_th_power_of_time(order):
+    """Against the exact flow of a two-layer linear network: t^p in f, t^(p-1) in the kernel."""
+    model, x, y = TwoLayerLinear(8, key=jr.key(1)), jnp.ones((1, 1)), jnp.array([[2.0]])
+    ts = np.array([0.01, 0.02, 0.04])
+    options = {"loss": MeanSquaredError(), "rtol": 1e-12, "atol": 1e-14}
+    truth = parameter_flow(model, x, y, ts, **options)
+    predicted = hierarchy_flow(model, x, y, ts, order=order, method="dense", **options)
+    f = truth.train[:, 0, 0]
+    # Theta^2 - 4 f^2 / n is conserved, which gives the true kernel at every time
+    theta_0, f_0 = jnp.squeeze(ntk(model, x)), model(x[0])[0]
+    theta = jnp.sqrt(theta_0**2 + 4 * (f**2 - f_0**2) / 8)
+    assert predicted.kernel is not None
+    for error, power in (
+        (jnp.abs(predicted.train[:, 0, 0] - f), order),
+        (jnp.abs(predicted.kernel.reshape(3) - theta), order - 1),
+    ):
+        slope = np.polyfit(np.log(ts), np.log(error), 1)[0]
+        assert slope == pytest.approx(power, abs=0.3)
+
+
+def test_order_3_follows_a_network_better_than_the_frozen_kernel():
+    model, x, x_test = tanh_mlp(width=64), inputs(4), inputs(5, seed=11)
+    y, ts = one_hot(4, 2), [0.1]
+    options = {"loss": CrossEntropy(), "x_test": x_test}
+    truth = parameter_flow(model, x, y, ts, **options, **TIGHT)
+    errors = [
+        float(
+            jnp.max(
+                jnp.abs(
+                    hierarchy_flow(model, x, y, ts, order=order, **options, **TIGHT).test
+                    - truth.test
+                )
+            )
+        )
+        for order in (2, 3)
+    ]
+    assert errors[1] < errors[0] / 10
+
+
+@pytest.mark.parametrize("method", ["dense", "matrix_free"])
+def test_breakdown_is_noticed_and_marked(method):
+    """Y = -5 f_0 at width 2: O_3 = 4 f_0/n frozen drives Theta below zero before f reaches y."""
+    model = TwoLayerLinear(2, key=jr.key(1))
+    model = eqx.tree_at(lambda m: (m.u, m.v), model, (jnp.ones((2, 1)), jnp.ones(2)))
+    x, f0 = jnp.ones((1, 1)), float(model(jnp.ones(1))[0])
+    arguments = (model, x, jnp.array([[-5 * f0]]), [0.0, 0.05, 50.0])
+    options = {"loss": MeanSquaredError(), "order": 3, "method": method}
+    marked = hierarchy_flow(*arguments, **options, throw=False)
+    assert bool(marked.result == RESULTS.kernel_not_positive)
+    np.testing.assert_array_equal(marked.valid, [True, True, False])
+    assert bool(jnp.all(jnp.isfinite(marked.train[:2])))
+    assert bool(jnp.all(jnp.isnan(marked.train[2])))
+    assert 0.05 < float(marked.t_reached) < 50
+    with pytest.raises(SolverError, match="late times; stop at an earlier time"):
+        hierarchy_flow(*arguments, **options)
+
+
+def test_late_times_without_breakdown_reach_the_targets():
+    model, x, y = tanh_mlp(width=256), inputs(3), inputs(3, 2, seed=20)
+    solved = hierarchy_flow(model, x, y, [1e3], loss=MeanSquaredError(), order=3)
+    np.testing.assert_allclose(solved.train[-1], y, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"order": 7}, "`order` is 7, expected one of 2, 3"),
+        ({"method": "sparse"}, "`method` is 'sparse', expected one of 'matrix_free', 'dense'"),
+        ({"ts": [-1.0]}, "`ts` has the negative time -1.0"),
+        ({"y": one_hot(4, 3)}, "`y` has shape (4, 3), expected (4, 2)"),
+        ({"x_test": inputs(2, d=5)}, "`model` does not take an example of `x_test`"),
+        ({"metric": jnp.nan}, "`metric` has 1 entries out of 1 that are not finite"),
+    ],
+)
+def test_bad_arguments_are_named(unchecked, arguments, message):
+    defaults = {
+        "model": tanh_mlp(),
+        "x": inputs(4),
+        "y": one_hot(4, 2),
+        "ts": [1.0],
+        "loss": CrossEntropy(),
+    }
+    with pytest.raises(ValueError, match=re.escape(message)):
+        hierarchy_flow(**(defaults | arguments))
