@@ -21,7 +21,7 @@ help:
 	@echo "make test          the test suite (test-slow: the long tests)"
 	@echo "make lint          ruff and pyright (format: let ruff rewrite)"
 	@echo "make bench         speed, as ratios against the naive way in the same run"
-	@echo "make docs          the pages of docs/ and the API reference, in docs/_build"
+	@echo "make docs          the pages of docs/ and the API reference, in site/"
 	@echo "make test-oldest   the suite on the lowest direct versions"
 	@echo "make test-newest   the suite on the newest Python here and the newest releases"
 	@echo "make lock          resolve the lock files anew"
@@ -58,7 +58,7 @@ bench: $(VENV)/.ready
 	@$(PY) -m scripts benchmark $(ARGS)
 
 docs: $(VENV)/.ready
-	$(VENV)/bin/sphinx-build --fail-on-warning --keep-going --quiet docs docs/_build
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 # --- the ends of the range of supported versions -------------------------------------------------
 
@@ -92,7 +92,7 @@ lock:
 	$(UV_COMPILE) --upgrade --resolution lowest-direct --output-file requirements-oldest.lock
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest .cache docs/_build
+	rm -rf .venv .venv-oldest .venv-newest .cache site
 
 define require-python
 $(1) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python is " + sys.version.split()[0] + ", expected 3.11 or newer: make PYTHON=python3.12 ...")'

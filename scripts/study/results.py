@@ -117,7 +117,8 @@ def enter(
 def write(folder: Path, dataset: xr.Dataset) -> None:
     """Writes `results.nc` so that whoever looks finds the former file or this one, whole."""
     draft = folder / f".{FILE}.draft"
-    dataset.to_netcdf(draft, engine="h5netcdf")
+    of_fixed_width = dataset["outcome"].astype(str)
+    dataset.assign(outcome=of_fixed_width).to_netcdf(draft, engine="h5netcdf")
     os.replace(draft, folder / FILE)
 
 

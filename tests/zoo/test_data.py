@@ -4,6 +4,7 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
 
 from zoo import load
 
@@ -19,6 +20,23 @@ def test_digits_are_split_balanced_and_disjoint():
     np.testing.assert_array_equal(jnp.sum(data.y_test, axis=1), 1)
     train = {np.asarray(image).tobytes() for image in data.x_train}
     assert not train & {np.asarray(image).tobytes() for image in data.x_test}
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    classes=st.lists(st.integers(0, 9), min_size=1, max_size=10, unique=True),
+    n_train=st.integers(1, 120),
+    n_test=st.integers(1, 50),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_any_split_has_the_sizes_asked_for_spread_evenly(classes, n_train, n_test, seed):
+    data = load("digits", classes=classes, n_train=n_train, n_test=n_test, seed=seed)
+    for labels, n in ((data.labels_train, n_train), (data.labels_test, n_test)):
+        counts = np.bincount(labels, minlength=len(classes))
+        assert counts.sum() == n
+        assert counts.max() - counts.min() <= 1
+    images = np.concatenate([data.x_train, data.x_test]).reshape(n_train + n_test, -1)
+    assert len(np.unique(images, axis=0)) == len(images)
 
 
 def test_labels_belong_to_their_images():

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
 
 from zoo import Dense, MLP, NTK, PARAMETERIZATIONS, PowerLaw, STANDARD
 
@@ -50,6 +51,32 @@ def test_ntk_and_standard_from_one_key_are_the_same_function():
     )
     leaves = [jax.tree.leaves(eqx.filter(m, eqx.is_array)) for m in (ntk_model, standard_model)]
     assert not any(np.allclose(a, b) for a, b in zip(*leaves, strict=True))
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 6), min_size=2, max_size=5),
+    weight_std=st.floats(0.1, 3.0),
+    bias_std=st.none() | st.floats(0.1, 3.0),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_same_function_at_any_shape(sizes, weight_std, bias_std, seed):
+    in_size, *widths, out_size = sizes
+    x = jr.normal(jr.key(seed + 1), (in_size,))
+    outputs = [
+        MLP(
+            in_size,
+            out_size,
+            width=widths,
+            activation="tanh",
+            weight_std=weight_std,
+            bias_std=bias_std,
+            parameterization=p,
+            key=jr.key(seed),
+        )(x)
+        for p in (NTK, STANDARD)
+    ]
+    np.testing.assert_allclose(outputs[0], outputs[1], rtol=1e-10, atol=1e-12)
 
 
 def test_a_users_parameterization_is_a_value():
