@@ -52,12 +52,12 @@ def o3(
 
     **Raises:** as `ntk`.
 
-    Source: Dyer & Gur-Ari (2020), eq. 9; Huang & Yau (2020), eq. 2.
+    Source: Huang & Yau (2020); Dyer & Gur-Ari (2020).
     """
     x1 = check_batch("x1", x1)
     x2 = None if x2 is None else check_batch("x2", x2)
     x3 = None if x3 is None else check_batch("x3", x3)
-    k = check_model(model, "x1", x1)
+    (k,) = check_model(model, "x1", x1).shape
     for name, x in (("x2", x2), ("x3", x3)):
         if x is not None:
             check_model(model, name, x)

@@ -53,11 +53,11 @@ def ntk(
     **Raises:** `ValueError` / `TypeError` for an input that is empty, not finite or not floating,
     a model that does not give a vector, a metric that does not fit, an unknown `outputs`.
 
-    Source: Jacot, Gabriel & Hongler (2018), eq. 4; the metric as in theory, section 1.
+    Source: Jacot, Gabriel & Hongler (2018), section 4; for the metric docs/theory.md, section 1.
     """
     checks.choice("outputs", outputs, ("full", "mean", "diagonal"))
     x1 = check_batch("x1", x1)
-    k = check_model(model, "x1", x1)
+    (k,) = check_model(model, "x1", x1).shape
     if x2 is not None:
         x2 = check_batch("x2", x2)
         check_model(model, "x2", x2)

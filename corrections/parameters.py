@@ -56,8 +56,8 @@ def check_batch(name: str, x: Any) -> Float[Array, "n ..."]:
     return array
 
 
-def check_model(model: Model, name: str, x: Float[Array, "n ..."]) -> int:
-    """The number k of outputs of `model` on the examples of the batch `x`.
+def check_model(model: Model, name: str, x: Float[Array, "n ..."]) -> jax.ShapeDtypeStruct:
+    """Shape (k,) and dtype of the outputs of `model` on an example of the batch `x`.
 
     **Raises:** `ValueError` where the model does not take such an example, does not give a vector,
     or has no parameters.
@@ -79,7 +79,7 @@ def check_model(model: Model, name: str, x: Float[Array, "n ..."]) -> int:
             "`model` has no parameters, expected at least one floating-point array among its "
             "leaves (`equinox.is_inexact_array`)."
         )
-    return out.shape[0]
+    return out
 
 
 def check_metric(model: Model, metric: Metric | None) -> None:

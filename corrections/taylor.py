@@ -114,7 +114,7 @@ def taylorize(model: Model, order: int, *, at: Model | None = None) -> TaylorMod
     **Raises:** `ValueError` for an order that is not an integer >= 0, or where `at` differs from
     `model` in structure or shapes.
 
-    Source: Lee et al. (2019), eq. 5; Bai & Lee (2020), eq. 3.
+    Source: Lee et al. (2019), eq. 5, for order 1; Bai & Lee (2020) for order 2.
     """
     checks.positive_integer("order", order, least=0)
     params, _ = split(model)

@@ -134,24 +134,27 @@ def gradient_flow(
         )
     n = kernel.shape[0]
     k = jnp.shape(y)[-1] if jnp.ndim(y) == 2 else 1
-    target = check_targets(loss, y, n, k, of=f"`kernel`, of shape {kernel.shape}, has")
+    target = check_targets(
+        loss, y, (n, k), because=f"a row for each point of `kernel`, which has {n}"
+    )
     compact = {2: (n,), 3: (n, k), 4: (n, k)}[kernel.ndim]
     outer = (k,) if kernel.ndim == 4 else ()
     checks.shape("kernel", kernel, (n, *outer, *compact), because=f"`y` has shape {target.shape}")
     checks.finite("kernel", kernel)
     _check_symmetric(kernel)
-    f = _start("f0", f0, (n, k), target)
+    f = _start("f0", f0, (n, k), kernel)
     if kernel_test is not None:
         rows = checks.real_array("kernel_test", kernel_test, expected="the kernel's test rows")
         checks.shape("kernel_test", rows, ("m", *kernel.shape[1:]), because="as `kernel`")
         checks.finite("kernel_test", rows)
         kernel = jnp.concatenate([kernel, rows])
-        f = jnp.concatenate([f, _start("f0_test", f0_test, (rows.shape[0], k), target)])
+        f = jnp.concatenate([f, _start("f0_test", f0_test, (rows.shape[0], k), kernel)])
     elif f0_test is not None:
         raise ValueError(
             "`f0_test` was given without `kernel_test`, expected both: the kernel's rows say how "
             "the test outputs move."
         )
+    kernel, target, f = (a.astype(jnp.result_type(kernel, target, f)) for a in (kernel, target, f))
     flow = KernelFlow(
         frozen=kernel,
         y=target,

@@ -10,16 +10,16 @@ from typing import Literal
 
 import diffrax
 import jax
-import jax.numpy as jnp
 from jaxtyping import ArrayLike, Float
 
 from corrections import ntk, o3
-from corrections.parameters import check_batch, check_metric, check_model, Metric, Model
+from corrections.parameters import Metric, Model
 from solvers.flow import KernelFlow
 from solvers.integrate import check_tolerances, integrate, positivity_slack, Tolerances
-from solvers.losses import check_targets, LossFunction
+from solvers.losses import LossFunction
 from solvers.matrix_free import kernel_scale, MatrixFreeFlow, start
-from solvers.result import check_times, Times, Trajectory
+from solvers.problem import check_problem
+from solvers.result import Times, Trajectory
 from zoo import checks
 from zoo.precision import full_precision
 
@@ -72,35 +72,27 @@ def hierarchy_flow(
     """
     checks.choice("order", order, (2, 3))
     checks.choice("method", method, ("matrix_free", "dense"))
-    ts = check_times(ts)
-    x = check_batch("x", x)
-    k = check_model(model, "x", x)
-    target = check_targets(loss, y, x.shape[0], k, of=f"`x` has {x.shape[0]} and `model` {k} of")
-    points = x
-    if x_test is not None:
-        x_test = check_batch("x_test", x_test)
-        check_model(model, "x_test", x_test)
-        points = jnp.concatenate([x, x_test])
-    check_metric(model, metric)
+    problem = check_problem(model, x, y, ts, loss=loss, x_test=x_test, metric=metric)
     tolerances = Tolerances(solver, rtol, atol, max_steps, progress)
     check_tolerances(tolerances)
-    slack = positivity_slack(target.dtype, rtol)
+    slack = positivity_slack(problem.y.dtype, rtol)
 
     if method == "matrix_free":
         flow = MatrixFreeFlow(
             model=model,
-            points=points,
-            y=target,
+            points=problem.points,
+            y=problem.y,
             metric=metric,
             loss=loss,
-            slack=slack * kernel_scale(model, x, metric),
+            slack=slack * kernel_scale(model, problem.x, metric),
         )
-        state = start(model, points, order)
+        state = start(model, problem.points, order)
     else:
+        x, points = problem.x, problem.points
         tower = [jax.vmap(model)(points), ntk(model, points, x, metric=metric)]
         if order == 3:
             tower.append(o3(model, points, x, x, metric=metric))
         *state, frozen = tower
-        flow = KernelFlow(frozen=frozen, y=target, loss=loss, slack=slack, observes_kernel=True)
+        flow = KernelFlow(frozen=frozen, y=problem.y, loss=loss, slack=slack, observes_kernel=True)
         state = tuple(state)
-    return integrate(flow, state, ts, tolerances=tolerances, throw=throw)
+    return integrate(flow, state, problem.ts, tolerances=tolerances, throw=throw)

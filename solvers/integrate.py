@@ -94,15 +94,19 @@ def _integrate(
     def rises(t: Any, state: State, args: Any, **kwargs: Any) -> Array:
         return ~flow.loss_falls(state)
 
+    # diffrax would promote the state to the dtype of the times
+    times = ts.astype(jnp.result_type(*jax.tree.leaves(state)))
     progress = tolerances.progress
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(lambda t, state, args: flow.velocity(state)),
         diffrax.Tsit5() if tolerances.solver is None else tolerances.solver,
         t0=0.0,
-        t1=ts[-1],
+        t1=times[-1],
         dt0=None,
         y0=state,
-        saveat=diffrax.SaveAt(subs=(diffrax.SubSaveAt(ts=ts, fn=save), diffrax.SubSaveAt(t1=True))),
+        saveat=diffrax.SaveAt(
+            subs=(diffrax.SubSaveAt(ts=times, fn=save), diffrax.SubSaveAt(t1=True))
+        ),
         stepsize_controller=diffrax.PIDController(
             rtol=tolerances.rtol, atol=tolerances.atol, norm=_largest_rms
         ),

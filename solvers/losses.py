@@ -5,12 +5,13 @@ L = 1/D sum_examples l(f(x), y),       g = dL/df      (the residual carries the 
 
 import abc
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
 from zoo import checks
 
@@ -95,12 +96,12 @@ def residual(
 
 
 def check_targets(
-    loss: LossFunction, y: ArrayLike, n: int, k: int, *, of: str
+    loss: LossFunction, y: Any, shape: tuple[int, int], *, because: str
 ) -> Float[Array, "n k"]:
-    """`y` as targets (n, k) for `loss`.
+    """`y` as targets for `loss`, of the shape (n, k) that they have `because` of something.
 
-    **Raises:** `TypeError` for integer labels, `ValueError` for targets whose shape is not (n, k),
-    that are not finite, or that `loss` does not accept. `of` says what has n rows and k outputs.
+    **Raises:** `TypeError` for integer labels, `ValueError` for targets of another shape, that are
+    not finite, or that `loss` does not accept.
     """
     if not callable(loss):
         raise TypeError(
@@ -108,9 +109,9 @@ def check_targets(
             "`CrossEntropy()`."
         )
     targets = checks.real_array(
-        "y", y, expected=f"targets ({n}, {k}), one-hot rows for a classification"
+        "y", y, expected=f"targets {shape}, one-hot rows for a classification"
     )
-    checks.shape("y", targets, (n, k), because=f"one row a training example, as {of}")
+    checks.shape("y", targets, shape, because=because)
     checks.finite("y", targets)
     if isinstance(loss, Loss):
         loss.check_targets(targets)

@@ -11,18 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
-from corrections.parameters import (
-    check_batch,
-    check_metric,
-    check_model,
-    Metric,
-    Model,
-    Params,
-    precondition,
-)
+from corrections.parameters import Metric, Model, Params, precondition
 from solvers.integrate import check_tolerances, Flow, integrate, Observation, Tolerances
-from solvers.losses import check_targets, LossFunction, mean_loss
-from solvers.result import check_times, Times, Trajectory
+from solvers.losses import LossFunction, mean_loss
+from solvers.problem import check_problem
+from solvers.result import Times, Trajectory
 from zoo.precision import full_precision
 
 State = tuple[Params]
@@ -101,19 +94,14 @@ def parameter_flow(
     **Raises:** `ValueError` / `TypeError` for arguments that do not fit, before any work;
     `SolverError` where the solve fails and `throw=True`.
     """
-    ts = check_times(ts)
-    x = check_batch("x", x)
-    k = check_model(model, "x", x)
-    target = check_targets(loss, y, x.shape[0], k, of=f"`x` has {x.shape[0]} and `model` {k} of")
-    if x_test is not None:
-        x_test = check_batch("x_test", x_test)
-        check_model(model, "x_test", x_test)
-    check_metric(model, metric)
+    problem = check_problem(model, x, y, ts, loss=loss, x_test=x_test, metric=metric)
     tolerances = Tolerances(solver, rtol, atol, max_steps, progress)
     check_tolerances(tolerances)
-    flow = ParameterFlow(model=model, x=x, y=target, x_test=x_test, metric=metric, loss=loss)
+    flow = ParameterFlow(
+        model=model, x=problem.x, y=problem.y, x_test=problem.x_test, metric=metric, loss=loss
+    )
     displacement = jax.tree.map(jnp.zeros_like, eqx.filter(model, eqx.is_inexact_array))
     count = sum(leaf.size for leaf in jax.tree.leaves(displacement))
     tolerances = tolerances._replace(atol=atol / count**0.5)
-    trajectory = integrate(flow, (displacement,), ts, tolerances=tolerances, throw=throw)
+    trajectory = integrate(flow, (displacement,), problem.ts, tolerances=tolerances, throw=throw)
     return eqx.tree_at(lambda t: t.final, trajectory, flow.model_at(trajectory.final))

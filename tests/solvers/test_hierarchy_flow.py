@@ -50,6 +50,17 @@ def test_matrix_free_equals_dense(order, loss):
     np.testing.assert_allclose(matrix_free.test, dense.test, atol=1e-9)
 
 
+@pytest.mark.parametrize("method", ["dense", "matrix_free"])
+def test_a_float32_model_is_solved_in_float32_where_the_default_is_float64(method):
+    model, x, y = tanh_mlp(), inputs(4), one_hot(4, 2)
+    single = jax.tree.map(lambda p: p.astype("float32") if eqx.is_inexact_array(p) else p, model)
+    options = {"loss": MeanSquaredError(), "method": method}
+    solved = hierarchy_flow(single, x.astype("float32"), y, [0.0, 0.5], **options)
+    assert solved.train.dtype == jnp.float32
+    expected = hierarchy_flow(model, x, y, [0.0, 0.5], **options)
+    np.testing.assert_allclose(solved.train, expected.train, atol=1e-5)
+
+
 def test_order_2_is_the_frozen_kernel():
     model, x, y = tanh_mlp(), inputs(4), one_hot(4, 2)
     solved = hierarchy_flow(
@@ -136,6 +147,7 @@ def test_late_times_without_breakdown_reach_the_targets():
         ({"ts": [-1.0]}, "`ts` has the negative time -1.0"),
         ({"y": one_hot(4, 3)}, "`y` has shape (4, 3), expected (4, 2)"),
         ({"x_test": inputs(2, d=5)}, "`model` does not take an example of `x_test`"),
+        ({"x_test": inputs(2).reshape(2, 3, 1)}, "`x_test` holds examples of shape (3, 1), expect"),
         ({"metric": jnp.nan}, "`metric` has 1 entries out of 1 that are not finite"),
     ],
 )

@@ -1,0 +1,60 @@
+"""A model, its data and its loss, checked before any work."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from corrections.parameters import check_batch, check_metric, check_model, Metric, Model
+from solvers.losses import check_targets, LossFunction
+from solvers.result import check_times
+
+
+class Problem(NamedTuple):
+    """What a flow of a model starts from: arrays that fit the model and each other."""
+
+    x: Float[Array, "n ..."]
+    y: Float[Array, "n k"]
+    x_test: Float[Array, "m ..."] | None
+    ts: Float[Array, " t"]
+
+    @property
+    def points(self) -> Float[Array, "points ..."]:
+        """Training points, then test points."""
+        return self.x if self.x_test is None else jnp.concatenate([self.x, self.x_test])
+
+
+def check_problem(
+    model: Model,
+    x: Any,
+    y: Any,
+    ts: Any,
+    *,
+    loss: LossFunction,
+    x_test: Any,
+    metric: Metric | None,
+) -> Problem:
+    """The arguments as a `Problem`, the targets in the dtype of the model's outputs.
+
+    **Raises:** `ValueError` / `TypeError` that names the argument which does not fit.
+    """
+    ts = check_times(ts)
+    x = check_batch("x", x)
+    outputs = check_model(model, "x", x)
+    (k,) = outputs.shape
+    y = check_targets(
+        loss,
+        y,
+        (x.shape[0], k),
+        because="a row for each example of `x`, a column for each output of `model`",
+    )
+    if x_test is not None:
+        x_test = check_batch("x_test", x_test)
+        check_model(model, "x_test", x_test)
+        if x_test.shape[1:] != x.shape[1:]:
+            raise ValueError(
+                f"`x_test` holds examples of shape {x_test.shape[1:]}, expected that of `x`: "
+                f"{x.shape[1:]}."
+            )
+    check_metric(model, metric)
+    return Problem(x=x, y=y.astype(outputs.dtype), x_test=x_test, ts=ts)
