@@ -57,12 +57,12 @@ def o3(
     x1 = check_batch("x1", x1)
     x2 = None if x2 is None else check_batch("x2", x2)
     x3 = None if x3 is None else check_batch("x3", x3)
-    (k,) = check_model(model, "x1", x1).shape
+    outputs = check_model(model, "x1", x1)
     for name, x in (("x2", x2), ("x3", x3)):
         if x is not None:
-            check_model(model, name, x)
+            check_model(model, name, x, outputs=outputs)
     check_metric(model, metric)
-    return _o3(model, x1, x2, x1 if x3 is None else x3, metric, k)
+    return _o3(model, x1, x2, x1 if x3 is None else x3, metric, outputs.shape[0])
 
 
 @eqx.filter_jit

@@ -57,12 +57,12 @@ def ntk(
     """
     checks.choice("outputs", outputs, ("full", "mean", "diagonal"))
     x1 = check_batch("x1", x1)
-    (k,) = check_model(model, "x1", x1).shape
+    of_model = check_model(model, "x1", x1)
     if x2 is not None:
         x2 = check_batch("x2", x2)
-        check_model(model, "x2", x2)
+        check_model(model, "x2", x2, outputs=of_model)
     check_metric(model, metric)
-    return _ntk(model, x1, x2, metric, outputs, k)
+    return _ntk(model, x1, x2, metric, outputs, of_model.shape[0])
 
 
 @eqx.filter_jit

@@ -38,7 +38,9 @@ def precondition(metric: Metric | None, gradient: PyTree) -> PyTree:
     """M applied to a tree that is shaped like the parameters (None: M = 1)."""
     if metric is None:
         return gradient
-    return jax.tree.map(lambda m, part: jax.tree.map(lambda g: m * g, part), metric, gradient)
+    return jax.tree.map(
+        lambda m, part: jax.tree.map(lambda g: jnp.asarray(m, g.dtype) * g, part), metric, gradient
+    )
 
 
 def check_batch(name: str, x: Any) -> Float[Array, "n ..."]:
@@ -56,11 +58,17 @@ def check_batch(name: str, x: Any) -> Float[Array, "n ..."]:
     return array
 
 
-def check_model(model: Model, name: str, x: Float[Array, "n ..."]) -> jax.ShapeDtypeStruct:
+def check_model(
+    model: Model,
+    name: str,
+    x: Float[Array, "n ..."],
+    *,
+    outputs: jax.ShapeDtypeStruct | None = None,
+) -> jax.ShapeDtypeStruct:
     """Shape (k,) and dtype of the outputs of `model` on an example of the batch `x`.
 
-    **Raises:** `ValueError` where the model does not take such an example, does not give a vector,
-    or has no parameters.
+    **Raises:** `ValueError` where the model does not take such an example, does not give a vector
+    (one like `outputs`, where that is given), has no parameters, or has some that are not finite.
     """
     try:
         out = eqx.filter_eval_shape(model, x[0])
@@ -69,25 +77,40 @@ def check_model(model: Model, name: str, x: Float[Array, "n ..."]) -> jax.ShapeD
             f"`model` does not take an example of `{name}`, which has shape {x.shape[1:]} "
             f"(`{name}` is a batch of shape {x.shape}): {error}"
         ) from error
-    if not isinstance(out, jax.ShapeDtypeStruct) or len(out.shape) != 1:
+    if not isinstance(out, jax.ShapeDtypeStruct) or len(out.shape) != 1 or out.shape[0] == 0:
         raise ValueError(
             f"`model(x)` gives {out} for one example of `{name}`, expected a vector of k outputs, "
             "shape (k,)."
         )
-    if not jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array)):
+    if outputs is not None:
+        if out.shape != outputs.shape:
+            raise ValueError(
+                f"`model(x)` gives {out.shape[0]} outputs for an example of `{name}`, expected "
+                f"{outputs.shape[0]} as for the first batch."
+            )
+        return out
+    leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(model, eqx.is_inexact_array))
+    if not leaves:
         raise ValueError(
             "`model` has no parameters, expected at least one floating-point array among its "
             "leaves (`equinox.is_inexact_array`)."
         )
+    for path, leaf in leaves:
+        checks.finite(f"model{jax.tree_util.keystr(path)}", leaf)
     return out
 
 
 def check_metric(model: Model, metric: Metric | None) -> None:
-    """**Raises:** `ValueError` where `metric` does not fit the parameters of `model` or has
-    entries that are negative or not finite.
+    """**Raises:** `ValueError` / `TypeError` where `metric` does not fit the parameters of `model`
+    or has entries that are negative, not finite or no real numbers.
     """
     if metric is None:
         return
+    for leaf in jax.tree.leaves(metric):
+        if not isinstance(leaf, int | float) and not eqx.is_array(leaf):
+            raise TypeError(f"`metric` has the leaf {leaf!r}, expected numbers or arrays >= 0.")
+        if jnp.iscomplexobj(leaf):
+            raise TypeError("`metric` has a complex leaf, expected real numbers >= 0.")
     params, _ = split(model)
     try:
         fits = jax.tree.leaves(

@@ -35,9 +35,21 @@ def taylor_coefficients(
     - `theta`, and each entry of `path`: trees of the same structure and shapes.
     - `order`: the highest power of eps, >= 0.
 
-    **Raises:** `ValueError` for an order that is not an integer >= 0.
+    **Raises:** `ValueError` for an order that is not an integer >= 0, or a path whose entries are
+    not like `theta`; `TypeError` for a path that is no sequence.
     """
-    checks.positive_integer("order", order, least=0)
+    checks.integer("order", order, least=0)
+    if not isinstance(path, list | tuple):
+        raise TypeError(
+            f"`path` is of type {type(path).__name__}, expected a list or tuple of trees like "
+            "`theta`: the coefficients of eps, eps^2, ..."
+        )
+    for i, step in enumerate(path):
+        if not _same_structure(step, theta):
+            raise ValueError(
+                f"`path[{i}]` does not match `theta`, expected a tree of the same structure and "
+                f"shapes: got {_shapes(step)}, expected {_shapes(theta)}."
+            )
 
     def along(eps: Array) -> tuple[PyTree, ...]:
         at = theta
@@ -111,18 +123,24 @@ def taylorize(model: Model, order: int, *, at: Model | None = None) -> TaylorMod
     - `at`: a model of the same structure whose parameters are theta_0 (default: `model` itself).
       A frozen copy is kept.
 
+    The parameters of the result are those of `model`, under `.model`; a metric for `model` becomes
+    one for the result by `eqx.tree_at(lambda t: t.model, eqx.filter(result, eqx.is_inexact_array),
+    metric)`.
+
     **Raises:** `ValueError` for an order that is not an integer >= 0, or where `at` differs from
     `model` in structure or shapes.
 
     Source: Lee et al. (2019), eq. 5, for order 1; Bai & Lee (2020) for order 2.
     """
-    checks.positive_integer("order", order, least=0)
+    checks.integer("order", order, least=0)
+    if not callable(model):
+        raise TypeError(f"`model` is {model!r}, expected a callable PyTree.")
     params, _ = split(model)
     base = params if at is None else split(at)[0]
-    if _structure(base) != _structure(params):
+    if not _same_structure(base, params):
         raise ValueError(
-            "`at` has other parameters than `model`, expected the same structure and shapes: "
-            f"got {_structure(base)}, expected {_structure(params)}."
+            "`at` has other parameters than `model`, expected a model of the same structure and "
+            f"shapes: got {_shapes(base)}, expected {_shapes(params)}."
         )
     return TaylorModel(model=model, _base=Frozen(base), order=order)
 
@@ -147,18 +165,27 @@ def taylor_terms(
     **Raises:** `ValueError` / `TypeError` for an order that is not an integer >= 0, a batch that is
     empty or not finite, a displacement of another structure than the parameters.
     """
-    checks.positive_integer("order", order, least=0)
+    checks.integer("order", order, least=0)
     x = check_batch("x", x)
     check_model(model, "x", x)
     params, apply = split(model)
-    if _structure(displacement) != _structure(params):
+    displacement = eqx.filter(displacement, eqx.is_inexact_array)
+    if not _same_structure(displacement, params):
         raise ValueError(
-            "`displacement` does not match the parameters of `model`, expected the structure and "
-            f"shapes {_structure(params)}, got {_structure(displacement)}."
+            "`displacement` does not match the parameters of `model`, expected a tree of the same "
+            f"structure and shapes: got {_shapes(displacement)}, expected {_shapes(params)}."
         )
+    for leaf in jax.tree.leaves(displacement):
+        checks.finite("displacement", leaf)
     batched = jax.vmap(apply, in_axes=(None, 0))
     return jnp.stack(taylor_coefficients(lambda p: batched(p, x), params, [displacement], order))
 
 
-def _structure(tree: PyTree) -> PyTree:
-    return jax.tree.map(jnp.shape, eqx.filter(tree, eqx.is_inexact_array))
+def _same_structure(a: PyTree, b: PyTree) -> bool:
+    """Whether two trees of parameters have the same structure and shapes."""
+    shapes_a, shapes_b = (jax.tree.leaves(jax.tree.map(jnp.shape, tree)) for tree in (a, b))
+    return jax.tree.structure(a) == jax.tree.structure(b) and shapes_a == shapes_b
+
+
+def _shapes(tree: PyTree) -> str:
+    return ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree)) or "none"

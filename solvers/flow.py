@@ -14,17 +14,16 @@ import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Float
 
 from solvers.integrate import (
     check_tolerances,
     Flow,
     integrate,
     Observation,
-    positivity_slack,
     Tolerances,
 )
-from solvers.losses import check_targets, LossFunction, residual
+from solvers.losses import check_targets, LossFunction, mean_loss, residual
 from solvers.result import check_times, Times, Trajectory
 from zoo import checks
 from zoo.precision import full_precision
@@ -43,8 +42,6 @@ class KernelFlow(Flow):
     frozen: Array
     y: Float[Array, "n k"]
     loss: LossFunction
-    slack: float | Float[Array, ""]
-    """How far below zero g^T Theta g may be, relative to |Theta| |g|^2, and count as rounding."""
     observes_kernel: bool = eqx.field(static=True)
 
     def velocity(self, state: Tower) -> Tower:
@@ -60,16 +57,22 @@ class KernelFlow(Flow):
             kernel=self._train_kernel(state) if self.observes_kernel else None,
         )
 
-    def loss_falls(self, state: Tower) -> Bool[Array, ""]:
-        g, theta = self._residual(state), self._train_kernel(state)
-        falling = jnp.sum(g * contract(theta, g))  # g^T Theta g = - dL/dt
-        return ~(falling < -self.slack * jnp.linalg.norm(jnp.ravel(theta)) * jnp.sum(g**2))
+    def loss_and_rate(self, state: Tower, velocity: Tower) -> tuple[Array, Array]:
+        return function_space_loss(self.loss, self.y, state[0], velocity[0])
 
     def _residual(self, state: Tower) -> Float[Array, "n k"]:
         return residual(self.loss, state[0][: self.y.shape[0]], self.y)
 
     def _train_kernel(self, state: Tower) -> Array:
         return (*state, self.frozen)[1][: self.y.shape[0]]
+
+
+def function_space_loss(
+    loss: LossFunction, y: Float[Array, "n k"], f: Array, velocity: Array
+) -> tuple[Array, Array]:
+    """L and dL/dt = g . f' of outputs (training rows first) that move with this velocity."""
+    n = y.shape[0]
+    return mean_loss(loss, f[:n], y), jnp.sum(residual(loss, f[:n], y) * velocity[:n])
 
 
 def contract(kernel: Array, g: Float[Array, "n k"]) -> Array:
@@ -103,7 +106,8 @@ def gradient_flow(
     **Arguments:**
 
     - `kernel`: Theta on the n training points: (n, n), read as Theta (x) I_k; (n, n, k), one
-      kernel an output; or (n, k, n, k). Symmetric and positive semidefinite.
+      kernel an output; or (n, k, n, k). Symmetric and positive semidefinite. Its dtype is that of
+      the solve.
     - `y`: targets, (n, k); one-hot rows for a classification.
     - `ts`: increasing times >= 0, (t,). Time is learning rate x number of steps.
     - `loss`: per example, (f (k,), y (k,)) -> scalar. Its mean over examples is what is descended.
@@ -154,12 +158,10 @@ def gradient_flow(
             "`f0_test` was given without `kernel_test`, expected both: the kernel's rows say how "
             "the test outputs move."
         )
-    kernel, target, f = (a.astype(jnp.result_type(kernel, target, f)) for a in (kernel, target, f))
     flow = KernelFlow(
         frozen=kernel,
-        y=target,
+        y=target.astype(kernel.dtype),
         loss=loss,
-        slack=positivity_slack(kernel.dtype, rtol),
         observes_kernel=False,
     )
     return integrate(flow, (f,), ts, tolerances=tolerances, throw=throw)
@@ -171,7 +173,7 @@ def _start(name: str, value: Any, shape: tuple[int, int], like: Array) -> Array:
     array = checks.real_array(name, value, expected=f"outputs at t = 0, {shape}")
     checks.shape(name, array, shape, because="outputs at t = 0, one row a point")
     checks.finite(name, array)
-    return array
+    return array.astype(like.dtype)
 
 
 def _check_symmetric(kernel: Array) -> None:

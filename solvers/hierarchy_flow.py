@@ -15,9 +15,9 @@ from jaxtyping import ArrayLike, Float
 from corrections import ntk, o3
 from corrections.parameters import Metric, Model
 from solvers.flow import KernelFlow
-from solvers.integrate import check_tolerances, integrate, positivity_slack, Tolerances
+from solvers.integrate import check_tolerances, integrate, Tolerances
 from solvers.losses import LossFunction
-from solvers.matrix_free import kernel_scale, MatrixFreeFlow, start
+from solvers.matrix_free import MatrixFreeFlow, start
 from solvers.problem import check_problem
 from solvers.result import Times, Trajectory
 from zoo import checks
@@ -75,7 +75,6 @@ def hierarchy_flow(
     problem = check_problem(model, x, y, ts, loss=loss, x_test=x_test, metric=metric)
     tolerances = Tolerances(solver, rtol, atol, max_steps, progress)
     check_tolerances(tolerances)
-    slack = positivity_slack(problem.y.dtype, rtol)
 
     if method == "matrix_free":
         flow = MatrixFreeFlow(
@@ -84,7 +83,6 @@ def hierarchy_flow(
             y=problem.y,
             metric=metric,
             loss=loss,
-            slack=slack * kernel_scale(model, problem.x, metric),
         )
         state = start(model, problem.points, order)
     else:
@@ -93,6 +91,6 @@ def hierarchy_flow(
         if order == 3:
             tower.append(o3(model, points, x, x, metric=metric))
         *state, frozen = tower
-        flow = KernelFlow(frozen=frozen, y=problem.y, loss=loss, slack=slack, observes_kernel=True)
+        flow = KernelFlow(frozen=frozen, y=problem.y, loss=loss, observes_kernel=True)
         state = tuple(state)
     return integrate(flow, state, problem.ts, tolerances=tolerances, throw=throw)

@@ -65,7 +65,14 @@ class CrossEntropy(Loss):
         return -jnp.sum(((1 - s) * y + s / y.shape[-1]) * jax.nn.log_softmax(f))
 
     def check_targets(self, y: Float[Array, "n k"]) -> None:
-        """**Raises:** `ValueError` unless each row of `y` holds probabilities that sum to 1."""
+        """**Raises:** `ValueError` unless each row of `y` holds probabilities of two classes or
+        more, which sum to 1.
+        """
+        if y.shape[-1] < 2:
+            raise ValueError(
+                f"`y` has shape {y.shape}, expected a column for each of at least two classes: "
+                "CrossEntropy of one class is constant."
+            )
         values = checks.concrete(y)
         if values is None:
             return
@@ -113,6 +120,19 @@ def check_targets(
     )
     checks.shape("y", targets, shape, because=because)
     checks.finite("y", targets)
+    row = jax.ShapeDtypeStruct(shape[1:], targets.dtype)
+    try:
+        value = jax.eval_shape(loss, row, row)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"`loss` does not take the outputs and the target of one example, {shape[1:]} each: "
+            f"{error}"
+        ) from error
+    if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(
+            f"`loss(f, y)` gives {value} for the outputs and the target of one example, expected a "
+            "real scalar (the sum over outputs, say)."
+        )
     if isinstance(loss, Loss):
         loss.check_targets(targets)
     return targets

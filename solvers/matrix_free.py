@@ -10,14 +10,13 @@ fixed g = dL/df at f(t):
 No array has more than one data index; the cost is linear in the data and in the parameters.
 """
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from corrections import taylor_coefficients
-from corrections.parameters import Metric, Model, Params, precondition
+from corrections.parameters import Metric, Model, Params, precondition, split
+from solvers.flow import function_space_loss
 from solvers.integrate import Flow, Observation
 from solvers.losses import LossFunction, residual
 
@@ -34,16 +33,12 @@ class MatrixFreeFlow(Flow):
     y: Float[Array, "n k"]
     metric: Metric | None
     loss: LossFunction
-    slack: Float[Array, ""]
-    """How far below zero g^T Theta g / |g|^2 may be and count as rounding."""
 
     def velocity(self, state: State) -> State:
         f, *path = state
         g = residual(self.loss, f[: self.y.shape[0]], self.y)
-        params, structure = eqx.partition(self.model, eqx.is_inexact_array)
-
-        def outputs(params: Params, x: Array) -> Array:
-            return jax.vmap(eqx.combine(params, structure))(x)
+        params, apply = split(self.model)
+        outputs = jax.vmap(apply, in_axes=(None, 0))
 
         def products(params: Params) -> tuple[Array, Params]:
             x_train = self.points[: self.y.shape[0]]
@@ -62,24 +57,11 @@ class MatrixFreeFlow(Flow):
         f = state[0]
         return Observation(f[:n], f[n:] if f.shape[0] > n else None, None)
 
-    def loss_falls(self, state: State) -> Bool[Array, ""]:
-        n = self.y.shape[0]
-        g = residual(self.loss, state[0][:n], self.y)
-        falling = -jnp.sum(g * self.velocity(state)[0][:n])
-        return ~(falling < -self.slack * jnp.sum(g**2))
+    def loss_and_rate(self, state: State, velocity: State) -> tuple[Array, Array]:
+        return function_space_loss(self.loss, self.y, state[0], velocity[0])
 
 
 def start(model: Model, points: Float[Array, "points ..."], order: int) -> State:
     """f_0 and the zero paths of the hierarchy of this order."""
-    params = eqx.filter(model, eqx.is_inexact_array)
-    zero = jax.tree.map(jnp.zeros_like, params)
+    zero = jax.tree.map(jnp.zeros_like, split(model)[0])
     return jax.vmap(model)(points), *(zero,) * (order - 2)
-
-
-def kernel_scale(model: Model, x: Float[Array, "n ..."], metric: Metric | None) -> Float[Array, ""]:
-    """z^T Theta z for random signs z: the trace of the kernel, in order of magnitude."""
-    params, structure = eqx.partition(model, eqx.is_inexact_array)
-    f, pull = jax.vjp(lambda p: jax.vmap(eqx.combine(p, structure))(x), params)
-    pulled = pull(jr.rademacher(jr.key(0), f.shape, f.dtype))[0]
-    weighted = jax.tree.map(lambda a, b: jnp.sum(a * b), pulled, precondition(metric, pulled))
-    return sum(jax.tree.leaves(weighted), start=jnp.zeros((), f.dtype))

@@ -50,7 +50,7 @@ def check_problem(
     )
     if x_test is not None:
         x_test = check_batch("x_test", x_test)
-        check_model(model, "x_test", x_test)
+        check_model(model, "x_test", x_test, outputs=outputs)
         if x_test.shape[1:] != x.shape[1:]:
             raise ValueError(
                 f"`x_test` holds examples of shape {x_test.shape[1:]}, expected that of `x`: "

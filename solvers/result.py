@@ -18,12 +18,12 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
     kernel_not_positive = (
         "The kernel stopped being positive on the training set: the prediction would make the "
         "training loss rise, which gradient flow cannot do. A truncated hierarchy does this at "
-        "late times; stop at an earlier time, use a wider network or a higher order. A kernel that "
-        "was passed in should be symmetric and positive semidefinite."
+        "late times; stop at an earlier time or use a wider network. A kernel that was passed in "
+        "should be symmetric and positive semidefinite."
     )
     diverged = (
-        "The solution stopped being finite. Try smaller times, a tighter `rtol`, or check the "
-        "loss for values that overflow."
+        "The solution or its velocity is not finite. Check the loss for values that overflow, try "
+        "smaller times or a tighter `rtol`."
     )
 
 
@@ -59,7 +59,10 @@ class Trajectory(eqx.Module):
 
 
 class SolverError(RuntimeError):
-    """A solve failed under `throw=True`. `.trajectory` is what there is, marked."""
+    """A solve failed under `throw=True`. `.trajectory` is what there is, marked.
+
+    Inside `jax.jit` there is no trajectory yet: there the failure is Equinox's run-time error.
+    """
 
     def __init__(self, message: str, trajectory: Trajectory):
         super().__init__(message)
@@ -72,11 +75,7 @@ def finish(trajectory: Trajectory, *, throw: bool) -> Trajectory:
         return trajectory
     successful = checks.concrete(trajectory.successful)
     if successful is None:  # traced: the error has to wait for the run time
-        return eqx.tree_at(
-            lambda t: t.train,
-            trajectory,
-            trajectory.result.error_if(trajectory.train, ~trajectory.successful),
-        )
+        return trajectory.result.error_if(trajectory, ~trajectory.successful)
     if successful:
         return trajectory
     reached = float(trajectory.t_reached)
@@ -98,10 +97,7 @@ def check_times(ts: Any) -> Float[Array, " t"]:
 
     **Raises:** `TypeError` / `ValueError` unless it holds finite numbers >= 0 that increase.
     """
-    array = jnp.asarray(ts)
-    if jnp.issubdtype(array.dtype, jnp.integer):
-        array = array.astype(float)
-    array = checks.real_array("ts", array, expected="times (t,)")
+    array = checks.real_array("ts", ts, expected="times (t,)", integers=True)
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"`ts` has shape {array.shape}, expected a vector of times, (t,).")
     checks.finite("ts", array)

@@ -20,10 +20,11 @@ def concrete(array: Any) -> np.ndarray | None:
         return None
 
 
-def real_array(name: str, value: Any, *, expected: str) -> jax.Array:
+def real_array(name: str, value: Any, *, expected: str, integers: bool = False) -> jax.Array:
     """`value` as a floating JAX array.
 
-    **Raises:** `TypeError` where it is not an array of real floating-point numbers.
+    **Raises:** `TypeError` where it is not an array of real floating-point numbers (integers are
+    converted where they are allowed).
     """
     try:
         array = jnp.asarray(value)
@@ -31,6 +32,8 @@ def real_array(name: str, value: Any, *, expected: str) -> jax.Array:
         raise TypeError(
             f"`{name}` is not an array: got {type(value).__name__}, expected {expected}."
         ) from error
+    if integers and jnp.issubdtype(array.dtype, jnp.integer):
+        return array.astype(float)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise TypeError(
             f"`{name}` has dtype {array.dtype}, expected real floating-point numbers: {expected}. "
@@ -74,7 +77,7 @@ def choice(name: str, value: Any, choices: Collection[Any]) -> None:
         raise ValueError(f"`{name}` is {value!r}, expected one of {_listed(choices)}.")
 
 
-def positive_integer(name: str, value: Any, *, least: int = 1) -> None:
+def integer(name: str, value: Any, *, least: int = 1) -> None:
     """**Raises:** `ValueError` where `value` is not an integer of at least `least`."""
     is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not is_integer or value < least:

@@ -45,7 +45,8 @@ def load(
     - `name`: "digits", the 1797 handwritten digits of 8x8 pixels that ship with scikit-learn.
     - `classes`: the labels to keep, in the order of the outputs (default: all).
     - `n_train`, `n_test`: number of training and test examples, disjoint, spread over the classes
-      as evenly as whole numbers allow. Default: `n_test` takes a fifth, `n_train` the rest.
+      as evenly as whole numbers allow. Default: `n_test` takes a fifth (or what `n_train`
+      leaves, where that is less), `n_train` the rest.
     - `seed`: of the shuffle; the same seed gives the same split.
     - `normalize`: "unit-variance" subtracts the mean of all training pixels and divides by their
       standard deviation; "sphere" subtracts that mean and scales every example to |x|^2 = its
@@ -56,23 +57,28 @@ def load(
     """
     checks.choice("name", name, DATASETS)
     checks.choice("normalize", normalize, NORMALIZATIONS)
+    checks.integer("seed", seed, least=0)
     images, labels = _SOURCES[name]()
     kept = _kept_classes(name, labels, classes)
-    order = np.random.default_rng(seed).permutation(len(labels))
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(labels))
     pools = [order[labels[order] == label] for label in kept]
     available = sum(len(pool) for pool in pools)
+    for argument, count in (("n_train", n_train), ("n_test", n_test)):
+        if count is not None:
+            checks.integer(argument, count)
     if n_test is None:
-        n_test = available // 5 if n_train is None else min(available // 5, available - n_train)
+        left = available if n_train is None else available - n_train
+        n_test = max(1, min(available // 5, left))
     if n_train is None:
-        n_train = available - n_test
-    checks.positive_integer("n_train", n_train)
-    checks.positive_integer("n_test", n_test)
+        n_train = max(1, available - n_test)
     wanted_train, wanted_test = _spread(n_train, n_test, pools, name)
 
     train = np.concatenate([p[:a] for p, a in zip(pools, wanted_train, strict=True)])
     test = np.concatenate(
         [p[a : a + b] for p, a, b in zip(pools, wanted_train, wanted_test, strict=True)]
     )
+    train, test = generator.permutation(train), generator.permutation(test)
     index_of = {label: i for i, label in enumerate(kept)}
     x_train, x_test = _normalized(images[train], images[test], normalize)
     labels_train = jnp.asarray([index_of[int(label)] for label in labels[train]])
@@ -112,6 +118,8 @@ def _kept_classes(name: str, labels: np.ndarray, classes: Sequence[int] | None) 
     present = tuple(int(label) for label in np.unique(labels))
     if classes is None:
         return present
+    for label in classes:
+        checks.integer("classes", label, least=0)
     kept = tuple(int(label) for label in classes)
     if not kept or len(set(kept)) != len(kept) or not set(kept) <= set(present):
         raise ValueError(

@@ -43,8 +43,8 @@ class Dense(eqx.Module):
 
         **Raises:** `ValueError` for sizes below 1, a negative or non-finite std, an unknown role.
         """
-        checks.positive_integer("in_size", in_size)
-        checks.positive_integer("out_size", out_size)
+        checks.integer("in_size", in_size)
+        checks.integer("out_size", out_size)
         checks.nonnegative_number("weight_std", weight_std)
         if bias_std is not None:
             checks.nonnegative_number("bias_std", bias_std)

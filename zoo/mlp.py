@@ -52,9 +52,17 @@ class MLP(eqx.Module):
         - `readout_std`: sigma_w of the readout (default: `weight_std`).
         - `key`: for the initial parameters, which are made in JAX's default float type.
 
-        **Raises:** `ValueError` for sizes, widths or depths that are not positive integers, a
-        `depth` that contradicts `width`, an unknown activation.
+        **Raises:** `ValueError` for sizes or widths that are not positive integers, a `depth` that
+        is negative or contradicts `width`, a std that is not a finite number >= 0, an unknown
+        activation; `TypeError` for a parameterization that is none.
         """
+        if not isinstance(parameterization, Parameterization):
+            raise TypeError(
+                f"`parameterization` is {parameterization!r}, expected a `zoo.Parameterization` "
+                "such as `zoo.NTK` (by name: `zoo.PARAMETERIZATIONS`)."
+            )
+        if readout_std is not None:
+            checks.nonnegative_number("readout_std", readout_std)
         widths = _hidden_widths(width, depth)
         self.activation = activation_function(activation)
         sizes = (in_size, *widths, out_size)
@@ -103,18 +111,18 @@ class MLP(eqx.Module):
 def _hidden_widths(width: int | Sequence[int], depth: int | None) -> tuple[int, ...]:
     if isinstance(width, Sequence):
         for i, w in enumerate(width):
-            checks.positive_integer(f"width[{i}]", w)
+            checks.integer(f"width[{i}]", w)
         if depth is not None and depth != len(width):
             raise ValueError(
                 f"`depth` is {depth} but `width` lists {len(width)} hidden layers, expected the "
                 "same number (or leave `depth` out)."
             )
         return tuple(width)
-    checks.positive_integer("width", width)
+    checks.integer("width", width)
     if depth is None:
         raise ValueError(
             f"`depth` is missing: `width={width}` is one number for all hidden layers, expected "
             "`depth` to say how many there are (or a sequence of widths)."
         )
-    checks.positive_integer("depth", depth, least=0)
+    checks.integer("depth", depth, least=0)
     return (width,) * depth

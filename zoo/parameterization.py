@@ -9,7 +9,7 @@ std^p fan_in^q fan_out^r, one for each role that a layer can have in a network: 
 a hidden layer, the readout. `fan_in` and `fan_out` are the layer's inputs and outputs per output
 position (a convolution counts its kernel's positions too).
 
-The form follows the abc-parameterizations of Yang & Hu (2021, arXiv:2011.14522, section 3).
+The form follows the abc-parameterizations of Yang & Hu (2021, arXiv:2011.14522).
 """
 
 from dataclasses import dataclass

@@ -73,9 +73,7 @@ def flows(repeats: int) -> Iterator[Comparison]:
     gradient = median_seconds(lambda: training_gradient(params, x), repeats)
     velocity = eqx.filter_jit(lambda flow, state: flow.velocity(state))
     for order in (2, 3):
-        flow = MatrixFreeFlow(
-            model=model, points=x, y=y, metric=None, loss=loss, slack=jnp.asarray(0.0)
-        )
+        flow = MatrixFreeFlow(model=model, points=x, y=y, metric=None, loss=loss)
         state = start(model, x, order)
         yield Comparison(
             f"right-hand side of order {order}, MLP 784-512x3-10, n = {n}",

@@ -27,7 +27,7 @@ class BenchmarkConfig:
         """**Raises:** `ValueError` for an unknown part or no repeats."""
         for part in self.parts:
             checks.choice("parts", part, PARTS)
-        checks.positive_integer("repeats", self.repeats)
+        checks.integer("repeats", self.repeats)
         checks.choice("precision", self.precision, ("float32", "float64"))
 
 

@@ -77,12 +77,12 @@ class StudyConfig:
                     f"`{field}` is {values!r}, expected different values, at least one."
                 )
         for width in self.widths:
-            checks.positive_integer("widths", width)
+            checks.integer("widths", width)
         for field in ("depth", "n_train", "n_test"):
-            checks.positive_integer(field, getattr(self, field))
+            checks.integer(field, getattr(self, field))
         for seed in self.seeds:
-            checks.positive_integer("seeds", seed, least=0)
-        checks.positive_integer("data_seed", self.data_seed, least=0)
+            checks.integer("seeds", seed, least=0)
+        checks.integer("data_seed", self.data_seed, least=0)
         checks.choice("dataset", self.dataset, DATASETS)
         for parameterization in self.parameterizations:
             checks.choice("parameterizations", parameterization, PARAMETERIZATIONS)

@@ -107,10 +107,9 @@ def enter(
         dataset["test_accuracy"].loc[at] = np.where(valid, accuracy, np.nan)
         dataset["test_rmse"].loc[at] = np.sqrt(np.mean((logits - network) ** 2, axis=(1, 2)))
         if not bool(trajectory.successful):
-            dataset["outcome"].loc[at] = (
-                f"{RESULTS[trajectory.result]} (reached "
-                f"{float(trajectory.t_reached) * result.lambda_max:.4g} / lambda_max)"
-            )
+            reason = RESULTS[trajectory.result].split(". ")[0].rstrip(".")
+            reached = float(trajectory.t_reached) * result.lambda_max
+            dataset["outcome"].loc[at] = f"{reason} (at t = {reached:.4g}/lambda_max)."
     dataset["finished"].loc[here] = True
 
 
@@ -134,9 +133,15 @@ def completed(dataset: xr.Dataset) -> tuple[int, int]:
 
 
 def median_error(dataset: xr.Dataset) -> xr.DataArray:
-    """Test-logit RMSE of each prediction, median over the seeds that are finished."""
+    """Test-logit RMSE of each prediction: median over the seeds where it is valid."""
     errors = dataset["test_rmse"].where(dataset["finished"]).sel(solve=list(PREDICTIONS))
     return errors.median("seed")
+
+
+def median_gain(dataset: xr.Dataset) -> xr.DataArray:
+    """How many times closer O_3 is than the frozen NTK: the median of each seed's ratio."""
+    errors = dataset["test_rmse"].where(dataset["finished"])
+    return (errors.sel(solve="frozen NTK") / errors.sel(solve="O_3 hierarchy")).median("seed")
 
 
 def slope_in_width(errors: xr.DataArray) -> xr.DataArray:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from scripts.study.cell import NETWORK, PREDICTIONS, SOLVES
 from scripts.study.config import StudyConfig
-from scripts.study.results import completed, median_error, slope_in_width
+from scripts.study.results import completed, median_error, median_gain, slope_in_width
 
 _SHORT = {NETWORK: "net", "frozen NTK": "frozen", "O_3 hierarchy": "O_3", "Taylor 2": "Taylor"}
 
@@ -34,7 +34,9 @@ def summary(dataset: xr.Dataset, config: StudyConfig) -> RenderableType:
             parts.append("")
     stopped = _stopped(dataset)
     if stopped:
-        parts.append("Solves that stopped early (their later errors are left out):\n" + stopped)
+        parts.append(
+            "Solves that stopped early (medians leave out what they did not reach):\n" + stopped
+        )
     return Group(*parts)
 
 
@@ -48,7 +50,7 @@ def as_text(renderable: RenderableType) -> str:
 
 def _table(dataset: xr.Dataset, config: StudyConfig, title: str) -> Table:
     errors = median_error(dataset).sel(time=config.reference_time)
-    gain = errors.sel(solve="frozen NTK") / errors.sel(solve="O_3 hierarchy")
+    gain = median_gain(dataset).sel(time=config.reference_time)
     accuracy = dataset["test_accuracy"].isel(time=-1).median("seed")
     table = Table(title=f"{title} parameterization", title_justify="left", box=SIMPLE_HEAD)
     table.add_column("width", justify="right")
@@ -71,21 +73,21 @@ def _table(dataset: xr.Dataset, config: StudyConfig, title: str) -> Table:
 
 
 def _sentence(dataset: xr.Dataset, config: StudyConfig, title: str) -> str:
-    errors = median_error(dataset)
-    at_reference = errors.sel(time=config.reference_time)
-    slope = float(slope_in_width(at_reference).sel(solve="frozen NTK"))
+    errors = median_error(dataset).sel(time=config.reference_time)
+    gain = median_gain(dataset)
+    slope = float(slope_in_width(errors).sel(solve="frozen NTK"))
     falls = "" if np.isnan(slope) else f" The frozen NTK's error goes like width^{slope:.2f}."
     return (
         f"{title}: at t = {config.reference_time:g}/lambda_max the O_3 hierarchy is "
-        f"{_gain(at_reference)} times closer to the network than the frozen NTK, at "
-        f"t = {config.solved_times[-1]:g}/lambda_max {_gain(errors.isel(time=-1))} times.{falls}"
+        f"{_range(gain.sel(time=config.reference_time))} times closer to the network than the "
+        f"frozen NTK, at t = {config.solved_times[-1]:g}/lambda_max {_range(gain.isel(time=-1))} "
+        f"times.{falls}"
     )
 
 
-def _gain(errors: xr.DataArray) -> str:
-    gain = (errors.sel(solve="frozen NTK") / errors.sel(solve="O_3 hierarchy")).values
-    gain = gain[np.isfinite(gain)]
-    return f"{gain.min():.3g} to {gain.max():.3g}" if gain.size else "(no valid number)"
+def _range(gain: xr.DataArray) -> str:
+    values = gain.values[np.isfinite(gain.values)]
+    return f"{values.min():.3g} to {values.max():.3g}" if values.size else "(no valid number)"
 
 
 def _stopped(dataset: xr.Dataset) -> str:

@@ -99,6 +99,33 @@ def test_runs_under_jit_vmap_and_grad():
     np.testing.assert_allclose(gradient.v, 2 * second.v * jnp.sum(x**2) / 4, rtol=1e-12)
 
 
+def test_a_metric_keeps_the_dtype_of_the_model():
+    single = jax.tree.map(
+        lambda p: p.astype("float32") if eqx.is_inexact_array(p) else p, tanh_mlp()
+    )
+    x = inputs(3).astype("float32")
+    kernel = ntk(single, x, metric=np.float64(0.5))
+    assert kernel.dtype == jnp.float32
+    np.testing.assert_allclose(kernel, 0.5 * ntk(single, x), rtol=1e-6)
+
+
+def test_other_numbers_of_outputs_are_refused(unchecked):
+    class Squares(eqx.Module):
+        p: jax.Array
+
+        def __call__(self, x):
+            return self.p * x * x
+
+    with pytest.raises(ValueError, match="gives 2 outputs for an example of `x2`, expected 4"):
+        ntk(Squares(jnp.array(1.5)), jnp.ones((2, 4)), jnp.ones((4, 2)))
+
+
+def test_parameters_that_are_not_finite_are_named(unchecked):
+    model = eqx.tree_at(lambda m: m.layers[1].bias, tanh_mlp(), jnp.full(8, jnp.nan))
+    with pytest.raises(ValueError, match=r"`model.layers\[1\].bias` has 8 entries out of 8 that"):
+        ntk(model, inputs(3))
+
+
 def test_float32_agrees_with_float64():
     model, x = tanh_mlp(width=64), inputs(6)
     single = jax.tree.map(lambda p: p.astype("float32") if eqx.is_inexact_array(p) else p, model)
@@ -120,6 +147,8 @@ def test_float32_agrees_with_float64():
         ({"outputs": "trace"}, ValueError, "`outputs` is 'trace', expected one of 'full', 'mean'"),
         ({"metric": -1.0}, ValueError, "`metric` has the entry -1.0, expected learning-rate"),
         ({"metric": [1.0, 2.0]}, ValueError, "`metric` does not match the parameters"),
+        ({"metric": "fast"}, TypeError, "`metric` has the leaf 'fast', expected numbers or arrays"),
+        ({"metric": jnp.ones((), complex)}, TypeError, "`metric` has a complex leaf"),
         ({"metric": jnp.ones(7)}, ValueError, "`metric` has a leaf whose shape is not that"),
         ({"model": lambda x: jnp.sum(x)}, ValueError, "expected a vector of k outputs"),
         ({"model": lambda x: x}, ValueError, "`model` has no parameters"),

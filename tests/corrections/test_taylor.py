@@ -143,3 +143,29 @@ def test_other_structures_are_refused(unchecked):
         taylorize(tanh_mlp(), 1, at=tanh_mlp(width=4))
     with pytest.raises(ValueError, match="`displacement` does not match the parameters"):
         taylor_terms(tanh_mlp(), inputs(2), displaced(tanh_mlp(width=4), 1.0), 1)
+    model = tanh_mlp()
+    spoiled = eqx.tree_at(lambda m: m.layers[0].bias, displaced(model, 1.0), jnp.full(8, jnp.nan))
+    with pytest.raises(ValueError, match="`displacement` has 8 entries out of 8 that are not"):
+        taylor_terms(model, inputs(2), spoiled, 1)
+    with pytest.raises(TypeError, match=r"`model` is 3\.0, expected a callable"):
+        taylorize(3.0, 2)
+
+
+def test_a_path_that_is_none_is_refused(unchecked):
+    """A displacement in the place of [displacement] would be read as a path of its rows."""
+    with pytest.raises(TypeError, match=r"`path` is of type .*Array.*, expected a list or tuple"):
+        taylor_coefficients(jnp.sum, jnp.ones(3), 2 * jnp.ones(3), 2)
+    with pytest.raises(
+        ValueError, match=r"`path\[0\]` does not match `theta`.*got \(2,\), expected \(3"
+    ):
+        taylor_coefficients(jnp.sum, jnp.ones(3), [jnp.ones(2)], 1)
+
+
+def test_any_callable_pytree_is_a_model():
+    """A container that compares by identity, as `jax.tree_util.Partial` does."""
+    weights = {"w": jnp.array([[1.0, 2.0], [3.0, -1.0]])}
+    model = jax.tree_util.Partial(lambda p, x: jnp.tanh(p["w"] @ x), weights)
+    x = inputs(3, 2)
+    np.testing.assert_allclose(jax.vmap(taylorize(model, 1))(x), jax.vmap(model)(x), rtol=1e-13)
+    d = eqx.filter(model, eqx.is_inexact_array)
+    assert taylor_terms(model, x, d, 1).shape == (2, 3, 2)

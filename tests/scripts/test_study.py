@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 from rich.console import Console
 
 from scripts.study import prepare, read, run, runner, StudyConfig
 from scripts.study.cell import PREDICTIONS
-from scripts.study.results import median_error, slope_in_width
+from scripts.study.results import median_error, median_gain, slope_in_width
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -85,6 +86,17 @@ def test_slope_of_a_power_law_is_its_exponent(finished):
     law = errors * 0 + 3 * errors["width"] ** -0.75
     np.testing.assert_allclose(slope_in_width(law).sel(time=1.0), -0.75, rtol=1e-10)
     assert list(errors["solve"].values) == list(PREDICTIONS)
+
+
+def test_gain_is_the_median_of_each_seeds_ratio(finished):
+    """A seed where O_3 stopped does not change which seeds the others are compared on."""
+    dataset, _, _ = finished
+    several = xr.concat([dataset, dataset, dataset], dim="seed").copy(deep=True)
+    rmse = several["test_rmse"]
+    for seed, (frozen, o3) in enumerate([(8.0, 2.0), (30.0, 3.0), (1000.0, np.nan)]):
+        rmse[{"seed": seed, "solve": 1}] = frozen
+        rmse[{"seed": seed, "solve": 2}] = o3
+    np.testing.assert_allclose(median_gain(several), (4.0 + 10.0) / 2)
 
 
 def test_an_existing_folder_is_refused_and_untouched(finished):

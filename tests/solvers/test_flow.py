@@ -197,6 +197,36 @@ def test_an_indefinite_kernel_is_marked_never_returned_as_numbers():
         assert np.log(40) < float(marked.t_reached) < 9
 
 
+@pytest.mark.parametrize(
+    ("eigenvalue", "end", "options"),
+    [
+        (-0.05, 800.0, {"rtol": 1e-2}),
+        (-3e-4, 6e4, {}),
+        (-5e-6, 4e6, {"solver": diffrax.Kvaerno5()}),
+    ],
+)
+def test_a_slow_rise_of_the_loss_is_marked_at_any_tolerance(eigenvalue, end, options):
+    kernel, y = jnp.diag(jnp.array([1.0, eigenvalue])), jnp.ones((2, 1))
+    marked = gradient_flow(
+        kernel, y, [1.0, end], loss=MeanSquaredError(), f0=2 * y, throw=False, **options
+    )
+    assert bool(marked.result == RESULTS.kernel_not_positive)
+    assert float(marked.t_reached) < end
+    assert bool(jnp.all(jnp.isnan(marked.train[1])))
+
+
+def test_a_velocity_that_is_not_finite_is_marked_at_once():
+    kernel, y = kernel_of(N), one_hot(N, K)
+    marked = gradient_flow(
+        kernel, y, [0.0, 1.0], loss=lambda f, y: jnp.sum(jnp.sqrt(f - 1 - y)), throw=False
+    )
+    assert bool(marked.result == RESULTS.diverged)
+    assert not bool(jnp.any(marked.valid))
+    assert int(marked.stats["num_steps"]) == 0
+    with pytest.raises(SolverError, match="The solution or its velocity is not finite"):
+        gradient_flow(kernel, y, [1.0], loss=lambda f, y: jnp.sum(jnp.log(f - 1 - y)))
+
+
 def test_too_few_steps_are_marked():
     kernel, y = 1e3 * kernel_of(N), one_hot(N, K)
     marked = gradient_flow(
@@ -221,12 +251,14 @@ def test_runs_under_jit_and_vmap():
     np.testing.assert_allclose(batched[2], solve(kernels[2]), atol=1e-6)
 
 
-def test_a_failure_under_jit_still_raises():
+@pytest.mark.parametrize("field", ["train", "final", "t_reached"])
+def test_a_failure_under_jit_still_raises(field):
     y = jnp.array([[1.0], [1.0]])
 
     @jax.jit
     def solve(kernel):
-        return gradient_flow(kernel, y, jnp.array([9.0]), loss=MeanSquaredError(), f0=2 * y).train
+        solved = gradient_flow(kernel, y, jnp.array([9.0]), loss=MeanSquaredError(), f0=2 * y)
+        return getattr(solved, field)
 
     with pytest.raises(Exception, match="stopped being positive on the training set"):
         jax.block_until_ready(solve(jnp.diag(jnp.array([1.0, -1.0]))))
@@ -250,6 +282,10 @@ def test_float32(float32):
         ({"ts": [0.0, np.nan]}, "`ts` has 1 entries out of 2 that are not finite"),
         ({"ts": []}, "`ts` has shape (0,), expected a vector of times"),
         ({"ts": 1.0}, "`ts` has shape (), expected a vector of times"),
+        (
+            {"y": jnp.ones((4, 1))},
+            "`y` has shape (4, 1), expected a column for each of at least two",
+        ),
         ({"kernel": jnp.ones((4, 3))}, "`kernel` has shape (4, 3), expected (4, 4)"),
         ({"kernel": jnp.ones(4)}, "`kernel` has shape (4,), expected (n, n), (n, n, k) or"),
         ({"kernel": jnp.full((4, 4), jnp.nan)}, "`kernel` has 16 entries out of 16 that are not"),
@@ -268,12 +304,18 @@ def test_bad_arguments_are_named(unchecked, arguments, message):
         gradient_flow(**(defaults | arguments))
 
 
-def test_a_solver_that_is_none_is_named(unchecked):
-    with pytest.raises(TypeError, match="`solver` is 'Tsit5', expected a diffrax AbstractSolver"):
-        gradient_flow(
-            jnp.eye(2),
-            one_hot(2, 2),
-            [1.0],
-            loss=CrossEntropy(),
-            solver="Tsit5",
-        )
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"solver": "Tsit5"}, "`solver` is 'Tsit5', expected a diffrax AbstractAdaptiveSolver"),
+        ({"solver": diffrax.Euler()}, "`solver` is Euler(), expected a diffrax AbstractAdaptive"),
+        ({"ts": None}, "`ts` is not an array: got NoneType"),
+        ({"ts": "now"}, "`ts` is not an array: got str"),
+        ({"loss": lambda f, y: (f - y) ** 2}, "`loss(f, y)` gives ShapeDtypeStruct(shape=(2,)"),
+        ({"loss": CrossEntropy}, "`loss` does not take the outputs and the target of one example"),
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_named(unchecked, arguments, message):
+    defaults = {"kernel": jnp.eye(2), "y": one_hot(2, 2), "ts": [1.0], "loss": CrossEntropy()}
+    with pytest.raises(TypeError, match=re.escape(message)):
+        gradient_flow(**(defaults | arguments))

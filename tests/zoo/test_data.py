@@ -55,6 +55,12 @@ def test_the_seed_decides_the_split():
     assert not np.array_equal(first.x_train, other.x_train)
 
 
+def test_examples_come_in_no_order_of_classes():
+    labels = load("digits", classes=(0, 1, 2), n_train=60, n_test=10).labels_train
+    assert len(np.unique(labels[:10])) == 3
+    assert np.count_nonzero(np.diff(labels)) > 20
+
+
 def test_default_split_uses_every_image_once():
     data = load("digits")
     assert data.x_train.shape[0] + data.x_test.shape[0] == 1797
@@ -84,6 +90,10 @@ def test_sphere_puts_every_example_at_radius_sqrt_d():
         ({"classes": (0, 12)}, "`classes` is (0, 12), expected different labels out of those"),
         ({"classes": (1, 1)}, "`classes` is (1, 1), expected different labels"),
         ({"n_train": 0}, "`n_train` is 0, expected an integer >= 1"),
+        ({"n_train": 2000}, "`n_train` + `n_test` is 2000 + 1"),
+        ({"n_test": -3}, "`n_test` is -3, expected an integer >= 1"),
+        ({"seed": -1}, "`seed` is -1, expected an integer >= 0"),
+        ({"classes": (0.5, 1)}, "`classes` is 0.5, expected an integer >= 0"),
         ({"n_train": 1790, "n_test": 10}, "1790 + 10 = 1800, expected at most 1797"),
     ],
 )

@@ -103,6 +103,7 @@ def test_parameters_have_the_default_float_type(float32):
         ({"width": 4, "depth": -1}, "`depth` is -1, expected an integer >= 0"),
         ({"width": 4, "depth": 1, "activation": "swish"}, "`activation` is 'swish', expected one"),
         ({"width": 4, "depth": 1, "weight_std": -1.0}, "`weight_std` is -1.0, expected a finite"),
+        ({"width": 4, "depth": 1, "readout_std": -1.0}, "`readout_std` is -1.0, expected a finite"),
         ({"width": 4, "depth": 1, "bias_std": float("nan")}, "`bias_std` is nan, expected"),
     ],
 )
@@ -115,3 +116,10 @@ def test_a_batch_is_refused_with_advice(unchecked):
     model = MLP(3, 2, width=4, depth=1, key=jr.key(0))
     with pytest.raises(ValueError, match=r"`x` has shape \(5, 3\).*jax\.vmap\(model\)"):
         model(jnp.ones((5, 3)))
+
+
+def test_a_name_in_the_place_of_a_parameterization_is_refused(unchecked):
+    with pytest.raises(
+        TypeError, match=r"`parameterization` is 'NTK', expected.*PARAMETERIZATIONS"
+    ):
+        MLP(3, 2, width=4, depth=1, parameterization="NTK", key=jr.key(0))
