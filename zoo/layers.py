@@ -70,18 +70,21 @@ class Dense(eqx.Module):
         return self.parameterization.scaling(self.role)
 
     @property
+    def fans(self) -> dict[str, int]:
+        """`fan_in` and `fan_out`."""
+        return {"fan_in": self.weight.shape[-1], "fan_out": self.weight.shape[-2]}
+
+    @property
     def weight_multiplier(self) -> float:
         """The factor of W in the forward pass."""
-        out_size, in_size = self.weight.shape[-2:]
-        return self.scaling.weight.multiplier(std=self.weight_std, fan_in=in_size, fan_out=out_size)
+        return self.scaling.weight.multiplier(std=self.weight_std, **self.fans)
 
     @property
     def bias_multiplier(self) -> float:
         """The factor of b in the forward pass (0 where the layer has no bias)."""
         if self.bias_std is None:
             return 0.0
-        out_size, in_size = self.weight.shape[-2:]
-        return self.scaling.bias.multiplier(std=self.bias_std, fan_in=in_size, fan_out=out_size)
+        return self.scaling.bias.multiplier(std=self.bias_std, **self.fans)
 
     def __call__(self, a: Float[Array, " in"]) -> Float[Array, " out"]:
         z = self.weight_multiplier * (self.weight @ a)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -11,7 +12,7 @@ import numpy as np
 from corrections import ntk, taylorize
 from scripts.study.config import LOSSES, StudyConfig
 from solvers import gradient_flow, hierarchy_flow, parameter_flow, Trajectory
-from zoo import Dataset, MLP, PARAMETERIZATIONS
+from zoo import Dataset, learning_rates, MLP, PARAMETERIZATIONS
 
 PREDICTIONS = ("frozen NTK", "O_3 hierarchy", "Taylor 2")
 NETWORK = "network"
@@ -65,7 +66,9 @@ def compute(
         key=jr.fold_in(jr.key(cell.seed), cell.width),
     )
     points = jnp.concatenate([x, x_test])
-    kernel = ntk(model, points, x)
+    metric = learning_rates(model)
+    taylor = taylorize(model, 2)
+    kernel = ntk(model, points, x, metric=metric)
     n, k = y.shape
     lambda_max = float(jnp.linalg.eigvalsh(kernel[:n].reshape(n * k, n * k))[-1]) / n
     ts = jnp.asarray(config.solved_times) / lambda_max
@@ -85,7 +88,9 @@ def compute(
         )
 
     solves: dict[str, Callable[[], Trajectory]] = {
-        NETWORK: lambda: parameter_flow(model, x, y, ts, loss=loss, x_test=x_test, **tolerances),
+        NETWORK: lambda: parameter_flow(
+            model, x, y, ts, loss=loss, x_test=x_test, metric=metric, **tolerances
+        ),
         "frozen NTK": frozen_kernel,
         "O_3 hierarchy": lambda: hierarchy_flow(
             model,
@@ -96,10 +101,18 @@ def compute(
             order=3,
             method=config.method,
             x_test=x_test,
+            metric=metric,
             **tolerances,
         ),
         "Taylor 2": lambda: parameter_flow(
-            taylorize(model, 2), x, y, ts, loss=loss, x_test=x_test, **tolerances
+            taylor,
+            x,
+            y,
+            ts,
+            loss=loss,
+            x_test=x_test,
+            metric=eqx.tree_at(lambda t: t.model, eqx.filter(taylor, eqx.is_inexact_array), metric),
+            **tolerances,
         ),
     }
     trajectories = {}

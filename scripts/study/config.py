@@ -50,7 +50,7 @@ class StudyConfig:
     weight_std: float = 2**0.5
     """sigma_w of every layer."""
     parameterizations: tuple[str, ...] = ("NTK", "STANDARD")
-    """Parameterizations to compare; all parameters train at learning rate 1."""
+    """Parameterizations to compare, each at its own learning rates (`zoo.learning_rates`)."""
     seeds: tuple[int, ...] = (0, 1)
     """Seeds of the initial parameters."""
     loss: str = "cross_entropy"

@@ -93,7 +93,9 @@ def test_a_users_parameterization_is_a_value():
 
 
 def test_parameterizations_are_found_by_name():
-    assert PARAMETERIZATIONS == {"NTK": NTK, "STANDARD": STANDARD}
+    assert PARAMETERIZATIONS["NTK"] is NTK
+    assert all(name == p.name for name, p in PARAMETERIZATIONS.items())
+    assert set(PARAMETERIZATIONS) == {"NTK", "STANDARD", "MEAN_FIELD", "MUP"}
 
 
 def test_unknown_role_is_named(unchecked):

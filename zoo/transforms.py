@@ -1,0 +1,103 @@
+r"""Models made from models.
+
+    centered(f)      f(x; theta) - f(x; theta_0)         the network that starts at zero
+    scaled(f, a)     a f(x)                              lazy training, a to oo (Chizat & Bach 2019)
+    with_output(f)   sigma(f(x))                         a nonlinear output (Liu, Zhu & Belkin 2020)
+
+Each is a model again, with the parameters of the model it was made from, and they compose.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from zoo import checks
+from zoo.frozen import Frozen
+
+Model = Callable[[Array], Array]
+
+OUTPUTS: dict[str, Callable[[Array], Array]] = {
+    "softmax": jax.nn.softmax,
+    "sigmoid": jax.nn.sigmoid,
+    "tanh": jnp.tanh,
+}
+"""The output functions that have a name: (k,) -> (k,)."""
+
+
+class Centered(eqx.Module):
+    """f(x; theta) - f(x; theta_0); see `centered`."""
+
+    model: Model
+    _start: Frozen[Any]
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, " k"]:
+        """The change of the outputs for one example."""
+        return self.model(x) - self._start.value(x)
+
+
+class Scaled(eqx.Module):
+    """alpha f(x); see `scaled`."""
+
+    model: Model
+    alpha: float = eqx.field(static=True)
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, " k"]:
+        """The scaled outputs for one example."""
+        return self.alpha * self.model(x)
+
+
+class WithOutput(eqx.Module):
+    """output(f(x)); see `with_output`."""
+
+    model: Model
+    output: Callable[[Array], Array] = eqx.field(static=True)
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, " k"]:
+        """The transformed outputs for one example."""
+        return self.output(self.model(x))
+
+
+def centered(model: Model) -> Centered:
+    """`model` minus a frozen copy of itself: f(x; theta) - f(x; theta_0), zero at the start.
+
+    Its tangent kernel is that of `model`. Only `model` is trained.
+    """
+    return Centered(model=_callable(model), _start=Frozen(model))
+
+
+def scaled(model: Model, alpha: float) -> Scaled:
+    """Alpha f(x): outputs scaled by alpha, the tangent kernel by alpha^2.
+
+    Training follows the linearised network as alpha grows, for a centered model (Chizat & Bach
+    2019); with the loss divided by alpha^2 the time scale stays.
+
+    **Raises:** `ValueError` for an alpha that is not a finite number > 0.
+    """
+    checks.nonnegative_number("alpha", alpha, strictly=True)
+    return Scaled(model=_callable(model), alpha=float(alpha))
+
+
+def with_output(model: Model, output: str | Callable[[Array], Array]) -> WithOutput:
+    """output(f(x)): a function of all k outputs after the readout.
+
+    **Arguments:**
+
+    - `model`: any model.
+    - `output`: "softmax", "sigmoid", "tanh", or a function (k,) -> (k',).
+
+    **Raises:** `ValueError` for an unknown name.
+    """
+    if not callable(output):
+        checks.choice("output", output, OUTPUTS)
+        output = OUTPUTS[output]
+    return WithOutput(model=_callable(model), output=output)
+
+
+def _callable(model: Any) -> Any:
+    if not callable(model):
+        raise TypeError(f"`model` is {model!r}, expected a callable PyTree.")
+    return model
