@@ -2,6 +2,7 @@
 
 from corrections.hierarchy import o3 as o3
 from corrections.kernel import ntk as ntk
+from corrections.smoothness import KinkWarning as KinkWarning
 from corrections.taylor import (
     taylor_coefficients as taylor_coefficients,
     taylor_terms as taylor_terms,

@@ -25,6 +25,7 @@ from corrections.parameters import (
     precondition,
     split,
 )
+from corrections.smoothness import warn_at_kinks
 from zoo.precision import full_precision
 
 
@@ -50,7 +51,7 @@ def o3(
     - `x1`, `x2`, `x3`: batches of examples; a missing one means `x1`.
     - `metric`: the learning-rate multipliers M, a PyTree prefix of the parameters (default: 1).
 
-    **Raises:** as `ntk`.
+    **Raises:** as `ntk`. **Warns:** `KinkWarning` for activations without second derivatives.
 
     Source: Huang & Yau (2020); Dyer & Gur-Ari (2020).
     """
@@ -62,6 +63,7 @@ def o3(
         if x is not None:
             check_model(model, name, x, outputs=outputs)
     check_metric(model, metric)
+    warn_at_kinks(model, 2)
     return _o3(model, x1, x2, x1 if x3 is None else x3, metric, outputs.shape[0])
 
 

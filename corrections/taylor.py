@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from corrections.parameters import check_batch, check_model, Model, split
+from corrections.smoothness import warn_at_kinks
 from zoo import checks
 from zoo.frozen import Frozen
 from zoo.precision import full_precision
@@ -128,7 +129,8 @@ def taylorize(model: Model, order: int, *, at: Model | None = None) -> TaylorMod
     metric)`.
 
     **Raises:** `ValueError` for an order that is not an integer >= 0, or where `at` differs from
-    `model` in structure or shapes.
+    `model` in structure or shapes. **Warns:** `KinkWarning` from order 2 on, for activations with
+    fewer than `order` derivatives.
 
     Source: Lee et al. (2019), eq. 5, for order 1; Bai & Lee (2020) for order 2.
     """
@@ -142,6 +144,7 @@ def taylorize(model: Model, order: int, *, at: Model | None = None) -> TaylorMod
             "`at` has other parameters than `model`, expected a model of the same structure and "
             f"shapes: got {_shapes(base)}, expected {_shapes(params)}."
         )
+    warn_at_kinks(model, order, stacklevel=3)
     return TaylorModel(model=model, _base=Frozen(base), order=order)
 
 
@@ -163,7 +166,8 @@ def taylor_terms(
     **Returns:** (order + 1, n, k): f_0, J d, 1/2 d H d, ...
 
     **Raises:** `ValueError` / `TypeError` for an order that is not an integer >= 0, a batch that is
-    empty or not finite, a displacement of another structure than the parameters.
+    empty or not finite, a displacement of another structure than the parameters. **Warns:**
+    `KinkWarning` as `taylorize`.
     """
     checks.integer("order", order, least=0)
     x = check_batch("x", x)
@@ -177,6 +181,7 @@ def taylor_terms(
         )
     for leaf in jax.tree.leaves(displacement):
         checks.finite("displacement", leaf)
+    warn_at_kinks(model, order)
     batched = jax.vmap(apply, in_axes=(None, 0))
     return jnp.stack(taylor_coefficients(lambda p: batched(p, x), params, [displacement], order))
 

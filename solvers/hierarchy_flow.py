@@ -14,6 +14,7 @@ from jaxtyping import ArrayLike, Float
 
 from corrections import ntk, o3
 from corrections.parameters import Metric, Model
+from corrections.smoothness import warn_at_kinks
 from solvers.flow import KernelFlow
 from solvers.integrate import check_tolerances, integrate, Tolerances
 from solvers.losses import LossFunction
@@ -68,7 +69,8 @@ def hierarchy_flow(
     with `RESULTS.kernel_not_positive`.
 
     **Raises:** `ValueError` / `TypeError` for arguments that do not fit, before any work;
-    `SolverError` where the solve fails and `throw=True`.
+    `SolverError` where the solve fails and `throw=True`. **Warns:** `corrections.KinkWarning` at
+    order 3 for activations without second derivatives.
     """
     checks.choice("order", order, (2, 3))
     checks.choice("method", method, ("matrix_free", "dense"))
@@ -77,6 +79,7 @@ def hierarchy_flow(
     check_tolerances(tolerances)
 
     if method == "matrix_free":
+        warn_at_kinks(model, order - 1)  # with "dense", `o3` does
         flow = MatrixFreeFlow(
             model=model,
             points=problem.points,

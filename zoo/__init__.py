@@ -1,10 +1,24 @@
 """What is the network? Parameterizations, layers, architectures and data sets."""
 
-from zoo.activations import activation_function as activation_function, ACTIVATIONS as ACTIVATIONS
+from zoo.activations import (
+    Activation as Activation,
+    activation_function as activation_function,
+    ACTIVATIONS as ACTIVATIONS,
+)
+from zoo.cnn import CNN as CNN
 from zoo.data import Dataset as Dataset, DATASETS as DATASETS, load as load
+from zoo.dtype import astype as astype
+from zoo.forward_train import forward_train as forward_train
 from zoo.frozen import Frozen as Frozen
-from zoo.layers import Dense as Dense
+from zoo.layers import (
+    AffineLayer as AffineLayer,
+    Conv as Conv,
+    Dense as Dense,
+    ParameterizedLayer as ParameterizedLayer,
+    TensorPlace as TensorPlace,
+)
 from zoo.mlp import MLP as MLP
+from zoo.normalization import BatchNorm as BatchNorm, GroupNorm as GroupNorm
 from zoo.parameterization import (
     LayerScaling as LayerScaling,
     MEAN_FIELD as MEAN_FIELD,
@@ -20,8 +34,17 @@ from zoo.reparameterization import (
     learning_rates as learning_rates,
     reparameterize as reparameterize,
 )
+from zoo.structure import (
+    Flatten as Flatten,
+    GlobalAveragePool as GlobalAveragePool,
+    Residual as Residual,
+    Sequential as Sequential,
+)
+from zoo.summary import Summary as Summary, summary as summary
+from zoo.tape import LayerCall as LayerCall, record as record
 from zoo.transforms import (
     centered as centered,
     scaled as scaled,
     with_output as with_output,
 )
+from zoo.wide_resnet import WideResNet as WideResNet

@@ -1,14 +1,47 @@
-"""Pointwise nonlinearities by name."""
+r"""Pointwise nonlinearities, each with the constants that say how smooth it is.
 
+The corrections of finite width expand a network in its parameters, and bounds on how linear it is
+(Liu, Zhu & Belkin 2020, section 3) take
+
+    lipschitz = sup |phi'|,        derivative_lipschitz = sup |phi''|  (infinite at a kink).
+"""
+
+import math
 from collections.abc import Callable
+from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from zoo import checks
 
 ActivationFunction = Callable[[Array], Array]
+
+
+class Activation(eqx.Module):
+    """A pointwise nonlinearity phi, and a layer that applies it.
+
+    - `name`: what reports print.
+    - `function`: phi, on arrays of any shape.
+    - `smoothness`: the number of continuous derivatives of phi (0 for ReLU, infinity for tanh), or
+      None where it is not known. An expansion of order q in the parameters is one of a function
+      that has q of them.
+    - `lipschitz`: sup |phi'|, or None.
+    - `derivative_lipschitz`: the Lipschitz constant of phi', sup |phi''|; infinite at a kink, or
+      None.
+    """
+
+    name: str = eqx.field(static=True)
+    function: ActivationFunction = eqx.field(static=True)
+    smoothness: int | float | None = eqx.field(static=True, default=None)
+    lipschitz: int | float | None = eqx.field(static=True, default=None)
+    derivative_lipschitz: int | float | None = eqx.field(static=True, default=None)
+
+    def __call__(self, a: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Phi(a), entry by entry."""
+        return self.function(a)
 
 
 def exact_gelu(x: Array) -> Array:
@@ -21,27 +54,78 @@ def identity(x: Array) -> Array:
     return x
 
 
-ACTIVATIONS: dict[str, ActivationFunction] = {
-    "relu": jax.nn.relu,
-    "leaky_relu": jax.nn.leaky_relu,
-    "abs": jnp.abs,
-    "erf": jax.scipy.special.erf,
-    "gelu": exact_gelu,
-    "tanh": jnp.tanh,
-    "sin": jnp.sin,
-    "softplus": jax.nn.softplus,
-    "silu": jax.nn.silu,
-    "identity": identity,
+def _gaussian_density(x: float) -> float:
+    return math.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+
+
+def _gaussian_distribution(x: float) -> float:
+    return (1 + math.erf(x / math.sqrt(2))) / 2
+
+
+_INF = math.inf
+_ROOT2 = math.sqrt(2.0)
+
+ACTIVATIONS: dict[str, Activation] = {
+    activation.name: activation
+    for activation in (
+        Activation("relu", jax.nn.relu, 0, 1.0, _INF),
+        Activation("leaky_relu", jax.nn.leaky_relu, 0, 1.0, _INF),
+        Activation("abs", jnp.abs, 0, 1.0, _INF),
+        Activation("elu", jax.nn.elu, 1, 1.0, 1.0),
+        # phi' is largest at 0 and |phi''| at 1/sqrt(2)
+        Activation(
+            "erf",
+            jax.scipy.special.erf,
+            _INF,
+            2 / math.sqrt(math.pi),
+            2 * math.sqrt(2 / (math.e * math.pi)),
+        ),
+        # phi' = Phi(x) + x phi(x) is largest at sqrt(2), phi'' = (2 - x^2) phi(x) at 0
+        Activation(
+            "gelu",
+            exact_gelu,
+            _INF,
+            _gaussian_distribution(_ROOT2) + _ROOT2 * _gaussian_density(_ROOT2),
+            2 * _gaussian_density(0.0),
+        ),
+        Activation("tanh", jnp.tanh, _INF, 1.0, 4 / (3 * math.sqrt(3.0))),
+        Activation("sigmoid", jax.nn.sigmoid, _INF, 0.25, 1 / (6 * math.sqrt(3.0))),
+        Activation("sin", jnp.sin, _INF, 1.0, 1.0),
+        Activation("cos", jnp.cos, _INF, 1.0, 1.0),
+        Activation("softplus", jax.nn.softplus, _INF, 1.0, 0.25),
+        # phi' is largest where x tanh(x / 2) = 2, that is at x = 2.39935728052...
+        Activation("silu", jax.nn.silu, _INF, 1.0998393194, 0.5),
+        Activation("identity", identity, _INF, 1.0, 0.0),
+    )
 }
 """The activations that have a name."""
 
 
-def activation_function(activation: str | ActivationFunction) -> ActivationFunction:
-    """The function behind a name of `ACTIVATIONS`; a callable is returned as it is.
+def activation_function(activation: str | ActivationFunction) -> Activation:
+    """The `Activation` of a name of `ACTIVATIONS`, or made from a pointwise function.
 
-    **Raises:** `ValueError` for an unknown name.
+    A function whose smoothness and Lipschitz constants are known is better passed as an
+    `Activation` that states them; warnings use them.
+
+    **Raises:** `ValueError` for an unknown name; `TypeError` for what is neither name nor function.
     """
-    if callable(activation):
+    if isinstance(activation, Activation):
         return activation
-    checks.choice("activation", activation, ACTIVATIONS)
-    return ACTIVATIONS[activation]
+    if isinstance(activation, str):
+        checks.choice("activation", activation, ACTIVATIONS)
+        return ACTIVATIONS[activation]
+    if callable(activation):
+        return _known_functions().get(activation) or Activation(_name(activation), activation)
+    raise TypeError(
+        f"`activation` is {activation!r}, expected a name of `zoo.ACTIVATIONS` or a pointwise "
+        "function."
+    )
+
+
+def _known_functions() -> dict[ActivationFunction, Activation]:
+    """`jnp.tanh` is "tanh"."""
+    return {activation.function: activation for activation in ACTIVATIONS.values()}
+
+
+def _name(function: Any) -> str:
+    return getattr(function, "__name__", type(function).__name__)

@@ -71,6 +71,21 @@ def shape(name: str, array: Any, expected: tuple[int | str, ...], because: str =
         raise ValueError(f"`{name}` has shape {got}, expected ({text}){reason}.")
 
 
+def example(x: Any, expected: tuple[int, ...]) -> jax.Array:
+    """`x` as one example that a network takes.
+
+    **Raises:** `TypeError` where it does not hold floating-point numbers; `ValueError` where its
+    shape differs from `expected`.
+    """
+    text = f"one example of shape {expected}"
+    array = real_array("x", x, expected=text)
+    if array.shape != expected:
+        raise ValueError(
+            f"`x` has shape {array.shape}, expected {text}. For a batch use `jax.vmap(model)(xs)`."
+        )
+    return array
+
+
 def choice(name: str, value: Any, choices: Collection[Any]) -> None:
     """**Raises:** `ValueError` where `value` is not one of `choices`."""
     if value not in choices:

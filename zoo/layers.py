@@ -1,19 +1,143 @@
-"""Layers that know their place in the network and their parameterization."""
+r"""Layers that know their place in the network and their parameterization.
+
+    z = multiplier W a + bias_multiplier b
+
+for dense layers and convolutions. The multipliers, the initial scales and the learning rates follow
+from the parameterization, the layer's role and its shape (`zoo.parameterization`); they are
+derived, never stored.
+"""
+
+import abc
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import equinox as eqx
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from zoo import checks
-from zoo.parameterization import LayerScaling, NTK, Parameterization, Role
+from zoo.convolution import convolve, Padding, PADDINGS, per_axis
+from zoo.parameterization import LayerScaling, NTK, Parameterization, Role, TensorScaling
 
 
-class Dense(eqx.Module):
-    """A fully connected layer, z = weight_multiplier W a + bias_multiplier b.
+@dataclass(frozen=True)
+class TensorPlace:
+    """What a parameterization has to know of a layer's tensor.
 
-    The multipliers and the initial scales follow from the parameterization, the layer's role and
-    its shape (see `zoo.parameterization`); they are derived, never stored.
+    - `kind`: whether it scales as a "weight" or as a "bias".
+    - `std`: its sigma.
+    - `start`: the number that all of multiplier x tensor starts at, where that is not random.
     """
+
+    kind: Literal["weight", "bias"]
+    std: float
+    start: float | None = None
+
+
+class ParameterizedLayer(eqx.Module):
+    """A layer whose parameters are scaled by a parameterization.
+
+    A layer of your own that states its `role`, `parameterization`, `fans` and `tensors` takes part
+    in `learning_rates`, `reparameterize` and `summary`.
+    """
+
+    role: eqx.AbstractVar[Role]
+    parameterization: eqx.AbstractVar[Parameterization]
+
+    @property
+    @abc.abstractmethod
+    def fans(self) -> dict[str, int]:
+        """`fan_in` and `fan_out`: inputs and outputs of one output position."""
+
+    @property
+    @abc.abstractmethod
+    def tensors(self) -> dict[str, TensorPlace]:
+        """The place of each parameter of the layer, by the name of its attribute."""
+
+    @abc.abstractmethod
+    def like(self, parameterization: Parameterization) -> "ParameterizedLayer":
+        """The same layer in another parameterization, with shapes in the place of arrays."""
+
+    @property
+    def scaling(self) -> LayerScaling:
+        """This role's scaling in this parameterization."""
+        return self.parameterization.scaling(self.role)
+
+    def tensor_scaling(
+        self, name: str, parameterization: Parameterization | None = None
+    ) -> TensorScaling:
+        """The scaling of the tensor `name` (in another parameterization, if given)."""
+        parameterization = self.parameterization if parameterization is None else parameterization
+        return getattr(parameterization.scaling(self.role), self.tensors[name].kind)
+
+    def multiplier(self, name: str, parameterization: Parameterization | None = None) -> float:
+        """The factor of the tensor `name` in the forward pass."""
+        law = self.tensor_scaling(name, parameterization).multiplier
+        return law(std=self.tensors[name].std, **self.fans)
+
+    def init_std(self, name: str) -> float:
+        """The standard deviation of the tensor `name` at the start (0 where it is not random)."""
+        if self.tensors[name].start is not None:
+            return 0.0
+        return self.tensor_scaling(name).init(std=self.tensors[name].std, **self.fans)
+
+    def learning_rate(
+        self,
+        name: str,
+        optimizer: Literal["sgd", "adam"] = "sgd",
+        parameterization: Parameterization | None = None,
+    ) -> float:
+        """The learning-rate multiplier of the tensor `name`.
+
+        **Raises:** `ValueError` where the parameterization does not say what Adam's is.
+        """
+        parameterization = self.parameterization if parameterization is None else parameterization
+        law = getattr(self.tensor_scaling(name, parameterization), optimizer)
+        if law is None:
+            raise ValueError(
+                f"{parameterization.name} does not say what Adam's learning rates are, "
+                'expected `optimizer="sgd"` or a parameterization that does, such as MUP.'
+            )
+        return law(std=self.tensors[name].std, **self.fans)
+
+
+class AffineLayer(ParameterizedLayer):
+    """A layer z = weight_multiplier W a + bias_multiplier b: `Dense` and `Conv`."""
+
+    weight: eqx.AbstractVar[Float[Array, "..."]]
+    bias: eqx.AbstractVar[Float[Array, " out"] | None]
+    weight_std: eqx.AbstractVar[float]
+    bias_std: eqx.AbstractVar[float | None]
+
+    @property
+    def fans(self) -> dict[str, int]:
+        """`fan_in` (times the positions of a convolution's kernel) and `fan_out`."""
+        out_size, *inputs = self.weight.shape
+        return {"fan_in": math.prod(inputs), "fan_out": out_size}
+
+    @property
+    def tensors(self) -> dict[str, TensorPlace]:
+        """`weight`, and `bias` where there is one."""
+        places = {"weight": TensorPlace("weight", self.weight_std)}
+        if self.bias_std is not None:
+            places["bias"] = TensorPlace("bias", self.bias_std)
+        return places
+
+    @property
+    def weight_multiplier(self) -> float:
+        """The factor of W in the forward pass."""
+        return self.multiplier("weight")
+
+    @property
+    def bias_multiplier(self) -> float:
+        """The factor of b in the forward pass (0 where the layer has no bias)."""
+        return 0.0 if self.bias_std is None else self.multiplier("bias")
+
+
+class Dense(AffineLayer):
+    """A fully connected layer, z = weight_multiplier W a + bias_multiplier b."""
 
     weight: Float[Array, "out in"]
     bias: Float[Array, " out"] | None
@@ -37,7 +161,7 @@ class Dense(eqx.Module):
 
         - `in_size`, `out_size`: lengths of a and z.
         - `role`: "input", "hidden" or "readout".
-        - `parameterization`: `NTK`, `STANDARD` or a user's own.
+        - `parameterization`: `NTK`, `STANDARD`, `MEAN_FIELD`, `MUP` or a user's own.
         - `weight_std`, `bias_std`: sigma_w and sigma_b; `bias_std=None` means no bias parameters.
         - `key`: for the initial parameters, in the default float type.
 
@@ -45,47 +169,133 @@ class Dense(eqx.Module):
         """
         checks.integer("in_size", in_size)
         checks.integer("out_size", out_size)
-        checks.nonnegative_number("weight_std", weight_std)
-        if bias_std is not None:
-            checks.nonnegative_number("bias_std", bias_std)
         self.role = role
-        self.parameterization = parameterization
-        self.weight_std = float(weight_std)
-        self.bias_std = None if bias_std is None else float(bias_std)
+        self.parameterization = _checked(parameterization)
+        self.weight_std, self.bias_std = _stds(weight_std, bias_std)
+        self.weight, self.bias = _initial(self, (out_size, in_size), key)
 
-        scaling = parameterization.scaling(role)
-        fans = {"fan_in": in_size, "fan_out": out_size}
-        weight_key, bias_key = jr.split(key)
-        init = scaling.weight.init(std=self.weight_std, **fans)
-        self.weight = init * jr.normal(weight_key, (out_size, in_size))
-        if self.bias_std is None:
-            self.bias = None
-        else:
-            init = scaling.bias.init(std=self.bias_std, **fans)
-            self.bias = init * jr.normal(bias_key, (out_size,))
-
-    @property
-    def scaling(self) -> LayerScaling:
-        """This role's scaling in this parameterization."""
-        return self.parameterization.scaling(self.role)
-
-    @property
-    def fans(self) -> dict[str, int]:
-        """`fan_in` and `fan_out`."""
-        return {"fan_in": self.weight.shape[-1], "fan_out": self.weight.shape[-2]}
-
-    @property
-    def weight_multiplier(self) -> float:
-        """The factor of W in the forward pass."""
-        return self.scaling.weight.multiplier(std=self.weight_std, **self.fans)
-
-    @property
-    def bias_multiplier(self) -> float:
-        """The factor of b in the forward pass (0 where the layer has no bias)."""
-        if self.bias_std is None:
-            return 0.0
-        return self.scaling.bias.multiplier(std=self.bias_std, **self.fans)
+    def like(self, parameterization: Parameterization) -> "Dense":
+        """The same layer in another parameterization, with shapes in the place of arrays."""
+        out_size, in_size = self.weight.shape
+        return eqx.filter_eval_shape(
+            type(self),
+            in_size,
+            out_size,
+            role=self.role,
+            parameterization=parameterization,
+            weight_std=self.weight_std,
+            bias_std=self.bias_std,
+            key=jr.key(0),
+        )
 
     def __call__(self, a: Float[Array, " in"]) -> Float[Array, " out"]:
         z = self.weight_multiplier * (self.weight @ a)
         return z if self.bias is None else z + self.bias_multiplier * self.bias
+
+
+class Conv(AffineLayer):
+    """A convolution of channel-first images, z = weight_multiplier W * a + bias_multiplier b.
+
+    Over any number of spatial axes; the bias is one number a channel. See `zoo.convolution`.
+    """
+
+    weight: Float[Array, "out in *kernel"]
+    bias: Float[Array, " out"] | None
+    stride: tuple[int, ...] = eqx.field(static=True)
+    padding: Padding = eqx.field(static=True)
+    role: Role = eqx.field(static=True)
+    parameterization: Parameterization = eqx.field(static=True)
+    weight_std: float = eqx.field(static=True)
+    bias_std: float | None = eqx.field(static=True)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        kernel_size: Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: Padding = "SAME",
+        role: Role = "hidden",
+        parameterization: Parameterization = NTK,
+        weight_std: float = 1.0,
+        bias_std: float | None = None,
+        key: PRNGKeyArray,
+    ):
+        """**Arguments:**
+
+        - `in_channels`, `out_channels`: channels of a and z.
+        - `kernel_size`: length of the kernel along each spatial axis; their number is that of the
+          axes.
+        - `stride`: one for all axes, or one an axis.
+        - `padding`: "SAME" (XLA's: zeros, output length ceil(n / stride)), "VALID" or "CIRCULAR".
+        - `role`, `parameterization`, `weight_std`, `bias_std`, `key`: as in `Dense`. The fan-in is
+          in_channels times the positions of the kernel, the fan-out is out_channels.
+
+        **Raises:** `ValueError` for sizes below 1, a stride of another length, an unknown padding
+        or role, a negative or non-finite std.
+        """
+        checks.integer("in_channels", in_channels)
+        checks.integer("out_channels", out_channels)
+        checks.choice("padding", padding, PADDINGS)
+        kernel = per_axis("kernel_size", kernel_size, len(kernel_size))
+        self.stride = per_axis("stride", stride, len(kernel))
+        self.padding = padding
+        self.role = role
+        self.parameterization = _checked(parameterization)
+        self.weight_std, self.bias_std = _stds(weight_std, bias_std)
+        self.weight, self.bias = _initial(self, (out_channels, in_channels, *kernel), key)
+
+    def like(self, parameterization: Parameterization) -> "Conv":
+        """The same layer in another parameterization, with shapes in the place of arrays."""
+        out_channels, in_channels, *kernel = self.weight.shape
+        return eqx.filter_eval_shape(
+            type(self),
+            in_channels,
+            out_channels,
+            kernel_size=tuple(kernel),
+            stride=self.stride,
+            padding=self.padding,
+            role=self.role,
+            parameterization=parameterization,
+            weight_std=self.weight_std,
+            bias_std=self.bias_std,
+            key=jr.key(0),
+        )
+
+    def __call__(self, a: Float[Array, "in *space"]) -> Float[Array, "out *out_space"]:
+        z = convolve(a, self.weight, stride=self.stride, padding=self.padding)
+        z = self.weight_multiplier * z
+        if self.bias is None:
+            return z
+        axes = (1,) * (z.ndim - 1)
+        return z + self.bias_multiplier * self.bias.reshape(-1, *axes)
+
+
+def _checked(parameterization: Parameterization) -> Parameterization:
+    if not isinstance(parameterization, Parameterization):
+        raise TypeError(
+            f"`parameterization` is {parameterization!r}, expected a `zoo.Parameterization` "
+            "such as `zoo.NTK` (by name: `zoo.PARAMETERIZATIONS`)."
+        )
+    return parameterization
+
+
+def _stds(weight_std: float, bias_std: float | None) -> tuple[float, float | None]:
+    checks.nonnegative_number("weight_std", weight_std)
+    if bias_std is not None:
+        checks.nonnegative_number("bias_std", bias_std)
+    return float(weight_std), None if bias_std is None else float(bias_std)
+
+
+def _initial(
+    layer: AffineLayer, shape: tuple[int, ...], key: PRNGKeyArray
+) -> tuple[Float[Array, "..."], Float[Array, " out"] | None]:
+    """Normal draws of the layer's initial scales."""
+    fans = {"fan_in": math.prod(shape[1:]), "fan_out": shape[0]}
+    scaling = layer.scaling
+    weight_key, bias_key = jr.split(key)
+    weight = scaling.weight.init(std=layer.weight_std, **fans) * jr.normal(weight_key, shape)
+    if layer.bias_std is None:
+        return weight, None
+    return weight, scaling.bias.init(std=layer.bias_std, **fans) * jr.normal(bias_key, shape[:1])

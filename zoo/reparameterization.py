@@ -10,15 +10,14 @@ from typing import Any, Literal, TypeVar
 
 import equinox as eqx
 import jax
-import jax.random as jr
 from jaxtyping import PyTree
 
 from zoo import checks
-from zoo.layers import Dense
-from zoo.parameterization import Parameterization, TensorScaling
+from zoo.frozen import Frozen
+from zoo.layers import ParameterizedLayer
+from zoo.parameterization import Parameterization
 
 _Model = TypeVar("_Model")
-_TENSORS = ("weight", "bias")
 
 
 def reparameterize(model: _Model, parameterization: Parameterization) -> _Model:
@@ -32,28 +31,14 @@ def reparameterize(model: _Model, parameterization: Parameterization) -> _Model:
     **Raises:** `ValueError` where a layer of zero std has no multiplier to divide by.
     """
 
-    def moved(layer: Dense) -> Dense:
-        template = eqx.filter_eval_shape(
-            Dense,
-            layer.fans["fan_in"],
-            layer.fans["fan_out"],
-            role=layer.role,
-            parameterization=parameterization,
-            weight_std=layer.weight_std,
-            bias_std=layer.bias_std,
-            key=jr.key(0),
-        )
-        for name in _TENSORS:
-            tensor = getattr(layer, name)
-            if tensor is not None:
-                own = _multiplier(layer, layer.parameterization, name)
-                other = _multiplier(layer, parameterization, name)
-                if other == 0:
-                    raise ValueError(_no_multiplier(name, parameterization))
-                template = eqx.tree_at(
-                    lambda new, name=name: getattr(new, name), template, own / other * tensor
-                )
-        return template
+    def moved(layer: ParameterizedLayer) -> ParameterizedLayer:
+        tensors = {}
+        for name in layer.tensors:
+            own, other = layer.multiplier(name), layer.multiplier(name, parameterization)
+            if other == 0:
+                raise ValueError(_no_multiplier(name, parameterization))
+            tensors[name] = own / other * getattr(layer, name)
+        return _with_tensors(layer.like(parameterization), tensors)
 
     return _map_layers(moved, model)
 
@@ -88,30 +73,16 @@ def learning_rates(
             "gradient's scale out, so no learning rates make it follow another parameterization."
         )
 
-    def rates(layer: Dense) -> Dense:
-        result: Any = layer
-        for name in _TENSORS:
-            if getattr(layer, name) is not None:
-                result = eqx.tree_at(
-                    lambda new, name=name: getattr(new, name), result, rate(layer, name)
-                )
-        return result
+    def rates(layer: ParameterizedLayer) -> ParameterizedLayer:
+        return _with_tensors(layer, {name: rate(layer, name) for name in layer.tensors})
 
-    def rate(layer: Dense, name: str) -> float:
+    def rate(layer: ParameterizedLayer, name: str) -> float:
         if equivalent_to is None:
-            scaling = _scaling(layer, layer.parameterization, name)
-            law = scaling.sgd if optimizer == "sgd" else scaling.adam
-            if law is None:
-                raise ValueError(
-                    f"{layer.parameterization.name} does not say what Adam's learning rates are, "
-                    'expected `optimizer="sgd"` or a parameterization that does, such as MUP.'
-                )
-            return law(std=_std(layer, name), **layer.fans)
-        own = _multiplier(layer, layer.parameterization, name)
+            return layer.learning_rate(name, optimizer)
+        own, other = layer.multiplier(name), layer.multiplier(name, equivalent_to)
         if own == 0:
             raise ValueError(_no_multiplier(name, layer.parameterization))
-        their_rate = _scaling(layer, equivalent_to, name).sgd(std=_std(layer, name), **layer.fans)
-        return their_rate * (_multiplier(layer, equivalent_to, name) / own) ** 2
+        return layer.learning_rate(name, parameterization=equivalent_to) * (other / own) ** 2
 
     result = _map_layers(rates, eqx.filter(model, eqx.is_inexact_array))
     outside = [
@@ -127,29 +98,23 @@ def learning_rates(
     return result
 
 
-def _map_layers(fn: Callable[[Dense], Dense], model: _Model) -> _Model:
+def _map_layers(fn: Callable[[ParameterizedLayer], ParameterizedLayer], model: _Model) -> _Model:
     """`fn` on every layer with parameters; what is frozen holds none."""
 
     def is_layer(node: Any) -> bool:
-        return isinstance(node, Dense)
+        return isinstance(node, ParameterizedLayer | Frozen)
 
     def mapped(node: Any) -> Any:
-        return fn(node) if is_layer(node) and eqx.is_inexact_array(node.weight) else node
+        return fn(node) if isinstance(node, ParameterizedLayer) else node
 
     return jax.tree.map(mapped, model, is_leaf=is_layer)
 
 
-def _scaling(layer: Dense, parameterization: Parameterization, name: str) -> TensorScaling:
-    return getattr(parameterization.scaling(layer.role), name)
-
-
-def _std(layer: Dense, name: str) -> float:
-    return getattr(layer, f"{name}_std")
-
-
-def _multiplier(layer: Dense, parameterization: Parameterization, name: str) -> float:
-    law = _scaling(layer, parameterization, name).multiplier
-    return law(std=_std(layer, name), **layer.fans)
+def _with_tensors(layer: ParameterizedLayer, tensors: dict[str, Any]) -> ParameterizedLayer:
+    names = list(tensors)
+    return eqx.tree_at(
+        lambda new: [getattr(new, name) for name in names], layer, [tensors[n] for n in names]
+    )
 
 
 def _no_multiplier(name: str, parameterization: Parameterization) -> str:

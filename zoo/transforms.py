@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from zoo import checks
+from zoo.forward_train import forward_train
 from zoo.frozen import Frozen
 
 Model = Callable[[Array], Array]
@@ -38,6 +39,12 @@ class Centered(eqx.Module):
         """The change of the outputs for one example."""
         return self.model(x) - self._start.value(x)
 
+    def forward_train(self, xs: Float[Array, "n ..."]) -> tuple[Float[Array, "n k"], "Centered"]:
+        """See `zoo.forward_train`; the copy keeps the statistics it was frozen with."""
+        outputs, model = forward_train(self.model, xs)
+        start = jax.vmap(self._start.value)(xs)
+        return outputs - start, eqx.tree_at(lambda m: m.model, self, model)
+
 
 class Scaled(eqx.Module):
     """alpha f(x); see `scaled`."""
@@ -49,6 +56,11 @@ class Scaled(eqx.Module):
         """The scaled outputs for one example."""
         return self.alpha * self.model(x)
 
+    def forward_train(self, xs: Float[Array, "n ..."]) -> tuple[Float[Array, "n k"], "Scaled"]:
+        """See `zoo.forward_train`."""
+        outputs, model = forward_train(self.model, xs)
+        return self.alpha * outputs, eqx.tree_at(lambda m: m.model, self, model)
+
 
 class WithOutput(eqx.Module):
     """output(f(x)); see `with_output`."""
@@ -59,6 +71,11 @@ class WithOutput(eqx.Module):
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, " k"]:
         """The transformed outputs for one example."""
         return self.output(self.model(x))
+
+    def forward_train(self, xs: Float[Array, "n ..."]) -> tuple[Float[Array, "n k"], "WithOutput"]:
+        """See `zoo.forward_train`."""
+        outputs, model = forward_train(self.model, xs)
+        return jax.vmap(self.output)(outputs), eqx.tree_at(lambda m: m.model, self, model)
 
 
 def centered(model: Model) -> Centered:

@@ -1,0 +1,126 @@
+r"""The convolution of one image, fast inside loops on CPU and native on accelerators.
+
+    z[o, p] = sum_{c, q} w[o, c, q] a[c, stride p + q - low]
+
+(a cross-correlation, as everywhere in deep learning), over any number of spatial axes. Positions
+outside the image are 0 ("SAME", "VALID") or taken periodically ("CIRCULAR").
+
+XLA's own convolution on CPU is many times slower inside `lax.map`, `scan` and `while` than outside
+(`python -m scripts benchmark --parts convolution` measures it), and every ODE solve and every tile
+of a kernel is such a loop. So on CPU the patches are gathered by slices and multiplied in one
+matrix product; elsewhere `lax.conv_general_dilated` is used.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from zoo import checks
+
+Padding = Literal["SAME", "VALID", "CIRCULAR"]
+PADDINGS: tuple[Padding, ...] = ("SAME", "VALID", "CIRCULAR")
+
+
+def convolve(
+    image: Float[Array, "in_channels *space"],
+    weight: Float[Array, "out_channels in_channels *kernel"],
+    *,
+    stride: Sequence[int],
+    padding: Padding,
+) -> Float[Array, "out_channels *out_space"]:
+    """Convolves one channel-first image with a kernel.
+
+    **Arguments:**
+
+    - `image`: (C_in, *space).
+    - `weight`: (C_out, C_in, *kernel), a kernel axis for each spatial axis.
+    - `stride`: one step for each spatial axis.
+    - `padding`: "SAME" is XLA's: output length ceil(n / stride), what is padded is shared evenly
+      and the odd one goes to the end; "CIRCULAR" pads as much, periodically; "VALID" does not pad.
+
+    **Returns:** (C_out, *out_space), see `output_space`.
+    """
+    kernel = weight.shape[2:]
+    pads = tuple(
+        _pads(n, k, s, padding) for n, k, s in zip(image.shape[1:], kernel, stride, strict=True)
+    )
+    if padding == "CIRCULAR":
+        image = jnp.pad(image, ((0, 0), *pads), mode="wrap")
+        pads = ((0, 0),) * len(pads)
+    dtype = jnp.result_type(image, weight)
+    return jax.lax.platform_dependent(
+        image.astype(dtype),
+        weight.astype(dtype),
+        cpu=functools.partial(_by_patches, stride=tuple(stride), pads=pads),
+        default=functools.partial(_native, stride=tuple(stride), pads=pads),
+    )
+
+
+def output_space(
+    space: Sequence[int], *, kernel: Sequence[int], stride: Sequence[int], padding: Padding
+) -> tuple[int, ...]:
+    """The spatial shape of a convolution's output.
+
+    **Raises:** `ValueError` where a "VALID" kernel is longer than the image.
+    """
+    lengths = []
+    for n, k, s in zip(space, kernel, stride, strict=True):
+        if padding != "VALID":
+            lengths.append(math.ceil(n / s))
+        elif k <= n:
+            lengths.append((n - k) // s + 1)
+        else:
+            raise ValueError(
+                f"`kernel_size` is {tuple(kernel)} on an image of {tuple(space)} positions with "
+                '`padding="VALID"`, expected a kernel no longer than the image.'
+            )
+    return tuple(lengths)
+
+
+def per_axis(name: str, value: int | Sequence[int], axes: int) -> tuple[int, ...]:
+    """One positive integer for each spatial axis.
+
+    **Raises:** `ValueError` for other numbers, or another number of them.
+    """
+    if not isinstance(value, Sequence):
+        checks.integer(name, value)
+        return (int(value),) * axes
+    if len(value) != axes:
+        raise ValueError(f"`{name}` is {value!r}, expected one integer or {axes}, one an axis.")
+    for i, entry in enumerate(value):
+        checks.integer(f"{name}[{i}]", entry)
+    return tuple(int(entry) for entry in value)
+
+
+def _pads(length: int, kernel: int, stride: int, padding: Padding) -> tuple[int, int]:
+    if padding == "VALID":
+        return 0, 0
+    total = max((math.ceil(length / stride) - 1) * stride + kernel - length, 0)
+    return total // 2, total - total // 2
+
+
+def _native(image: Array, weight: Array, *, stride: tuple[int, ...], pads: tuple) -> Array:
+    return jax.lax.conv_general_dilated(image[None], weight, stride, pads)[0]
+
+
+def _by_patches(image: Array, weight: Array, *, stride: tuple[int, ...], pads: tuple) -> Array:
+    """One slice for each position of the kernel, then one matrix product."""
+    image = jnp.pad(image, ((0, 0), *pads))
+    kernel = weight.shape[2:]
+    out = tuple((n - k) // s + 1 for n, k, s in zip(image.shape[1:], kernel, stride, strict=True))
+    slices = [
+        image[(slice(None), *map(_every, offset, out, stride))]
+        for offset in itertools.product(*map(range, kernel))
+    ]
+    patches = jnp.stack(slices, axis=1).reshape(-1, math.prod(out))
+    return (weight.reshape(weight.shape[0], -1) @ patches).reshape(-1, *out)
+
+
+def _every(start: int, length: int, step: int) -> slice:
+    return slice(start, start + (length - 1) * step + 1, step)

@@ -1,0 +1,80 @@
+"""How layers are put together: one after the other, or side by side and added.
+
+The body of every architecture is built of these, so what runs through a network layer by layer (a
+summary, the infinite-width limit) is a fold over one structure.
+"""
+
+from collections.abc import Callable, Sequence
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from zoo.forward_train import forward_train
+
+Layer = Callable[[Array], Array]
+
+
+class Sequential(eqx.Module):
+    """Layers one after the other: layers[-1](... layers[1](layers[0](a)))."""
+
+    layers: tuple[Layer, ...]
+
+    def __init__(self, layers: Sequence[Layer]):
+        """**Arguments:**
+
+        - `layers`: callables of one array, in the order they are applied.
+        """
+        self.layers = tuple(layers)
+
+    def __call__(self, a: Float[Array, "..."]) -> Float[Array, "..."]:
+        for layer in self.layers:
+            a = layer(a)
+        return a
+
+    def forward_train(
+        self, batch: Float[Array, "n ..."]
+    ) -> tuple[Float[Array, "n ..."], "Sequential"]:
+        """See `zoo.forward_train`."""
+        trained = []
+        for layer in self.layers:
+            batch, layer = forward_train(layer, batch)
+            trained.append(layer)
+        return batch, type(self)(trained)
+
+
+class Residual(eqx.Module):
+    """A branch and a shortcut around it: branch(a) + shortcut(a).
+
+    `shortcut=None` is the identity.
+    """
+
+    branch: Layer
+    shortcut: Layer | None = None
+
+    def __call__(self, a: Float[Array, "..."]) -> Float[Array, "..."]:
+        return self.branch(a) + (a if self.shortcut is None else self.shortcut(a))
+
+    def forward_train(
+        self, batch: Float[Array, "n ..."]
+    ) -> tuple[Float[Array, "n ..."], "Residual"]:
+        """See `zoo.forward_train`."""
+        added, branch = forward_train(self.branch, batch)
+        if self.shortcut is None:
+            return added + batch, type(self)(branch)
+        passed, shortcut = forward_train(self.shortcut, batch)
+        return added + passed, type(self)(branch, shortcut)
+
+
+class Flatten(eqx.Module):
+    """All entries of an example in one vector, in row-major order."""
+
+    def __call__(self, a: Float[Array, "..."]) -> Float[Array, " size"]:
+        return jnp.ravel(a)
+
+
+class GlobalAveragePool(eqx.Module):
+    """The mean over all positions, one number a channel."""
+
+    def __call__(self, a: Float[Array, "channels *space"]) -> Float[Array, " channels"]:
+        return jnp.mean(a, axis=tuple(range(1, a.ndim)))
