@@ -6,8 +6,14 @@ from zoo.activations import (
     ACTIVATIONS as ACTIVATIONS,
 )
 from zoo.cnn import CNN as CNN
-from zoo.data import Dataset as Dataset, DATASETS as DATASETS, load as load
+from zoo.data import (
+    Dataset as Dataset,
+    DATASETS as DATASETS,
+    from_hugging_face as from_hugging_face,
+    load as load,
+)
 from zoo.dtype import astype as astype
+from zoo.flax import FlaxModel as FlaxModel, from_flax as from_flax
 from zoo.forward_train import forward_train as forward_train
 from zoo.frozen import Frozen as Frozen
 from zoo.layers import (

@@ -176,9 +176,7 @@ class BatchNorm(ParameterizedLayer):
     ) -> tuple[Float[Array, "n channels *space"], "BatchNorm"]:
         """The batch normalized by its own statistics, and the layer with its statistics moved."""
         axes = (0, *range(2, batch.ndim))
-        mean = jnp.mean(batch, axis=axes)
-        deviation = batch - _over_channels(mean, batch.ndim - 1)
-        variance = jnp.mean(deviation**2, axis=axes)
+        mean, variance = jnp.mean(batch, axis=axes), jnp.var(batch, axis=axes)
         outputs = jax.vmap(lambda a: _affine(self, self._normalized(a, mean, variance)))(batch)
 
         def moved(old: Array, new: Array) -> Array:

@@ -87,8 +87,9 @@ def summary(model: Callable[[Array], Array], in_shape: Sequence[int]) -> Summary
 
     **Arguments:**
 
-    - `model`: a callable PyTree. Layers of the zoo get a row each, in the order they are called;
-      parameters that no zoo layer owns are counted.
+    - `model`: a callable PyTree, with arrays or, from `eqx.filter_eval_shape`, with their shapes
+      only. Layers of the zoo get a row each, in the order they are called; parameters that no zoo
+      layer owns are counted.
     - `in_shape`: of one example.
 
     **Raises:** `ValueError` where `in_shape` is no shape or the model does not take it.
@@ -102,10 +103,13 @@ def summary(model: Callable[[Array], Array], in_shape: Sequence[int]) -> Summary
         rows.extend(_row(call.path, call.layer, call.output.shape) for call in calls)
         return outputs
 
-    example = jax.ShapeDtypeStruct(tuple(in_shape), jnp.result_type(float))
+    arrays = jax.tree.leaves(eqx.filter_eval_shape(eqx.filter, model, eqx.is_array))
+    floats = [array for array in arrays if jnp.issubdtype(array.dtype, jnp.inexact)]
+    dtype = jnp.result_type(*(array.dtype for array in floats)) if floats else float
+    example = jax.ShapeDtypeStruct(tuple(in_shape), dtype)
     outputs = eqx.filter_eval_shape(traced, model, example)
     owned = {(row.path, t.name): t for row in rows for t in row.tensors}
-    parameters = _count(eqx.filter(model, eqx.is_inexact_array))
+    parameters = _count(floats)
     in_layers = sum(math.prod(tensor.shape) for tensor in owned.values())
     return Summary(
         name=type(model).__name__,
@@ -113,7 +117,7 @@ def summary(model: Callable[[Array], Array], in_shape: Sequence[int]) -> Summary
         in_shape=tuple(in_shape),
         out_shape=outputs.shape,
         parameters=parameters,
-        frozen=_count(eqx.filter(model, eqx.is_array)) - parameters,
+        frozen=_count(arrays) - parameters,
         outside=parameters - in_layers,
     )
 
@@ -152,5 +156,5 @@ def _shape(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape)) or "scalar"
 
 
-def _count(tree: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+def _count(arrays: Sequence[Any]) -> int:
+    return sum(math.prod(array.shape) for array in arrays)

@@ -32,7 +32,9 @@ class StudyConfig:
     out: Path = Path("runs")
     """Where runs are kept."""
     dataset: str = "digits"
-    """Data set: see `zoo.load`."""
+    """Data set: a name that `zoo.load` knows, or a .npz file."""
+    root: Path | None = None
+    """Folder of the data set's files (digits need none)."""
     classes: tuple[int, ...] = (0, 1, 2)
     """Labels to keep."""
     n_train: int = 24
@@ -83,7 +85,8 @@ class StudyConfig:
         for seed in self.seeds:
             checks.integer("seeds", seed, least=0)
         checks.integer("data_seed", self.data_seed, least=0)
-        checks.choice("dataset", self.dataset, DATASETS)
+        if not self.dataset.endswith(".npz"):
+            checks.choice("dataset", self.dataset, DATASETS)
         for parameterization in self.parameterizations:
             checks.choice("parameterizations", parameterization, PARAMETERIZATIONS)
         checks.choice("activation", self.activation, ACTIVATIONS)

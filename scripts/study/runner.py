@@ -63,6 +63,7 @@ def prepare(config: StudyConfig) -> Study:
     config.check()
     data = load(
         config.dataset,
+        root=config.root,
         classes=config.classes,
         n_train=config.n_train,
         n_test=config.n_test,
@@ -72,7 +73,7 @@ def prepare(config: StudyConfig) -> Study:
         checks.finite(name, getattr(data, name))
     if config.name is None:
         now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
-        config = dataclasses.replace(config, name=f"{config.dataset}-{now}")
+        config = dataclasses.replace(config, name=f"{Path(config.dataset).stem}-{now}")
     folder = config.out / str(config.name)
     results.create_folder(folder)
     return Study(config, data, folder)

@@ -1,0 +1,62 @@
+import itertools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+from tests.models import inputs, tanh_mlp
+from zoo import centered, Dense, Frozen, record, scaled, WideResNet
+
+
+def test_every_layer_is_recorded_in_the_order_of_the_calls():
+    model, x = tanh_mlp(), inputs(1)[0]
+    outputs, calls = record(model, x)
+    np.testing.assert_allclose(outputs, model(x), rtol=1e-13)
+    kinds = [type(call.layer).__name__ for call in calls]
+    assert kinds == ["Flatten", "Dense", "Activation", "Dense", "Activation", "Dense"]
+    assert [call.path for call in calls] == [f".body.layers[{i}]" for i in range(6)]
+    for call in calls:
+        np.testing.assert_allclose(call.layer(call.input), call.output, rtol=1e-13)
+    for before, after in itertools.pairwise(calls):
+        np.testing.assert_array_equal(before.output, after.input)
+
+
+def test_it_works_under_transformations():
+    model, xs = tanh_mlp(), inputs(4)
+
+    @eqx.filter_jit
+    def signals(model, xs):
+        return jax.vmap(lambda x: [call.output for call in record(model, x)[1]])(xs)
+
+    batched = signals(model, xs)
+    for i in range(4):
+        for got, call in zip(batched, record(model, xs[i])[1], strict=True):
+            np.testing.assert_allclose(got[i], call.output, rtol=1e-12)
+    gradient = jax.grad(lambda x: jnp.sum(record(model, x)[1][1].output))(xs[0])
+    np.testing.assert_allclose(gradient, jax.grad(lambda x: jnp.sum(model.layers[0](x)))(xs[0]))
+
+
+class Twice(eqx.Module):
+    layer: Dense
+    table: Frozen
+
+    def __call__(self, x):
+        return self.layer(jnp.sin(self.layer(x))) + self.table.value(x)
+
+
+def test_any_model_that_calls_zoo_layers_can_be_recorded():
+    """A layer used twice is two calls; what is frozen is none."""
+    layer = Dense(3, 3, key=jr.key(0))
+    _, calls = record(Twice(layer, Frozen(layer)), inputs(1)[0])
+    assert [call.path for call in calls] == [".layer", ".layer"]
+
+
+def test_transforms_and_residuals_are_looked_into():
+    model = WideResNet((1, 4, 4), 2, base_channels=2, key=jr.key(0))
+    x = jr.normal(jr.key(1), (1, 4, 4))
+    outputs, calls = record(scaled(centered(model), 2.0), x)
+    np.testing.assert_array_equal(outputs, 0)
+    assert sum(type(call.layer).__name__ == "Conv" for call in calls) == 9
+    assert calls[-1].path == ".model.model.body.layers[8]"
