@@ -17,6 +17,11 @@ try:
 
     from scripts import runtime
     from scripts.benchmark import benchmark, BenchmarkConfig
+    from scripts.reproduce import CoordinateCheckConfig
+    from scripts.reproduce.coordinate_check import (
+        execute as execute_coordinate_check,
+        prepare as prepare_coordinate_check,
+    )
     from scripts.study import execute, prepare, StudyConfig
 except ModuleNotFoundError as error:
     if str(error.name).startswith("scripts"):
@@ -26,7 +31,12 @@ except ModuleNotFoundError as error:
         "`pip install 'finite-width[study]'`."
     ) from error
 
-COMMANDS = {"study": StudyConfig, "benchmark": BenchmarkConfig}
+COMMANDS = {
+    "study": StudyConfig,
+    "benchmark": BenchmarkConfig,
+    "coordinate-check": CoordinateCheckConfig,
+}
+Config = StudyConfig | BenchmarkConfig | CoordinateCheckConfig
 
 
 def main() -> int:
@@ -50,10 +60,12 @@ def main() -> int:
     return 0
 
 
-def _prepared(config: StudyConfig | BenchmarkConfig) -> Callable[[], object]:
+def _prepared(config: Config) -> Callable[[], object]:
     """The work that `config` asks for; whatever is wrong with it shows here, before it starts."""
     if isinstance(config, StudyConfig):
         return functools.partial(execute, prepare(config))
+    if isinstance(config, CoordinateCheckConfig):
+        return functools.partial(execute_coordinate_check, prepare_coordinate_check(config))
     config.check()
     return functools.partial(benchmark, config)
 

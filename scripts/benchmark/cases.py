@@ -9,6 +9,7 @@ import jax.random as jr
 
 from corrections import ntk, o3
 from corrections.parameters import split
+from scripts.benchmark.convolution import convolution
 from scripts.benchmark.timing import Comparison, median_seconds
 from solvers import CrossEntropy, hierarchy_flow
 from solvers.losses import mean_loss
@@ -101,4 +102,9 @@ def hierarchy(repeats: int) -> Iterator[Comparison]:
     )
 
 
-PARTS = {"kernels": kernels, "flows": flows, "hierarchy": hierarchy}
+PARTS = {
+    "kernels": kernels,
+    "flows": flows,
+    "hierarchy": hierarchy,
+    "convolution": convolution,
+}

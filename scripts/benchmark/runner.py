@@ -17,7 +17,7 @@ class BenchmarkConfig:
     """Times the library against the naive way in the same run; prints medians and ratios."""
 
     parts: tuple[str, ...] = tuple(PARTS)
-    """What to time: kernels, flows, hierarchy."""
+    """What to time: kernels, flows, hierarchy, convolution."""
     repeats: int = 5
     """Counted calls, of which the median is shown."""
     precision: runtime.Precision = "float32"

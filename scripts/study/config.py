@@ -1,12 +1,12 @@
 """What a study is: every choice, typed, checked before any work."""
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from scripts.run_folder import check_name
 from scripts.runtime import Precision
 from solvers import CrossEntropy, Loss, MeanSquaredError
 from zoo import ACTIVATIONS, checks, DATASETS, PARAMETERIZATIONS
@@ -103,17 +103,9 @@ class StudyConfig:
             raise ValueError(
                 f"`classes` is {self.classes!r}, expected at least two labels to tell apart."
             )
-        if self.name is not None and (not self.name or Path(self.name).name != self.name):
-            raise ValueError(f"`name` is {self.name!r}, expected the name of a folder, not a path.")
+        check_name(self.name)
 
     @property
     def solved_times(self) -> tuple[float, ...]:
         """`times` with 0 and the reference time among them."""
         return tuple(sorted({0.0, self.reference_time, *self.times}))
-
-    def as_json(self) -> dict[str, object]:
-        """The fields as JSON takes them."""
-        return {
-            key: str(value) if isinstance(value, Path) else value
-            for key, value in dataclasses.asdict(self).items()
-        }

@@ -7,9 +7,10 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
+from scripts.slopes import slope_in_width
 from scripts.study.cell import PREDICTIONS
 from scripts.study.config import StudyConfig
-from scripts.study.results import median_error, slope_in_width
+from scripts.study.results import median_error
 
 # Okabe & Ito's colours, told apart with any kind of colour vision.
 _COLOURS = dict(zip(PREDICTIONS, ("#0072B2", "#D55E00", "#009E73"), strict=True))

@@ -1,6 +1,5 @@
 """A study's results: one labelled data set, on disk after every cell, whole or not at all."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -15,28 +14,6 @@ from solvers.losses import mean_loss
 from zoo import Dataset
 
 FILE = "results.nc"
-
-
-def create_folder(folder: Path) -> None:
-    """Makes the folder of a run.
-
-    **Raises:** `FileExistsError` where it exists already, whatever is in it.
-    """
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError as error:
-        held = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-        holds = f" (it holds {', '.join(held[:5])})" if held else ""
-        raise FileExistsError(
-            f"The results folder {folder} exists already{holds}, expected a new one. Nothing in it "
-            "was changed: choose another `name`, or move the folder away."
-        ) from error
-
-
-def write_config(folder: Path, config: StudyConfig, provenance: dict[str, Any]) -> None:
-    """Writes `config.json`: every choice of the run, and what it ran with."""
-    text = json.dumps({"config": config.as_json(), "provenance": provenance}, indent=2)
-    (folder / "config.json").write_text(text + "\n")
 
 
 def empty(config: StudyConfig, data: Dataset) -> xr.Dataset:
@@ -142,17 +119,3 @@ def median_gain(dataset: xr.Dataset) -> xr.DataArray:
     """How many times closer O_3 is than the frozen NTK: the median of each seed's ratio."""
     errors = dataset["test_rmse"].where(dataset["finished"])
     return (errors.sel(solve="frozen NTK") / errors.sel(solve="O_3 hierarchy")).median("seed")
-
-
-def slope_in_width(errors: xr.DataArray) -> xr.DataArray:
-    """The fitted slope of log error against log width, for each of the other coordinates."""
-
-    def fit(values: np.ndarray, widths: np.ndarray) -> float:
-        usable = np.isfinite(values) & (values > 0)
-        if usable.sum() < 2:
-            return float("nan")
-        return float(np.polyfit(np.log(widths[usable]), np.log(values[usable]), 1)[0])
-
-    return xr.apply_ufunc(
-        fit, errors, errors["width"], input_core_dims=[["width"], ["width"]], vectorize=True
-    )

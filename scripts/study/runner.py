@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 from scripts import runtime
+from scripts.run_folder import create_folder, write_config
 from scripts.study import results
 from scripts.study.cell import cells, compute, SOLVES
 from scripts.study.config import StudyConfig
@@ -75,7 +76,7 @@ def prepare(config: StudyConfig) -> Study:
         now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
         config = dataclasses.replace(config, name=f"{Path(config.dataset).stem}-{now}")
     folder = config.out / str(config.name)
-    results.create_folder(folder)
+    create_folder(folder)
     return Study(config, data, folder)
 
 
@@ -83,7 +84,7 @@ def execute(study: Study, *, console: Console | None = None) -> xr.Dataset:
     """Computes every cell; see `run`."""
     console = Console() if console is None else console
     config, data, folder = study.config, study.data, study.folder
-    results.write_config(folder, config, runtime.provenance())
+    write_config(folder, config)
     dataset = results.empty(config, data)
     results.write(folder, dataset)
     todo = cells(config)

@@ -6,9 +6,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
+from scripts.slopes import slope_in_width
 from scripts.study.cell import NETWORK, PREDICTIONS, SOLVES
 from scripts.study.config import StudyConfig
-from scripts.study.results import completed, median_error, median_gain, slope_in_width
+from scripts.study.results import completed, median_error, median_gain
 
 _SHORT = {NETWORK: "net", "frozen NTK": "frozen", "O_3 hierarchy": "O_3", "Taylor 2": "Taylor"}
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from scripts.slopes import slope_in_width
 from scripts.study import run, StudyConfig
-from scripts.study.results import median_error, slope_in_width
+from scripts.study.results import median_error
 
 
 @pytest.mark.slow

@@ -1,0 +1,6 @@
+"""Figures of the literature, drawn anew with this library."""
+
+from scripts.reproduce.coordinate_check import (
+    coordinate_check as coordinate_check,
+    CoordinateCheckConfig as CoordinateCheckConfig,
+)
