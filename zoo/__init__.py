@@ -14,7 +14,6 @@ from zoo.data import (
 )
 from zoo.dtype import astype as astype
 from zoo.flax import FlaxModel as FlaxModel, from_flax as from_flax
-from zoo.forward_train import forward_train as forward_train
 from zoo.frozen import Frozen as Frozen
 from zoo.layers import (
     AffineLayer as AffineLayer,
@@ -24,6 +23,7 @@ from zoo.layers import (
     TensorPlace as TensorPlace,
 )
 from zoo.mlp import MLP as MLP
+from zoo.network_summary import Summary as Summary, summary as summary
 from zoo.normalization import BatchNorm as BatchNorm, GroupNorm as GroupNorm
 from zoo.parameterization import (
     LayerScaling as LayerScaling,
@@ -46,8 +46,8 @@ from zoo.structure import (
     Residual as Residual,
     Sequential as Sequential,
 )
-from zoo.summary import Summary as Summary, summary as summary
 from zoo.tape import LayerCall as LayerCall, record as record
+from zoo.training_pass import forward_train as forward_train
 from zoo.transforms import (
     centered as centered,
     scaled as scaled,

@@ -10,7 +10,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from zoo.forward_train import forward_train
+from zoo.training_pass import forward_train
 
 Layer = Callable[[Array], Array]
 

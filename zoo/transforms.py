@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from zoo import checks
-from zoo.forward_train import forward_train
 from zoo.frozen import Frozen
+from zoo.training_pass import forward_train
 
 Model = Callable[[Array], Array]
 

@@ -174,6 +174,7 @@ def execute(check: CoordinateCheck, *, console: Console | None = None) -> xr.Dat
     write_config(folder, config)
     changes = _measured(config, data, console)
     changes.to_netcdf(folder / "changes.nc", engine="h5netcdf")
+    console.print("Slope of log mean |change| against log width (0 is flat):")
     console.print(_table(changes))
     figure = folder / "coordinate_check.png"
     _draw(changes, config, figure)
@@ -281,11 +282,7 @@ def _change(
 
 
 def _table(changes: xr.DataArray) -> RenderableType:
-    table = Table(
-        box=SIMPLE_HEAD,
-        title="Slope of log mean |change| against log width: 0 is flat",
-        title_justify="left",
-    )
+    table = Table(box=SIMPLE_HEAD)
     table.add_column("layer")
     slopes = slope_in_width(changes.mean("seed"))
     columns = [

@@ -24,7 +24,7 @@ def test_mup_is_flat_in_width_and_standard_is_not(tmp_path):
 
     STANDARD: SGD moves layer l > 1 and the outputs by up to the width's first power, Adam too.
     """
-    changes, printed = run(tmp_path, seeds=3)
+    changes, printed = run(tmp_path, seeds=3, widths=(64, 256, 1024))
     slopes = slope_in_width(changes.mean("seed"))
     for optimizer in ("sgd", "adam"):
         mup = slopes.sel(parameterization="MUP", optimizer=optimizer)
@@ -41,7 +41,9 @@ def test_mup_is_flat_in_width_and_standard_is_not(tmp_path):
     assert "0 is flat" in printed
 
 
-@pytest.mark.parametrize(("architecture", "depth"), [("cnn", 1), ("wide_resnet", 10)])
+@pytest.mark.parametrize(
+    ("architecture", "depth"), [("cnn", 1), pytest.param("wide_resnet", 10, marks=pytest.mark.slow)]
+)
 def test_other_architectures_run(tmp_path, architecture, depth):
     options = {"widths": (4, 8), "steps": 1, "seeds": 1, "n_train": 10, "bias_std": 0.1}
     changes, _ = run(tmp_path, architecture=architecture, depth=depth, **options)

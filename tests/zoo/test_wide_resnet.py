@@ -24,6 +24,7 @@ from zoo import (
 )
 
 
+@functools.cache
 def small(norm=None, seed=0, **options):
     options = {"base_channels": 4, "activation": "tanh"} | options
     make = functools.partial(WideResNet, (2, 8, 8), 3, norm=norm, **options)
@@ -129,6 +130,13 @@ def test_adamw_leaves_statistics_bit_for_bit():
         assert float(jnp.max(jnp.abs(before.mean))) > 1e-3
         assert not np.allclose(before.scale, after.scale)
     assert len(jax.tree.leaves(params)) == len(convolutions(model)) + 2 * 7 + 1
+
+
+def test_serialises_with_its_statistics(tmp_path):
+    _, model = eqx.filter_jit(forward_train)(small("batch"), jr.normal(jr.key(1), (4, 2, 8, 8)))
+    eqx.tree_serialise_leaves(tmp_path / "model.eqx", model)
+    again = eqx.tree_deserialise_leaves(tmp_path / "model.eqx", small("batch", seed=1))
+    assert eqx.tree_equal(again, model)
 
 
 @pytest.mark.parametrize(

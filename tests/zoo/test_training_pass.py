@@ -1,3 +1,5 @@
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -20,10 +22,9 @@ from zoo import (
 )
 
 
-def resnet(seed=0):
-    return WideResNet(
-        (2, 6, 6), 3, base_channels=4, norm="batch", activation="tanh", key=jr.key(seed)
-    )
+@functools.cache
+def resnet():
+    return WideResNet((2, 6, 6), 3, base_channels=4, norm="batch", activation="tanh", key=jr.key(0))
 
 
 def images(seed=1, n=5):

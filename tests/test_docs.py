@@ -1,0 +1,36 @@
+"""The blocks of the pages run, and the API pages list every public name."""
+
+import importlib
+import re
+from pathlib import Path
+from types import ModuleType
+
+import jax
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_page_on_networks_runs(float32, unchecked, capsys):
+    page = (ROOT / "docs" / "networks.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert len(blocks) == 5
+    pytest.importorskip("flax")
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        exec(compile("\n".join(blocks), "networks.md", "exec"), {"__name__": "networks"})
+    (shown,) = (text for text in re.findall(r"```text\n(.*?)```", page, re.DOTALL) if "CNN" in text)
+    assert capsys.readouterr().out == shown
+
+
+@pytest.mark.parametrize("package", ["zoo", "corrections", "solvers"])
+def test_every_public_name_is_on_its_api_page(package):
+    page = (ROOT / "docs" / "api" / f"{package}.md").read_text()
+    listed = set(re.findall(rf"^::: {package}\.(\w+)$", page, flags=re.MULTILINE))
+    module = importlib.import_module(package)
+    public = {
+        name
+        for name, value in vars(module).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    }
+    # A function and the file it is in may share a name: `zoo.summary`.
+    assert listed == public
