@@ -92,6 +92,12 @@ def choice(name: str, value: Any, choices: Collection[Any]) -> None:
         raise ValueError(f"`{name}` is {value!r}, expected one of {_listed(choices)}.")
 
 
+def distinct(name: str, values: Collection[Any]) -> None:
+    """**Raises:** `ValueError` where `values` is empty or holds a value twice."""
+    if len(values) == 0 or len(set(values)) != len(values):
+        raise ValueError(f"`{name}` is {values!r}, expected different values, at least one.")
+
+
 def integer(name: str, value: Any, *, least: int = 1) -> None:
     """**Raises:** `ValueError` where `value` is not an integer of at least `least`."""
     is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)

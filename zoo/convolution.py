@@ -46,13 +46,7 @@ def convolve(
 
     **Returns:** (C_out, *out_space), see `output_space`.
     """
-    kernel = weight.shape[2:]
-    pads = tuple(
-        _pads(n, k, s, padding) for n, k, s in zip(image.shape[1:], kernel, stride, strict=True)
-    )
-    if padding == "CIRCULAR":
-        image = jnp.pad(image, ((0, 0), *pads), mode="wrap")
-        pads = ((0, 0),) * len(pads)
+    image, pads = _wrapped(image, weight.shape[2:], stride, padding)
     dtype = jnp.result_type(image, weight)
     return jax.lax.platform_dependent(
         image.astype(dtype),
@@ -60,6 +54,22 @@ def convolve(
         cpu=functools.partial(_by_patches, stride=tuple(stride), pads=pads),
         default=functools.partial(_native, stride=tuple(stride), pads=pads),
     )
+
+
+def patches(
+    image: Float[Array, "in_channels *space"],
+    *,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Padding,
+) -> Float[Array, "positions size"]:
+    """What each output position of a convolution sees, flat in the order of its weights.
+
+    `weight.reshape(out_channels, -1) @ patches(...).T` is `convolve`, positions flat.
+    """
+    image, pads = _wrapped(image, tuple(kernel), stride, padding)
+    gathered = _gathered(jnp.pad(image, ((0, 0), *pads)), tuple(kernel), tuple(stride))
+    return gathered.reshape(image.shape[0] * math.prod(kernel), -1).T
 
 
 def output_space(
@@ -105,6 +115,18 @@ def _pads(length: int, kernel: int, stride: int, padding: Padding) -> tuple[int,
     return total // 2, total - total // 2
 
 
+def _wrapped(
+    image: Array, kernel: tuple[int, ...], stride: Sequence[int], padding: Padding
+) -> tuple[Array, tuple[tuple[int, int], ...]]:
+    """The image, padded where that is periodic, and the zeros that are still to be padded."""
+    pads = tuple(
+        _pads(n, k, s, padding) for n, k, s in zip(image.shape[1:], kernel, stride, strict=True)
+    )
+    if padding != "CIRCULAR":
+        return image, pads
+    return jnp.pad(image, ((0, 0), *pads), mode="wrap"), ((0, 0),) * len(pads)
+
+
 def _native(image: Array, weight: Array, *, stride: tuple[int, ...], pads: tuple) -> Array:
     return jax.lax.conv_general_dilated(image[None], weight, stride, pads)[0]
 
@@ -112,14 +134,19 @@ def _native(image: Array, weight: Array, *, stride: tuple[int, ...], pads: tuple
 def _by_patches(image: Array, weight: Array, *, stride: tuple[int, ...], pads: tuple) -> Array:
     """One slice for each position of the kernel, then one matrix product."""
     image = jnp.pad(image, ((0, 0), *pads))
-    kernel = weight.shape[2:]
+    gathered = _gathered(image, weight.shape[2:], stride)
+    columns = gathered.reshape(math.prod(weight.shape[1:]), -1)
+    return (weight.reshape(weight.shape[0], -1) @ columns).reshape(-1, *gathered.shape[2:])
+
+
+def _gathered(image: Array, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Array:
+    """What each output position sees: (channels, positions of the kernel, *out_space)."""
     out = tuple((n - k) // s + 1 for n, k, s in zip(image.shape[1:], kernel, stride, strict=True))
     slices = [
         image[(slice(None), *map(_every, offset, out, stride))]
         for offset in itertools.product(*map(range, kernel))
     ]
-    patches = jnp.stack(slices, axis=1).reshape(-1, math.prod(out))
-    return (weight.reshape(weight.shape[0], -1) @ patches).reshape(-1, *out)
+    return jnp.stack(slices, axis=1)
 
 
 def _every(start: int, length: int, step: int) -> slice:

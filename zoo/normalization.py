@@ -26,7 +26,31 @@ _TENSORS = {
 }
 
 
-class GroupNorm(ParameterizedLayer):
+class _ChannelNorm(ParameterizedLayer):
+    """What normalizations share: a scale and a shift for each channel."""
+
+    scale: eqx.AbstractVar[Float[Array, " channels"]]
+    shift: eqx.AbstractVar[Float[Array, " channels"]]
+
+    @property
+    def fans(self) -> dict[str, int]:
+        """Channels in and out."""
+        return _fans(self.scale.shape[0])
+
+    @property
+    def tensors(self) -> dict[str, TensorPlace]:
+        """`scale` and `shift`."""
+        return _TENSORS
+
+    def _scaled_and_shifted(self, normalized: Array) -> Array:
+        scale, shift = (
+            self.multiplier(name) * _over_channels(getattr(self, name), normalized.ndim)
+            for name in _TENSORS
+        )
+        return scale * normalized + shift
+
+
+class GroupNorm(_ChannelNorm):
     """Normalizes each group of channels, over its channels and all positions of one example."""
 
     scale: Float[Array, " channels"]
@@ -63,16 +87,6 @@ class GroupNorm(ParameterizedLayer):
         self.role, self.parameterization = role, parameterization
         self.scale, self.shift = _initial(self, channels)
 
-    @property
-    def fans(self) -> dict[str, int]:
-        """Channels in and out."""
-        return _fans(self.scale)
-
-    @property
-    def tensors(self) -> dict[str, TensorPlace]:
-        """`scale` and `shift`."""
-        return _TENSORS
-
     def like(self, parameterization: Parameterization) -> "GroupNorm":
         """The same layer in another parameterization, with shapes in the place of arrays."""
         return eqx.filter_eval_shape(
@@ -89,10 +103,10 @@ class GroupNorm(ParameterizedLayer):
         mean = jnp.mean(grouped, axis=1, keepdims=True)
         variance = jnp.mean((grouped - mean) ** 2, axis=1, keepdims=True)
         normalized = (grouped - mean) * jax.lax.rsqrt(variance + self.epsilon)
-        return _affine(self, normalized.reshape(a.shape))
+        return self._scaled_and_shifted(normalized.reshape(a.shape))
 
 
-class BatchNorm(ParameterizedLayer):
+class BatchNorm(_ChannelNorm):
     """Normalizes each channel by statistics of past batches, which are frozen.
 
     `layer(a)` takes one example and the statistics as they are. `forward_train` takes a batch,
@@ -137,16 +151,6 @@ class BatchNorm(ParameterizedLayer):
         self._statistics = Frozen((jnp.zeros(channels), jnp.ones(channels)))
 
     @property
-    def fans(self) -> dict[str, int]:
-        """Channels in and out."""
-        return _fans(self.scale)
-
-    @property
-    def tensors(self) -> dict[str, TensorPlace]:
-        """`scale` and `shift`."""
-        return _TENSORS
-
-    @property
     def mean(self) -> Float[Array, " channels"]:
         """The running mean."""
         return self._statistics.value[0]
@@ -169,7 +173,7 @@ class BatchNorm(ParameterizedLayer):
         return eqx.tree_at(lambda layer: layer._statistics, shapes, self._statistics)
 
     def __call__(self, a: Float[Array, "channels *space"]) -> Float[Array, "channels *space"]:
-        return _affine(self, self._normalized(a, self.mean, self.variance))
+        return self._scaled_and_shifted(self._normalized(a, self.mean, self.variance))
 
     def forward_train(
         self, batch: Float[Array, "n channels *space"]
@@ -177,7 +181,9 @@ class BatchNorm(ParameterizedLayer):
         """The batch normalized by its own statistics, and the layer with its statistics moved."""
         axes = (0, *range(2, batch.ndim))
         mean, variance = jnp.mean(batch, axis=axes), jnp.var(batch, axis=axes)
-        outputs = jax.vmap(lambda a: _affine(self, self._normalized(a, mean, variance)))(batch)
+        outputs = jax.vmap(lambda a: self._scaled_and_shifted(self._normalized(a, mean, variance)))(
+            batch
+        )
 
         def moved(old: Array, new: Array) -> Array:
             return self.momentum * old + (1 - self.momentum) * new.astype(old.dtype)
@@ -194,18 +200,12 @@ class BatchNorm(ParameterizedLayer):
 def _initial(layer: ParameterizedLayer, channels: int) -> tuple[Array, Array]:
     """A scale of effectively 1 and a shift of 0, in any parameterization."""
     place = _TENSORS["scale"]
-    fans = {"fan_in": channels, "fan_out": channels}
-    multiplier = layer.tensor_scaling("scale").multiplier(std=place.std, **fans)
+    multiplier = layer.tensor_scaling("scale").multiplier(std=place.std, **_fans(channels))
     return jnp.full(channels, 1.0 / multiplier), jnp.zeros(channels)
 
 
-def _fans(scale: Array) -> dict[str, int]:
-    return {"fan_in": scale.shape[0], "fan_out": scale.shape[0]}
-
-
-def _affine(layer: GroupNorm | BatchNorm, a: Array) -> Array:
-    scale = layer.multiplier("scale") * _over_channels(layer.scale, a.ndim)
-    return scale * a + layer.multiplier("shift") * _over_channels(layer.shift, a.ndim)
+def _fans(channels: int) -> dict[str, int]:
+    return {"fan_in": channels, "fan_out": channels}
 
 
 def _over_channels(vector: Array, ndim: int) -> Array:

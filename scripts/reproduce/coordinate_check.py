@@ -98,11 +98,7 @@ class CoordinateCheckConfig:
         checks.choice("activation", self.activation, ACTIVATIONS)
         checks.choice("precision", self.precision, ("float32", "float64"))
         for field in ("widths", "parameterizations"):
-            values = getattr(self, field)
-            if len(values) == 0 or len(set(values)) != len(values):
-                raise ValueError(
-                    f"`{field}` is {values!r}, expected different values, at least one."
-                )
+            checks.distinct(field, getattr(self, field))
         for width in self.widths:
             checks.integer("widths", width)
         for parameterization in self.parameterizations:

@@ -73,11 +73,7 @@ class StudyConfig:
     def check(self) -> None:
         """**Raises:** `ValueError` that names the field, what came and what was expected."""
         for field in ("classes", "widths", "parameterizations", "seeds", "times"):
-            values = getattr(self, field)
-            if len(values) == 0 or len(set(values)) != len(values):
-                raise ValueError(
-                    f"`{field}` is {values!r}, expected different values, at least one."
-                )
+            checks.distinct(field, getattr(self, field))
         for width in self.widths:
             checks.integer("widths", width)
         for field in ("depth", "n_train", "n_test"):

@@ -41,9 +41,8 @@ def test_mup_is_flat_in_width_and_standard_is_not(tmp_path):
     assert "0 is flat" in printed
 
 
-@pytest.mark.parametrize(
-    ("architecture", "depth"), [("cnn", 1), pytest.param("wide_resnet", 10, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("architecture", "depth"), [("cnn", 1), ("wide_resnet", 10)])
 def test_other_architectures_run(tmp_path, architecture, depth):
     options = {"widths": (4, 8), "steps": 1, "seeds": 1, "n_train": 10, "bias_std": 0.1}
     changes, _ = run(tmp_path, architecture=architecture, depth=depth, **options)

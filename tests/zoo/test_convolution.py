@@ -8,6 +8,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
+from jax import export
 
 from zoo import astype, CNN, Conv
 from zoo.convolution import _by_patches, _native, _pads, convolve, output_space, PADDINGS
@@ -109,7 +110,7 @@ def test_accelerators_get_their_own_convolution():
         return jax.lax.map(lambda xs: jax.vmap(model)(xs), batches)
 
     for platform, count in (("tpu", 2), ("cuda", 2), ("cpu", 0)):
-        exported = jax.export.export(mapped, platforms=[platform])(batches)
+        exported = export.export(mapped, platforms=[platform])(batches)
         assert convolutions_in(exported) == count
 
 

@@ -118,6 +118,12 @@ def test_a_batch_is_refused_with_advice(unchecked):
         model(jnp.ones((5, 3)))
 
 
+def test_integers_are_refused(unchecked):
+    model = MLP(3, 2, width=4, depth=1, key=jr.key(0))
+    with pytest.raises(TypeError, match="`x` has dtype int64, expected real floating"):
+        model(jnp.arange(3))
+
+
 def test_a_name_in_the_place_of_a_parameterization_is_refused(unchecked):
     with pytest.raises(
         TypeError, match=r"`parameterization` is 'NTK', expected.*PARAMETERIZATIONS"

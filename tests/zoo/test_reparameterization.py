@@ -16,6 +16,7 @@ from zoo import (
     PARAMETERIZATIONS,
     reparameterize,
     STANDARD,
+    WideResNet,
 )
 
 ALL = list(PARAMETERIZATIONS.values())
@@ -93,33 +94,47 @@ def test_reparameterized_models_are_the_same_function_and_come_back(here, there)
 @pytest.mark.parametrize("other", [NTK, MUP], ids=lambda p: p.name)
 def test_equivalent_learning_rates_give_the_same_trajectory(own, other):
     """Full-batch gradient descent, 30 steps: 1e-10."""
-    x, y, eta = inputs(6), one_hot(6, 2), 0.3
     model = mlp(other)
-
-    @eqx.filter_jit
-    def trajectory(model, metric):
-        def step(model, _):
-            def loss(m):
-                f = jax.vmap(m)(x)
-                return -jnp.mean(jnp.sum(y * jax.nn.log_softmax(f), axis=1))
-
-            gradient = eqx.filter_grad(loss)(model)
-            moved = jax.tree.map(lambda m, g: -eta * m * g, metric, gradient)
-            return eqx.apply_updates(model, moved), jax.vmap(model)(x)
-
-        params, static = eqx.partition(model, eqx.is_array)
-
-        def scanned(params, _):
-            model, f = step(eqx.combine(params, static), _)
-            return eqx.filter(model, eqx.is_array), f
-
-        return jax.lax.scan(scanned, params, None, length=30)[1]
-
-    expected = trajectory(model, learning_rates(model))
+    expected = trajectory(model, learning_rates(model), inputs(6))
     assert float(jnp.max(jnp.abs(expected[-1] - expected[0]))) > 0.1
     same = reparameterize(model, own)
-    result = trajectory(same, learning_rates(same, equivalent_to=other))
+    result = trajectory(same, learning_rates(same, equivalent_to=other), inputs(6))
     np.testing.assert_allclose(result, expected, atol=1e-10)
+
+
+def test_equivalent_learning_rates_of_convolutions_and_norms():
+    """As above, for a residual network, whose layers are of every kind."""
+    x = jr.normal(jr.key(1), (6, 2, 4, 4))
+    options = {"base_channels": 2, "norm": "layer", "activation": "tanh", "bias_std": 0.4}
+    model = WideResNet((2, 4, 4), 2, **options, key=jr.key(0))
+    expected = trajectory(model, learning_rates(model), x)
+    assert float(jnp.max(jnp.abs(expected[-1] - expected[0]))) > 0.1
+    same = reparameterize(model, STANDARD)
+    result = trajectory(same, learning_rates(same, equivalent_to=NTK), x)
+    np.testing.assert_allclose(result, expected, atol=1e-10)
+
+
+@eqx.filter_jit
+def trajectory(model, metric, x, eta=0.3, steps=30):
+    """The outputs along full-batch gradient descent on cross-entropy."""
+    y = one_hot(len(x), 2)
+
+    def step(model):
+        def loss(m):
+            f = jax.vmap(m)(x)
+            return -jnp.mean(jnp.sum(y * jax.nn.log_softmax(f), axis=1))
+
+        gradient = eqx.filter_grad(loss)(model)
+        moved = jax.tree.map(lambda m, g: -eta * m * g, metric, gradient)
+        return eqx.apply_updates(model, moved), jax.vmap(model)(x)
+
+    params, static = eqx.partition(model, eqx.is_array)
+
+    def scanned(params, _):
+        model, f = step(eqx.combine(params, static))
+        return eqx.filter(model, eqx.is_array), f
+
+    return jax.lax.scan(scanned, params, None, length=steps)[1]
 
 
 @pytest.mark.parametrize(
