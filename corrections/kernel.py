@@ -2,28 +2,27 @@ r"""The neural tangent kernel of a finite network.
 
     Theta(x1, x2) = J(x1) M J(x2)^T,      J = df/dtheta,      O_2 of the hierarchy
 
-(Jacot et al. 2018), at the parameters the model holds, by its Jacobian.
+(Jacot et al. 2018), at the parameters the model holds.
 """
 
-import functools
+from collections.abc import Callable
 from typing import Any, Literal
 
-import einops
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
+from corrections.anatomy import Anatomy
+from corrections.contraction import Factors, ONE_OUTPUT
 from corrections.parameters import (
-    Apply,
     check_batch,
     check_metric,
     check_model,
+    Method,
+    METHODS,
     Metric,
     Model,
-    Params,
-    precondition,
-    split,
 )
 from zoo import checks
 from zoo.precision import full_precision
@@ -39,6 +38,8 @@ def ntk(
     *,
     metric: Metric | None = None,
     outputs: Outputs = "full",
+    method: Method = "auto",
+    batch_size: int | None = None,
 ) -> Float[Array, "n1 ..."]:
     """The neural tangent kernel Theta = J M J^T.
 
@@ -49,52 +50,76 @@ def ntk(
     - `metric`: the learning-rate multipliers M, a PyTree prefix of the parameters (default: 1).
     - `outputs`: "full" gives (n1, k, n2, k); "diagonal" only equal outputs, (n1, n2, k); "mean"
       the average over equal outputs, (n1, n2).
+    - `method`: "auto" never forms the gradients of dense layers, and of convolutions only where
+      that is cheaper (`corrections.contraction`); what it has no rule for takes the Jacobian.
+      "structured" insists that every dense layer and convolution has its rule; "jacobian" takes the
+      Jacobian of all parameters. All give the same numbers, to rounding.
+    - `batch_size`: computes tiles of so many examples of `x1` against so many of `x2`: memory is
+      then that of a tile, beside the kernel itself. Default: all at once.
 
     **Raises:** `ValueError` / `TypeError` for an input that is empty, not finite or not floating,
-    a model that does not give a vector, a metric that does not fit, an unknown `outputs`.
+    a model that does not give a vector, a metric that does not fit, an unknown `outputs` or
+    `method`, a `batch_size` below 1; `ValueError` for "structured" where a layer's rule does not
+    apply.
 
     Source: Jacot, Gabriel & Hongler (2018), section 4; for the metric docs/theory.md, section 1.
     """
     checks.choice("outputs", outputs, ("full", "mean", "diagonal"))
+    checks.choice("method", method, METHODS)
+    if batch_size is not None:
+        checks.integer("batch_size", batch_size)
     x1 = check_batch("x1", x1)
     of_model = check_model(model, "x1", x1)
     if x2 is not None:
         x2 = check_batch("x2", x2)
         check_model(model, "x2", x2, outputs=of_model)
     check_metric(model, metric)
-    return _ntk(model, x1, x2, metric, outputs, of_model.shape[0])
+    return _ntk(model, x1, x2, metric, outputs, method, batch_size)
 
 
 @eqx.filter_jit
 def _ntk(
-    model: Model, x1: Array, x2: Array | None, metric: Metric | None, outputs: Outputs, k: int
+    model: Model,
+    x1: Array,
+    x2: Array | None,
+    metric: Metric | None,
+    outputs: Outputs,
+    method: Method,
+    batch_size: int | None,
 ) -> Array:
-    params, apply = split(model)
-    jac1 = jacobian(apply, params, x1)
-    jac2 = jac1 if x2 is None else jacobian(apply, params, x2)
+    anatomy = Anatomy(model, x1[0], metric, method=method)
+    of_pair = _products(anatomy, outputs)
+    if batch_size is None:
+        factors1 = jax.vmap(anatomy.factors)(x1)
+        factors2 = factors1 if x2 is None else jax.vmap(anatomy.factors)(x2)
+        kernel = jax.vmap(lambda f1: jax.vmap(lambda f2: of_pair(f1, f2))(factors2))(factors1)
+    else:
+
+        def row(x: Array) -> Array:
+            f1 = anatomy.factors(x)
+            others = x1 if x2 is None else x2
+            return jax.lax.map(
+                lambda x: of_pair(f1, anatomy.factors(x)), others, batch_size=batch_size
+            )
+
+        kernel = jax.lax.map(row, x1, batch_size=batch_size)
+    return jnp.swapaxes(kernel, 1, 2) if outputs == "full" else kernel
+
+
+def _products(anatomy: Anatomy, outputs: Outputs) -> Callable[[Factors, Factors], Any]:
+    """What an entry of the kernel is made of: the products of two examples' gradients."""
     if outputs == "full":
-        return einops.rearrange(gram(jac1, jac2, metric), "(a k) (b l) -> a k b l", k=k, l=k)
-    by_output = [
-        jax.tree.map(lambda leaf: leaf.reshape(-1, k, *leaf.shape[1:]), jac) for jac in (jac1, jac2)
-    ]
-    diagonal = jax.vmap(functools.partial(gram, metric=metric), in_axes=1, out_axes=-1)(*by_output)
-    return diagonal if outputs == "diagonal" else jnp.mean(diagonal, axis=-1)
+        return anatomy.product
+
+    def of_one_output(first: Factors, second: Factors) -> Array:
+        return anatomy.product(*(_as_only_output(f) for f in (first, second)))[0, 0]
+
+    diagonal = jax.vmap(of_one_output, in_axes=(ONE_OUTPUT, ONE_OUTPUT))
+    if outputs == "diagonal":
+        return diagonal
+    return lambda first, second: jnp.mean(diagonal(first, second))
 
 
-def jacobian(apply: Apply, params: Params, x: Float[Array, "n ..."]) -> PyTree[Any]:
-    """df/dtheta on a batch: the parameters' tree, each leaf with one axis of n k rows in front.
-
-    Row (example, output) is the composite index example * k + output.
-    """
-    jac = jax.vmap(jax.jacrev(apply), in_axes=(None, 0))(params, x)
-    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), jac)
-
-
-def gram(rows1: PyTree[Any], rows2: PyTree[Any], metric: Metric | None) -> Float[Array, "m1 m2"]:
-    """R1 M R2^T for two trees of the parameters' shape with one axis of rows in front."""
-    products = jax.tree.map(
-        lambda a, b: a.reshape(a.shape[0], -1) @ b.reshape(b.shape[0], -1).T,
-        rows1,
-        jax.vmap(functools.partial(precondition, metric))(rows2),
-    )
-    return functools.reduce(jnp.add, jax.tree.leaves(products))
+def _as_only_output(factors: Factors) -> Factors:
+    inputs, cotangents, rest = factors
+    return Factors(inputs, tuple(delta[None] for delta in cotangents), rest[None])

@@ -6,7 +6,7 @@ theta' = - M (df/dtheta)^T dL/df, and every contraction of two parameter indices
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
@@ -22,6 +22,9 @@ Params = PyTree[Array]
 Metric = PyTree[Any]
 """A PyTree prefix of the parameters with one scalar, or one array of its shape, a leaf."""
 Apply = Callable[[Params, Array], Array]
+Method = Literal["auto", "structured", "jacobian"]
+"""How products of gradients are taken; see `corrections.ntk`."""
+METHODS: tuple[Method, ...] = ("auto", "structured", "jacobian")
 
 
 def split(model: Model) -> tuple[Params, Apply]:

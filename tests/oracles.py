@@ -1,0 +1,41 @@
+"""Kernels by their definition: gradients of all parameters, in one flat vector each."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+
+
+def flat(model, metric=None):
+    """The parameters as a vector, the function (vector, batch) -> (n, k), and M as a vector."""
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    vector, unravel = ravel_pytree(params)
+
+    def outputs(vector, x):
+        return jax.vmap(eqx.combine(unravel(vector), static))(x)
+
+    prefix = 1.0 if metric is None else metric
+    full = jax.tree.map(
+        lambda m, part: jax.tree.map(lambda p: jnp.ones_like(p) * m, part), prefix, params
+    )
+    return vector, outputs, ravel_pytree(full)[0]
+
+
+def kernel(model, x1, x2, metric=None):
+    """J M J^T, (n1, k, n2, k)."""
+    vector, outputs, m = flat(model, metric)
+    j1, j2 = (jax.jit(jax.jacrev(outputs))(vector, x) for x in (x1, x2))
+    return jnp.einsum("akp,p,blp->akbl", j1, m, j2)
+
+
+def third(model, x1, x2, x3, metric=None):
+    """The derivative of J M J^T along each M grad f_3, (n1, k, n2, k, n3, k)."""
+    vector, outputs, m = flat(model, metric)
+
+    def theta(vector):
+        j1, j2 = (jax.jacrev(outputs)(vector, x) for x in (x1, x2))
+        return jnp.einsum("akp,p,blp->akbl", j1, m, j2)
+
+    directions = m[None, None] * jax.jit(jax.jacrev(outputs))(vector, x3)
+    along = jax.jit(lambda v: jax.jvp(theta, (vector,), (v,))[1])
+    return jnp.stack([jnp.stack([along(v) for v in rows], axis=-1) for rows in directions], axis=-2)
