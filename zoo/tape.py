@@ -37,7 +37,9 @@ def record(
 
     The arrays of a call are values of the same trace: return them from the function that is
     transformed, as in `jax.vmap(lambda x: [call.output for call in record(model, x)[1]])(xs)`.
-    What a `Frozen` copy inside the model computes is not recorded.
+    What a `Frozen` copy inside the model computes is not recorded. Of a layer that the model calls
+    inside a transformation of its own (`jax.vmap`, `jax.lax.scan`) only the shapes mean something
+    outside of it.
     """
     tape: list[LayerCall] = []
 

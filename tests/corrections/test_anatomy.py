@@ -126,7 +126,7 @@ RESNETS = {
     )
     for norm in (None, "layer", "group", "batch")
 }
-QUICK = ("MLP", "CNN", "inner vmap", "shared and tied")
+QUICK = ("MLP", "inner vmap", "shared and tied")
 CASES = [
     pytest.param(*case, id=name, marks=() if name in QUICK else pytest.mark.slow)
     for name, case in (MODELS | RESNETS).items()
@@ -203,6 +203,7 @@ def test_structured_names_the_layer_that_cannot_be_tapped(unchecked):
         ntk(model, x1, batch_size=0)
 
 
+@pytest.mark.slow
 def test_float32_models_in_float32():
     model = astype(convolutional(), "float32")
     x1, x2, x3 = (x.astype("float32") for x in batches((2, 5, 4)))

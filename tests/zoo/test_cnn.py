@@ -58,7 +58,7 @@ def networks(draw):
     }
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(networks(), st.sampled_from(["float32", "float64"]), st.integers(0, 2**31 - 1))
 def test_any_shape_works_batched_and_compiled(options, dtype, seed):
     in_shape, out_size = options["in_shape"], options["out_size"]

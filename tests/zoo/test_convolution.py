@@ -49,7 +49,7 @@ def convolutions(draw):
     return tuple(space), tuple(kernel), tuple(stride), channels, padding
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(convolutions(), st.sampled_from(["float32", "float64"]), st.integers(0, 2**31 - 1))
 def test_convolution_is_the_sum_of_its_definition(case, dtype, seed):
     space, kernel, stride, (channels_in, channels), padding = case

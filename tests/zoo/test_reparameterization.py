@@ -102,6 +102,7 @@ def test_equivalent_learning_rates_give_the_same_trajectory(own, other):
     np.testing.assert_allclose(result, expected, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_equivalent_learning_rates_of_convolutions_and_norms():
     """As above, for a residual network, whose layers are of every kind."""
     x = jr.normal(jr.key(1), (6, 2, 4, 4))

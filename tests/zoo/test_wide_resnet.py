@@ -48,7 +48,9 @@ def test_published_size(float32):
     assert bool(jnp.all(jnp.isfinite(outputs)))
 
 
-@pytest.mark.parametrize(("depth", "blocks"), [(10, 1), (16, 2)])
+@pytest.mark.parametrize(
+    ("depth", "blocks"), [(10, 1), pytest.param(16, 2, marks=pytest.mark.slow)]
+)
 def test_depth_counts_the_convolutions(depth, blocks):
     """6 n + 1 convolutions of 3x3 and the readout; the paper also counts two of the projections."""
     model = small(depth=depth, widen=2)
@@ -83,7 +85,9 @@ def test_forward_pass_is_the_formula():
     np.testing.assert_allclose(model(x), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("norm", [None, "layer", "group", "batch"])
+@pytest.mark.parametrize(
+    "norm", [None, "batch", *(pytest.param(n, marks=pytest.mark.slow) for n in ("layer", "group"))]
+)
 def test_every_norm_runs_under_jit_vmap_and_grad(norm):
     model, xs = small(norm), jr.normal(jr.key(1), (3, 2, 8, 8))
     outputs = eqx.filter_jit(lambda model, xs: jax.vmap(model)(xs))(model, xs)
@@ -93,7 +97,9 @@ def test_every_norm_runs_under_jit_vmap_and_grad(norm):
     assert all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in jax.tree.leaves(gradient))
 
 
-@pytest.mark.parametrize("norm", ["layer", "group", "batch"])
+@pytest.mark.parametrize(
+    "norm", ["batch", *(pytest.param(n, marks=pytest.mark.slow) for n in ("layer", "group"))]
+)
 def test_norms_take_part_in_parameterizations(norm):
     model, x = small(norm, parameterization=MUP), jr.normal(jr.key(1), (2, 8, 8))
     moved = reparameterize(model, STANDARD)
