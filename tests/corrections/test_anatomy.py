@@ -21,7 +21,6 @@ from zoo import (
     MEAN_FIELD,
     MUP,
     Sequential,
-    WideResNet,
     with_output,
 )
 
@@ -118,18 +117,10 @@ MODELS = {
         2,
     ),
 }
-RESNETS = {
-    f"WideResNet {norm}": (
-        lambda norm=norm: WideResNet((1, 4, 4), 2, base_channels=2, norm=norm, **SMALL),
-        (1, 4, 4),
-        10,
-    )
-    for norm in (None, "layer", "group", "batch")
-}
 QUICK = ("MLP", "inner vmap", "shared and tied")
 CASES = [
     pytest.param(*case, id=name, marks=() if name in QUICK else pytest.mark.slow)
-    for name, case in (MODELS | RESNETS).items()
+    for name, case in MODELS.items()
 ]
 
 
