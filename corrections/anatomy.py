@@ -114,18 +114,18 @@ class Anatomy:
         scaled = [None if i in chosen else metric for i, metric in enumerate(metrics)]
         full = jax.tree.map(lambda m, p: jnp.full_like(p, 1) * m, scaled, parameters)
         self.rest_metric, _ = ravel_pytree(full)
-        calls: list[tuple[int, Any]] = []
+        order: list[int] = []
 
         def called(x: Array) -> tuple[Array, list[tuple[Array, Array]]]:
             y, tape = self._run(None, self.rest, x)
-            calls.extend((ruled, None) for ruled, _, _ in tape.calls)
+            order.extend(ruled for ruled, _, _ in tape.calls)
             return y, [(a, z) for _, a, z in tape.calls]
 
         y, shapes = jax.eval_shape(called, x)
         self.outputs = y
         if self.rest.size == 0:  # of no type
             self.rest = self.rest_metric = jnp.zeros(0, y.dtype)
-        self.calls = [_Call(c[0], *shape) for c, shape in zip(calls, shapes, strict=True)]
+        self.calls = [_Call(ruled, *ends) for ruled, ends in zip(order, shapes, strict=True)]
 
     def _run(self, shifts: list[Array] | None, rest: Array, x: Array) -> tuple[Array, "_Tape"]:
         tape = _Tape(shifts)
@@ -296,13 +296,17 @@ def _tappable(
     return [index for index in candidates if index not in unseen]
 
 
+# By type, not by `isinstance`: a subclass may compute something else.
+_RULED_TYPES = (Dense, Conv, eqx.nn.Linear)
+
+
 def _is_end(node: Any) -> bool:
-    return isinstance(node, Dense | Conv | eqx.nn.Linear | Frozen)
+    return type(node) in _RULED_TYPES or isinstance(node, Frozen)
 
 
 def _rule(node: Any, metric: Any) -> AffineRule | None:
     """The rule of a layer; None where it has none, or its metric is not one number a tensor."""
-    if not isinstance(node, Dense | Conv | eqx.nn.Linear):
+    if type(node) not in _RULED_TYPES:
         return None
     if not eqx.is_inexact_array(node.weight) or jnp.ndim(metric.weight) > 0:
         return None

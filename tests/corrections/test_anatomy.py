@@ -61,6 +61,13 @@ class Shared(eqx.Module):
         return jnp.tanh(self.tied(h)) + self.tied.weight[:, 0]
 
 
+class Sine(eqx.nn.Linear):
+    """Is a layer that has a rule, and computes something else."""
+
+    def __call__(self, x, *, key=None):
+        return jnp.sin(jnp.sin(self.weight) @ x)
+
+
 class Attention(eqx.Module):
     """A user's own: no layers at all, and parameters of its own beside a ruled layer."""
 
@@ -111,13 +118,14 @@ MODELS = {
         (6,),
         1,
     ),
+    "subclass": (lambda: Sequential([Sine(3, 2, key=jr.key(0)), jnp.tanh]), (3,), 0),
     "one layer twice in the tree": (
         lambda: Sequential([layer := dense(3, 3), jnp.tanh, layer]),
         (3,),
         2,
     ),
 }
-QUICK = ("MLP", "inner vmap", "shared and tied")
+QUICK = ("MLP", "inner vmap", "shared and tied", "subclass")
 CASES = [
     pytest.param(*case, id=name, marks=() if name in QUICK else pytest.mark.slow)
     for name, case in MODELS.items()
