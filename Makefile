@@ -14,13 +14,14 @@ ARGS ?=
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 
-.PHONY: help install study test test-slow lint format bench docs lock test-oldest test-newest clean
+.PHONY: help install study test test-slow lint format bench peer docs lock test-oldest test-newest clean
 
 help:
 	@echo "make study         train networks on digits and compare them with their predictions"
 	@echo "make test          the test suite (test-slow: the long tests)"
 	@echo "make lint          ruff and pyright (format: let ruff rewrite)"
 	@echo "make bench         speed, as ratios against the naive way in the same run"
+	@echo "make peer          neural-tangents in an environment of its own: make bench then times it too"
 	@echo "make docs          the pages of docs/ and the API reference, in site/"
 	@echo "make test-oldest   the suite on the lowest direct versions"
 	@echo "make test-newest   the suite on the newest Python here and the newest releases"
@@ -57,6 +58,14 @@ format: $(VENV)/.ready
 bench: $(VENV)/.ready
 	@$(PY) -m scripts benchmark $(ARGS)
 
+# The field's standard tool, whose last versions run on Python 3.9 to 3.12 only.
+peer: .venv-peer/.ready
+
+.venv-peer/.ready: requirements-peer.lock
+	@$(PYTHON) -m venv --clear .venv-peer
+	@.venv-peer/bin/python -m pip install $(PIP_FLAGS) --require-hashes --no-deps --requirement requirements-peer.lock
+	@touch $@
+
 docs: $(VENV)/.ready
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
@@ -83,16 +92,18 @@ test-newest: .venv-newest/.ready
 	.venv-newest/bin/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
 
 # Universal: one file serves every Python >= 3.11 and every platform. No addresses go in.
-UV_COMPILE = .cache/uv/bin/uv pip compile pyproject.toml --all-extras --group build --universal \
-	--python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet
+UV = .cache/uv/bin/uv pip compile --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-header --quiet
+UV_COMPILE = $(UV) pyproject.toml --all-extras --group build
 
 lock:
 	@test -x .cache/uv/bin/uv || { $(PYTHON) -m venv .cache/uv && .cache/uv/bin/pip install $(PIP_FLAGS) uv; }
 	$(UV_COMPILE) --upgrade --output-file requirements.lock
 	$(UV_COMPILE) --upgrade --resolution lowest-direct --output-file requirements-oldest.lock
+	$(UV) requirements-peer.in --upgrade --no-deps --output-file requirements-peer.lock
 
 clean:
-	rm -rf .venv .venv-oldest .venv-newest .cache site
+	rm -rf .venv .venv-oldest .venv-newest .venv-peer .cache site
 
 define require-python
 $(1) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python is " + sys.version.split()[0] + ", expected 3.11 or newer: make PYTHON=python3.12 ...")'

@@ -17,34 +17,49 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from corrections.contraction import (
     along_direction,
-    bias_product,
-    Factors,
+    formed,
+    Gradients,
+    gram,
     layer_product,
-    layer_product_along,
+    LayerGradients,
+    pairs_are_cheaper,
+    Term,
 )
 from corrections.parameters import Method, Metric, Model
-from zoo import checks, Conv, Dense, Frozen
-from zoo.convolution import patches
+from corrections.rules import AffineRule, has_rule, rule_of
+from zoo import checks, Frozen
 
 
-class AffineRule(NamedTuple):
-    """How a layer z = multiplier W a + bias_multiplier b (at each position) is taken apart.
+class Factors(NamedTuple):
+    """The gradients of an example's k outputs, in factors. `vmap` adds axes in front.
 
-    - `multipliers`: from the layer to those of weight and bias.
-    - `patches`: from the layer and its input to the inputs of its positions, (positions, in),
-      linear in the input, entries in the order of `layer.weight.reshape(out, -1)`. The layer's
-      output has `out` as its first axis, then the positions.
-
-    The parameters are `layer.weight` and `layer.bias` (None: there is none).
+    - `inputs`: for each ruled layer a, (positions, in), times the weight's multiplier.
+    - `cotangents`: for each ruled layer delta, (k, positions, out); without k for one output.
+    - `rest`: the Jacobian of the parameters that no rule covers, (k, parameters), likewise.
     """
 
-    multipliers: Callable[[Any], tuple[float, float]]
-    patches: Callable[[Any, Array], Float[Array, "positions in"]]
+    inputs: tuple[Array, ...]
+    cotangents: tuple[Array, ...]
+    rest: Array
+
+
+class Move(NamedTuple):
+    """What moving the parameters does to the calls of an example. `vmap` adds axes in front.
+
+    - `shifts`: of the outputs of the calls.
+    - `pulls`: on the cotangents of their inputs, for each output of the model.
+    - `rest`: the parameters that no rule covers, or a direction of them.
+    """
+
+    shifts: list[Array]
+    pulls: list[Array]
+    rest: Array
 
 
 class _Ruled(NamedTuple):
@@ -52,14 +67,36 @@ class _Ruled(NamedTuple):
 
     layer: Any
     rule: AffineRule
-    weight_metric: Any
-    bias_metric: Any
+    metric: Any
 
-    def metric(self, dtype: Any) -> tuple[Any, Any]:
-        """The metric of the weight, and that of the bias times its multiplier squared."""
-        _, multiplier = self.rule.multipliers(self.layer)
-        bias = 0.0 if self.layer.bias is None else self.bias_metric
-        return _cast(self.weight_metric, dtype), multiplier**2 * _cast(bias, dtype)
+    @property
+    def multiplier(self) -> float:
+        """That of the weight."""
+        return self.rule.multipliers(self.layer)[0]
+
+    def metrics(self, dtype: Any) -> tuple[Any, Any]:
+        """The metric of the weight, and that of the bias times its multiplier squared, or None."""
+        weight = _cast(self.metric.weight, dtype)
+        if getattr(self.layer, "bias", None) is None:
+            return weight, None
+        return weight, self.rule.multipliers(self.layer)[1] ** 2 * _cast(self.metric.bias, dtype)
+
+    def positions(self, z: jax.ShapeDtypeStruct) -> int:
+        """Positions of an output like `z`."""
+        return math.prod(z.shape) // z.shape[self.rule.channel_axis]
+
+    def to_positions(self, delta: Float[Array, "k ..."]) -> Float[Array, "k positions out"]:
+        """Cotangents of an output, position by position."""
+        moved = jax.vmap(lambda d: jnp.moveaxis(d, self.rule.channel_axis, -1))(delta)
+        return moved.reshape(delta.shape[0], -1, moved.shape[-1])
+
+    def from_positions(
+        self, z: Float[Array, "positions out"], like: jax.ShapeDtypeStruct
+    ) -> Float[Array, "..."]:
+        """An output, from its positions."""
+        axis = self.rule.channel_axis % len(like.shape)
+        space = like.shape[:axis] + like.shape[axis + 1 :]
+        return jnp.moveaxis(z.reshape(*space, z.shape[-1]), -1, axis)
 
 
 class _Call(NamedTuple):
@@ -91,7 +128,7 @@ class Anatomy:
         candidates = [
             i
             for i, pair in enumerate(zip(nodes, metrics, strict=True))
-            if method != "jacobian" and _rule(*pair) is not None
+            if method != "jacobian" and rule_of(*pair) is not None
         ]
         kept = _tappable(self._structure, nodes, candidates, x)
         if method == "structured" and len(kept) < len(candidates):
@@ -126,6 +163,7 @@ class Anatomy:
         if self.rest.size == 0:  # of no type
             self.rest = self.rest_metric = jnp.zeros(0, y.dtype)
         self.calls = [_Call(ruled, *ends) for ruled, ends in zip(order, shapes, strict=True)]
+        self._moving = self._with_moving_inputs(x)
 
     def _run(self, shifts: list[Array] | None, rest: Array, x: Array) -> tuple[Array, "_Tape"]:
         tape = _Tape(shifts)
@@ -135,106 +173,190 @@ class Anatomy:
         model: Any = jax.tree.unflatten(self._structure, nodes)
         return model(x), tape
 
-    def factors(
-        self,
-        x: Array,
-        shifts: list[Array] | None = None,
-        pulls: list[Array] | None = None,
-        rest: Array | None = None,
-    ) -> Factors:
-        """The factors of one example.
+    def _with_moving_inputs(self, x: jax.ShapeDtypeStruct) -> set[int]:
+        """The ruled layers whose input depends on the parameters: all but the first, usually."""
+        moving: set[int] = set()
 
-        `shifts` are added to the outputs of the calls, `pulls` (k, ...) to the cotangents of their
-        inputs; both are zero where the weights are what they are.
-        """
-        shifts = self.no_shifts() if shifts is None else shifts
-        pulls = self.no_pulls() if pulls is None else pulls
-        rest = self.rest if rest is None else rest
+        def tangents(x: Array) -> None:
+            def inputs(shifts: list[Array], rest: Array) -> list[Array]:
+                _, tape = self._run(shifts, rest, x)
+                return [_told_of_tangent(a, ruled, moving) for ruled, a, _ in tape.calls]
+
+            at = (self.no_move().shifts, self.rest)
+            jax.jvp(inputs, at, at)
+
+        jax.eval_shape(tangents, x)
+        return moving
+
+    # --- one example ---------------------------------------------------------------------------
+
+    def factors(self, x: Array, move: Move | None = None) -> Factors:
+        """The factors of one example, where its calls are moved."""
+        shifts, pulls, rest = (None, None, self.rest) if move is None else move
+        shifts = self.no_move().shifts if shifts is None else shifts
 
         def outputs(shifts: list[Array], rest: Array) -> tuple[Array, list[Array]]:
             y, tape = self._run(shifts, rest, x)
             return y, [a for _, a, _ in tape.calls]
 
-        (y, inputs), vjp = jax.vjp(outputs, shifts, rest)
-        deltas, jacobian = jax.vmap(vjp)((jnp.eye(y.size, dtype=y.dtype), pulls))
+        basis = jnp.eye(*self.outputs.shape, dtype=self.outputs.dtype)
+        if pulls is None:
+            _, vjp, inputs = jax.vjp(outputs, shifts, rest, has_aux=True)
+            deltas, jacobian = jax.vmap(vjp)(basis)
+        else:
+            (_, inputs), vjp = jax.vjp(outputs, shifts, rest)
+            deltas, jacobian = jax.vmap(vjp)((basis, pulls))
         by_layer: list[tuple[list[Array], list[Array]]] = [([], []) for _ in self.ruled]
         for call, a, delta in zip(self.calls, inputs, deltas, strict=True):
             ruled = self.ruled[call.ruled]
-            multiplier, _ = ruled.rule.multipliers(ruled.layer)
-            by_layer[call.ruled][0].append(multiplier * ruled.rule.patches(ruled.layer, a))
-            by_layer[call.ruled][1].append(_positions_first(delta))
+            by_layer[call.ruled][0].append(ruled.multiplier * ruled.rule.patches(ruled.layer, a))
+            by_layer[call.ruled][1].append(ruled.to_positions(delta))
         return Factors(
             tuple(jnp.concatenate(a) for a, _ in by_layer),
             tuple(jnp.concatenate(delta, axis=1) for _, delta in by_layer),
             jacobian,
         )
 
-    def no_shifts(self) -> list[Array]:
-        """Zero shifts of all calls."""
-        return [jnp.zeros(call.output.shape, call.output.dtype) for call in self.calls]
+    def readout(self) -> tuple[Any, Callable[[Array], Array]]:
+        """The layer that is called last, and its input as a function of the example.
 
-    def no_pulls(self) -> list[Array]:
-        """Zero pulls on all calls, for each output."""
+        **Raises:** `ValueError` where it is not a dense layer that gives the model's k outputs.
+        """
+        last = self.calls[-1] if self.calls else None
+        if last is None or len(last.input.shape) != 1 or last.output.shape != self.outputs.shape:
+            raise ValueError(
+                "`model` does not end in a dense layer that gives its outputs, expected a readout "
+                "such as `zoo.Dense` or `equinox.nn.Linear`."
+            )
+        return self.ruled[last.ruled].layer, lambda x: self._run(None, self.rest, x)[1].calls[-1][1]
+
+    def no_move(self) -> Move:
+        """Zero shifts and pulls, and the parameters as they are."""
         k = self.outputs.shape
-        return [jnp.zeros((*k, *call.input.shape), call.input.dtype) for call in self.calls]
+        return Move(
+            [jnp.zeros(call.output.shape, call.output.dtype) for call in self.calls],
+            [jnp.zeros((*k, *call.input.shape), call.input.dtype) for call in self.calls],
+            self.rest,
+        )
 
-    def moved(self, at: Factors, along: Factors) -> tuple[list[Array], list[Array]]:
-        """The shifts and pulls on the calls of an example, where the parameters move along
-        M grad f_c.
+    def moved(self, at: Factors, along: Factors, *, derivative: bool = False) -> Move:
+        """The direction in which the calls of an example move with the parameters along M grad f_c.
 
         **Arguments:**
 
         - `at`: the factors of the example.
         - `along`: the factors of the one output f_c.
+        - `derivative`: `at` is a derivative of factors. The result is linear in it, but for what
+          does not depend on it: the shifts by the bias and the rest, which are then zero.
         """
         shifts_of, pulls_of = [], []
-        for ruled, *factors in self._by_layer(at, along):
-            a, delta, a_c, delta_c = factors
-            weight, bias = ruled.metric(delta.dtype)
-            multiplier, _ = ruled.rule.multipliers(ruled.layer)
+        for ruled, a, delta, a_c, delta_c in zip(
+            self.ruled, at.inputs, at.cotangents, along.inputs, along.cotangents, strict=True
+        ):
+            weight, bias = ruled.metrics(delta.dtype)
             shift, pull = along_direction(a, delta, a_c, delta_c)
-            shifts_of.append(weight * shift + bias * jnp.sum(delta_c, axis=0, keepdims=True))
-            pulls_of.append(weight * multiplier * pull)
+            shift, pull = weight * shift, weight * ruled.multiplier * pull
+            if bias is not None and not derivative:
+                shift += bias * jnp.sum(delta_c, axis=0, keepdims=True)
+            shifts_of.append(shift)
+            pulls_of.append(pull)
         used = [0] * len(self.ruled)
         shifts, pulls = [], []
         for call in self.calls:
             ruled = self.ruled[call.ruled]
             start = used[call.ruled]
-            used[call.ruled] = stop = start + math.prod(call.output.shape[1:])
-            shifts.append(shifts_of[call.ruled][start:stop].T.reshape(call.output.shape))
+            used[call.ruled] = stop = start + ruled.positions(call.output)
+            shifts.append(ruled.from_positions(shifts_of[call.ruled][start:stop], call.output))
             gather = jax.linear_transpose(
                 lambda a, ruled=ruled: ruled.rule.patches(ruled.layer, a), call.input
             )
             pulls.append(jax.vmap(lambda p, g=gather: g(p)[0])(pulls_of[call.ruled][:, start:stop]))
-        return shifts, pulls
+        rest = jnp.zeros_like(self.rest) if derivative else self.rest_metric * along.rest
+        return Move(shifts, pulls, rest)
 
-    def product(self, first: Factors, second: Factors) -> Float[Array, "k l"]:
-        """<g_1, g_2>_M for all pairs of outputs of two examples."""
-        total = (first.rest * self.rest_metric[None]) @ second.rest.T
-        for ruled, a1, delta1, a2, delta2 in self._by_layer(first, second):
-            weight, bias = ruled.metric(delta1.dtype)
-            total += weight * layer_product(a1, delta1, a2, delta2)
-            total += bias * bias_product(delta1, delta2)
-        return total
+    # --- many examples -------------------------------------------------------------------------
 
-    def product_along(
-        self, first: Factors, tangent: Factors, second: Factors
-    ) -> Float[Array, "k l"]:
-        """The derivative of `product` in its first argument, along `tangent`."""
-        total = (tangent.rest * self.rest_metric[None]) @ second.rest.T
-        for ruled, a1, delta1, a1_dot, delta1_dot, a2, delta2 in self._by_layer(
-            first, tangent, second
+    def forms(self, *, pairs: int, partners: int) -> list[bool]:
+        """For each ruled layer whether its gradients are formed.
+
+        **Arguments:**
+
+        - `pairs`: pairs of outputs that are contracted for each pair of examples.
+        - `partners`: examples that share the cost of forming an example's gradients.
+        """
+        k, (sizes, _) = self.outputs.shape[0], self.sizes()
+        return [
+            not pairs_are_cheaper(*size, outputs=k, pairs=pairs, partners=partners)
+            for size in sizes
+        ]
+
+    def sizes(self) -> tuple[list[tuple[int, int, int]], int]:
+        """For each ruled layer its positions, len(a) and len(delta); entries of all calls."""
+        sizes = [(0, 0, 0)] * len(self.ruled)
+        entries = 0
+        for call in self.calls:
+            ruled = self.ruled[call.ruled]
+            a = jax.eval_shape(lambda a, r=ruled: r.rule.patches(r.layer, a), call.input)
+            positions, size = a.shape
+            out = call.output.shape[ruled.rule.channel_axis]
+            sizes[call.ruled] = (sizes[call.ruled][0] + positions, size, out)
+            entries += math.prod(call.input.shape) + math.prod(call.output.shape)
+        return sizes, entries
+
+    def bytes_per_example(self, forms: list[bool]) -> tuple[int, int]:
+        """What the gradients of an example take, and what is needed to compute them."""
+        (sizes, entries), k = self.sizes(), self.outputs.shape[0]
+        stored = k * self.rest.size
+        working = stored + (1 + k) * entries
+        for (positions, size, out), form in zip(sizes, forms, strict=True):
+            stored += k * out * (size + 1) if form else positions * (size + k * out)
+            working += k * positions * size if positions > 1 else 0
+        itemsize = self.outputs.dtype.itemsize
+        return max(1, stored * itemsize), max(1, working * itemsize)
+
+    def gradients(self, at: Factors, forms: list[bool]) -> Gradients:
+        """The gradients of a batch of examples."""
+        layers = zip(at.inputs, at.cotangents, strict=True)
+        return _gradients(([Term(a, delta, True)] for a, delta in layers), at.rest, forms)
+
+    def derivative(self, at: Factors, dot: Factors, forms: list[bool]) -> Gradients:
+        """The derivatives of the gradients of a batch where its factors move along `dot`."""
+        layers = []
+        for i, (a, delta, da, ddelta) in enumerate(
+            zip(at.inputs, at.cotangents, dot.inputs, dot.cotangents, strict=True)
         ):
-            weight, bias = ruled.metric(delta1.dtype)
-            moved = (a1_dot, delta1_dot)
-            total += weight * layer_product_along(a1, delta1, moved, a2, delta2)
-            total += bias * bias_product(delta1_dot, delta2)
+            moving = [Term(da, delta, False)] if i in self._moving else []
+            layers.append([*moving, Term(a, ddelta, True)])
+        return _gradients(layers, dot.rest, forms)
+
+    def second_derivative(
+        self, at: Factors, dots: tuple[Factors, Factors], ddot: Factors, forms: list[bool]
+    ) -> Gradients:
+        """The mixed second derivatives of the gradients of a batch along two directions: `dots` are
+        the derivatives of its factors along each, `ddot` those along both.
+        """
+        layers = []
+        columns = [part for f in (at, *dots, ddot) for part in (f.inputs, f.cotangents)]
+        for i, (a, d, a3, d3, a4, d4, a34, d34) in enumerate(zip(*columns, strict=True)):
+            moving = [Term(a34, d, False), Term(a3, d4, False), Term(a4, d3, False)]
+            layers.append([*(moving if i in self._moving else []), Term(a, d34, True)])
+        return _gradients(layers, ddot.rest, forms)
+
+    def product(self, first: Gradients, second: Gradients) -> Float[Array, "n1 k n2 l"]:
+        """<g_1, g_2>_M for all pairs of examples and outputs of two batches."""
+        copies = first.rest.shape[-1] // max(self.rest.size, 1)
+        metric = jnp.tile(self.rest_metric, copies)
+        total = gram(first.rest * metric[None, None], second.rest)
+        for ruled, layer1, layer2 in zip(self.ruled, first.layers, second.layers, strict=True):
+            total += layer_product(layer1, layer2, *ruled.metrics(self.outputs.dtype))
         return total
 
-    def _by_layer(self, *factors: Factors) -> list[tuple[Any, ...]]:
-        """For each ruled layer: itself, then inputs and cotangents of each of `factors`."""
-        columns = [part for f in factors for part in (f.inputs, f.cotangents)]
-        return list(zip(self.ruled, *columns, strict=True))
+
+def _gradients(layers: Any, rest: Array, forms: list[bool]) -> Gradients:
+    entries: list[LayerGradients] = [
+        formed(terms) if form else terms for terms, form in zip(layers, forms, strict=True)
+    ]
+    return Gradients(entries, rest)
 
 
 class _Tape:
@@ -296,44 +418,32 @@ def _tappable(
     return [index for index in candidates if index not in unseen]
 
 
-# By type, not by `isinstance`: a subclass may compute something else.
-_RULED_TYPES = (Dense, Conv, eqx.nn.Linear)
+def _told_of_tangent(a: Array, ruled: int, moving: set[int]) -> Array:
+    """`a`; where it has a tangent, `ruled` is put into `moving`."""
+
+    @jax.custom_jvp
+    def told(a: Array) -> Array:
+        return a
+
+    def jvp(primals: tuple[Array], tangents: tuple[Any]) -> tuple[Array, Any]:
+        (a,), (tangent,) = primals, tangents
+        if isinstance(tangent, SymbolicZero):
+            return a, jnp.zeros_like(a)
+        moving.add(ruled)
+        return a, tangent
+
+    told.defjvp(jvp, symbolic_zeros=True)
+    return told(a)
 
 
 def _is_end(node: Any) -> bool:
-    return type(node) in _RULED_TYPES or isinstance(node, Frozen)
-
-
-def _rule(node: Any, metric: Any) -> AffineRule | None:
-    """The rule of a layer; None where it has none, or its metric is not one number a tensor."""
-    if type(node) not in _RULED_TYPES:
-        return None
-    if not eqx.is_inexact_array(node.weight) or jnp.ndim(metric.weight) > 0:
-        return None
-    if node.bias is not None and jnp.ndim(metric.bias) > 0:
-        return None
-    if isinstance(node, Dense):
-        return AffineRule(_multipliers, lambda _, a: a[None])
-    if isinstance(node, Conv):
-        return AffineRule(_multipliers, _conv_patches)
-    if "scalar" in (node.in_features, node.out_features):
-        return None
-    return AffineRule(lambda _: (1.0, 1.0), lambda _, a: a[None])
+    return has_rule(node) or isinstance(node, Frozen)
 
 
 def _ruled(node: Any, metric: Any) -> _Ruled:
-    rule = _rule(node, metric)
+    rule = rule_of(node, metric)
     assert rule is not None
-    return _Ruled(node, rule, metric.weight, metric.bias)
-
-
-def _multipliers(layer: Dense | Conv) -> tuple[float, float]:
-    return layer.weight_multiplier, layer.bias_multiplier
-
-
-def _conv_patches(layer: Conv, a: Array) -> Array:
-    kernel = layer.weight.shape[2:]
-    return patches(a, kernel=kernel, stride=layer.stride, padding=layer.padding)
+    return _Ruled(node, rule, metric)
 
 
 def _by_node(model: Model, metric: Metric | None) -> list[Any]:
@@ -349,7 +459,3 @@ def _by_node(model: Model, metric: Metric | None) -> list[Any]:
 def _cast(metric: Any, dtype: Any) -> Any:
     """Python numbers promote nothing; arrays might."""
     return metric if isinstance(metric, int | float) else jnp.asarray(metric, dtype)
-
-
-def _positions_first(delta: Float[Array, "k out *space"]) -> Float[Array, "k positions out"]:
-    return jnp.swapaxes(delta.reshape(*delta.shape[:2], -1), 1, 2)

@@ -8,74 +8,121 @@ section 3)
                = <sum_p delta_1p (x) a_1p, sum_q delta_2q (x) a_2q>          gradients,
 
 whichever takes fewer operations. A dense layer has one position: its gradients are never formed. A
-convolution has one for each position of its output.
+convolution has one for each position of its output. Derivatives of gradients are sums of such
+terms, by the product rule, and are contracted alike.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-class Factors(NamedTuple):
-    """The gradients of an example's k outputs. `vmap` adds axes in front.
+class Term(eqx.Module):
+    """Sum_p delta_p (x) a_p for each of n examples: the gradient of a layer's weight, or a part of
+    a derivative of it.
 
-    - `inputs`: for each ruled layer a, (positions, in), times the weight's multiplier.
-    - `cotangents`: for each ruled layer delta, (k, positions, out); without k for one output.
-    - `rest`: the Jacobian of the parameters that no rule covers, (k, parameters), likewise.
+    - `input`: a, with the weight's multiplier.
+    - `cotangent`: delta, for each of k outputs.
+    - `to_bias`: whether sum_p delta_p is (a part of a derivative of) the bias's gradient. False
+      where a is a derivative: the 1 that stands for a before the bias is constant.
     """
 
-    inputs: tuple[Array, ...]
-    cotangents: tuple[Array, ...]
-    rest: Array
+    input: Float[Array, "n positions in"]
+    cotangent: Float[Array, "n k positions out"]
+    to_bias: bool = eqx.field(static=True)
 
 
-ONE_OUTPUT = Factors(None, 0, 0)  # pyright: ignore[reportArgumentType]
-"""The axes of `jax.vmap` over the outputs."""
+class Formed(NamedTuple):
+    """The same, summed up: the gradients themselves."""
+
+    weight: Float[Array, "n k out*in"]
+    bias: Float[Array, "n k out"]
+
+
+LayerGradients = list[Term] | Formed
+
+
+class Gradients(NamedTuple):
+    """The gradients of n examples' k outputs, or derivatives of them.
+
+    - `layers`: one entry for each ruled layer.
+    - `rest`: the part of the parameters that no rule covers.
+    """
+
+    layers: list[Any]
+    rest: Float[Array, "n k parameters"]
+
+
+def pairs_are_cheaper(
+    positions: int, size: int, out: int, *, outputs: int, pairs: int, partners: int
+) -> bool:
+    """Whether products of pairs of positions take fewer operations than those of gradients.
+
+    **Arguments:**
+
+    - `positions`, `size`, `out`: of the layer; lengths of a and delta.
+    - `outputs`, `pairs`: the outputs of an example, and the pairs of outputs that are contracted
+      for a pair of examples.
+    - `partners`: examples that share the cost of forming an example's gradients.
+    """
+    of_pairs = positions**2 * (size + pairs * out)
+    of_gradients = pairs * out * size + outputs * positions * out * size / partners
+    return of_pairs <= of_gradients
+
+
+def formed(terms: list[Term]) -> Formed:
+    """The gradients that `terms` add up to."""
+    weight = sum(jnp.einsum("nkpo,npi->nkoi", term.cotangent, term.input) for term in terms)
+    bias = sum(jnp.sum(term.cotangent, axis=2) for term in terms if term.to_bias)
+    return Formed(weight.reshape(*weight.shape[:2], -1), bias)  # pyright: ignore
 
 
 def layer_product(
-    a1: Float[Array, "p size"],
-    delta1: Float[Array, "k p out"],
-    a2: Float[Array, "q size"],
-    delta2: Float[Array, "l q out"],
-) -> Float[Array, "k l"]:
-    """The product of the gradients of a layer's weight, for all pairs of outputs."""
-    if _pairs_are_cheaper(delta1, a1, delta2, a2):
-        return _summed(a1 @ a2.T, _pairs(delta1, delta2))
-    return _gradients_product(_gradients(delta1, a1), _gradients(delta2, a2))
+    first: LayerGradients, second: LayerGradients, weight: Any, bias: Any
+) -> Float[Array, "n1 k n2 l"] | float:
+    """The products of two sets' gradients, for all pairs of examples and outputs.
+
+    `weight` and `bias` are the metrics of the two tensors, the bias's with its multiplier squared;
+    a bias of None is a layer without one.
+    """
+    if isinstance(first, Formed):
+        assert isinstance(second, Formed)
+        product = weight * gram(first.weight, second.weight)
+        if bias is not None:
+            product += bias * gram(first.bias, second.bias)
+        return product
+    assert not isinstance(second, Formed)
+    return sum(_pairs_product(t1, t2, weight, bias) for t1 in first for t2 in second)
 
 
-def layer_product_along(
-    a1: Float[Array, "p size"],
-    delta1: Float[Array, "k p out"],
-    tangents: tuple[Float[Array, "p size"], Float[Array, "k p out"]],
-    a2: Float[Array, "q size"],
-    delta2: Float[Array, "l q out"],
-) -> Float[Array, "k l"]:
-    """The derivative of `layer_product` where a1 and delta1 move along `tangents`."""
-    a1_dot, delta1_dot = tangents
-    if _pairs_are_cheaper(delta1, a1, delta2, a2):
-        return _summed(a1_dot @ a2.T, _pairs(delta1, delta2)) + _summed(
-            a1 @ a2.T, _pairs(delta1_dot, delta2)
-        )
-    moved = _gradients(delta1_dot, a1) + _gradients(delta1, a1_dot)
-    return _gradients_product(moved, _gradients(delta2, a2))
+def gram(
+    first: Float[Array, "n1 k size"], second: Float[Array, "n2 l size"]
+) -> Float[Array, "n1 k n2 l"]:
+    """All inner products of two sets of vectors: one product of two matrices."""
+    size = first.shape[-1]
+    rows, columns = (v.reshape(v.shape[0] * v.shape[1], size) for v in (first, second))
+    product = rows @ columns.T
+    return product.reshape(*first.shape[:2], *second.shape[:2])
 
 
-def bias_product(
-    delta1: Float[Array, "k p out"], delta2: Float[Array, "l q out"]
-) -> Float[Array, "k l"]:
-    """The product of the gradients of a layer's bias, for all pairs of outputs."""
-    return jnp.sum(delta1, axis=1) @ jnp.sum(delta2, axis=1).T
+def _pairs_product(first: Term, second: Term, weight: Any, bias: Any) -> Array:
+    inputs = weight * gram(first.input, second.input)
+    if bias is not None and first.to_bias and second.to_bias:
+        inputs += bias
+    merged = [d.reshape(len(d), -1, d.shape[3]) for d in (first.cotangent, second.cotangent)]
+    shape = (*first.cotangent.shape[:3], *second.cotangent.shape[:3])
+    cotangents = gram(*merged).reshape(shape)
+    return jnp.sum(inputs[:, None, :, :, None] * cotangents, axis=(2, 5))
 
 
 def along_direction(
-    a: Float[Array, "p size"],
+    a: Float[Array, "p in"],
     delta: Float[Array, "k p out"],
-    a_c: Float[Array, "r size"],
+    a_c: Float[Array, "r in"],
     delta_c: Float[Array, "r out"],
-) -> tuple[Float[Array, "p out"], Float[Array, "k p size"]]:
+) -> tuple[Float[Array, "p out"], Float[Array, "k p in"]]:
     """V a_p and V^T delta_p for the direction V = sum_r delta_c (x) a_c of a layer's weight.
 
     The direction is formed only where that takes fewer operations.
@@ -85,25 +132,3 @@ def along_direction(
         return (a @ a_c.T) @ delta_c, (delta @ delta_c.T) @ a_c
     direction = delta_c.T @ a_c
     return a @ direction.T, delta @ direction
-
-
-def _pairs_are_cheaper(delta1: Array, a1: Array, delta2: Array, a2: Array) -> bool:
-    """Whether products of all pairs of positions take fewer operations than those of gradients."""
-    (k1, p1, out), (k2, p2, _), size = delta1.shape, delta2.shape, a1.shape[-1]
-    return p1 * p2 * (size + k1 * k2 * out) <= k1 * k2 * out * size
-
-
-def _pairs(delta1: Array, delta2: Array) -> Float[Array, "k p l q"]:
-    return jnp.tensordot(delta1, delta2, axes=(2, 2))
-
-
-def _summed(inputs: Float[Array, "p q"], cotangents: Float[Array, "k p l q"]) -> Array:
-    return jnp.sum(inputs[None, :, None, :] * cotangents, axis=(1, 3))
-
-
-def _gradients(delta: Float[Array, "k p out"], a: Float[Array, "p size"]) -> Array:
-    return jnp.tensordot(delta, a, axes=(1, 0))
-
-
-def _gradients_product(first: Array, second: Array) -> Float[Array, "k l"]:
-    return first.reshape(first.shape[0], -1) @ second.reshape(second.shape[0], -1).T

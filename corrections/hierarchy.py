@@ -7,31 +7,29 @@ r"""The kernel hierarchy: how the neural tangent kernel itself moves in training
 2020). Only the first two slots are exchangeable.
 """
 
-import math
-from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from corrections.anatomy import Anatomy
-from corrections.contraction import Factors, ONE_OUTPUT
+from corrections.curvature import Curvature
+from corrections.memory import check_fits
 from corrections.parameters import (
     check_batch,
     check_metric,
-    check_model,
+    check_outputs,
+    check_parameters,
     Method,
     METHODS,
     Metric,
     Model,
 )
 from corrections.smoothness import warn_at_kinks
+from corrections.tiles import shards_of
 from zoo import checks
 from zoo.precision import full_precision
-
-_TILE_BYTES = 2**28
-"""What the tangents of one tile of directions may take where no `batch_size` is given."""
 
 
 @full_precision
@@ -57,16 +55,16 @@ def o3(
     - `x1`, `x2`, `x3`: batches of examples; a missing one means `x1`.
     - `metric`: the learning-rate multipliers M, a PyTree prefix of the parameters (default: 1).
     - `method`: as in `ntk`. With a rule, the direction M g_3 of a dense layer is never formed.
-    - `batch_size`: how many examples of `x3` are taken at once. Default: as many as keep the
-      tangents within 256 MiB.
+    - `batch_size`: the most examples of each set that are taken at once: memory is then that of a
+      tile, beside the kernel itself. Default: what fits in about 1 GiB.
 
     **Raises:** as `ntk`. **Warns:** `KinkWarning` for activations without second derivatives.
 
     Source: Huang & Yau (2020); Dyer & Gur-Ari (2020).
     """
-    x1, x2, x3 = _checked(model, x1, x2, x3, metric, method, batch_size)
+    sets, options = _checked(model, (x1, x2, x3), metric, method, batch_size)
     warn_at_kinks(model, 2)
-    return _o3(model, x1, x2, x3, metric, method, batch_size)
+    return _contracted("o3", model, sets, options)
 
 
 @full_precision
@@ -91,106 +89,152 @@ def dntk(
     Source: Roberts, Yaida & Hanin (2021), "The principles of deep learning theory", chapter 11,
     where it is the differential of the NTK.
     """
-    x1, x2, x3 = _checked(model, x1, x2, x3, metric, method, batch_size)
+    sets, options = _checked(model, (x1, x2, x3), metric, method, batch_size)
     warn_at_kinks(model, 2)
-    return _dntk(model, x1, x1 if x2 is None else x2, x3, metric, method, batch_size)
+    return _contracted("dntk", model, sets, options)
+
+
+@full_precision
+def o4(
+    model: Model,
+    x1: Float[Array, "n1 ..."],
+    x2: Float[Array, "n2 ..."] | None = None,
+    x3: Float[Array, "n3 ..."] | None = None,
+    x4: Float[Array, "n4 ..."] | None = None,
+    *,
+    metric: Metric | None = None,
+    method: Method = "auto",
+    batch_size: int | None = None,
+) -> Float[Array, "n1 k n2 k n3 k n4 k"]:
+    """O_4(1, 2, 3, 4) = grad O_3(1, 2, 3) . M grad f_4, the kernel that moves O_3.
+
+    With I and II of `ddntk` it is
+
+        I(1; 2, 3, 4) + II(1, 2; 3, 4) + II(1, 3; 2, 4)  +  the same with 1 and 2 exchanged,
+
+    symmetric in its first two slots, not in the others.
+
+    **Arguments:**
+
+    - `model`: any callable PyTree, one example in, a vector of k outputs out. Its activations
+      should have third derivatives: at kinks (ReLU) these are taken almost everywhere.
+    - `x1`, `x2`, `x3`, `x4`: batches of examples; a missing one means `x1`.
+    - `metric`, `method`, `batch_size`: as in `o3`.
+
+    **Raises:** as `ntk`. **Warns:** `KinkWarning` for activations without third derivatives.
+
+    Source: Huang & Yau (2020); Dyer & Gur-Ari (2020); docs/theory.md, section 2.
+    """
+    sets, options = _checked(model, (x1, x2, x3, x4), metric, method, batch_size)
+    warn_at_kinks(model, 3)
+    return _contracted("o4", model, sets, options)
+
+
+@full_precision
+def ddntk(
+    model: Model,
+    x1: Float[Array, "n1 ..."],
+    x2: Float[Array, "n2 ..."] | None = None,
+    x3: Float[Array, "n3 ..."] | None = None,
+    x4: Float[Array, "n4 ..."] | None = None,
+    *,
+    kind: Literal["I", "II"],
+    metric: Metric | None = None,
+    method: Method = "auto",
+    batch_size: int | None = None,
+) -> Float[Array, "n1 k n2 k n3 k n4 k"]:
+    """The second differentials of the NTK, which O_4 is made of.
+
+    - "I": I(1; 2, 3, 4) = T_1[M g_2, M g_3, M g_4] with T_1 the third derivative of f_1, symmetric
+      in its last three slots.
+    - "II": II(1, 2; 3, 4) = (H_1 M g_3) . M (H_2 M g_4) with H the Hessians: the same where 1, 2
+      and 3, 4 are exchanged together.
+
+    **Arguments, Raises, Warns:** as `o4`; `ValueError` for another `kind`.
+
+    Source: Roberts, Yaida & Hanin (2021), "The principles of deep learning theory", where these are
+    the two ddNTKs.
+    """
+    checks.choice("kind", kind, ("I", "II"))
+    sets, options = _checked(model, (x1, x2, x3, x4), metric, method, batch_size)
+    warn_at_kinks(model, 3 if kind == "I" else 2)
+    name = {"I": "ddntk I", "II": "ddntk II"}[kind]
+    return _contracted(name, model, sets, options)
+
+
+# What each kernel is the sum of: contractions, and the slot of the kernel for each of their own.
+_SUMS: dict[str, list[tuple[str, tuple[int, ...]]]] = {
+    "dntk": [("s", (0, 1, 2))],
+    "o3": [("s", (0, 1, 2)), ("s", (1, 0, 2))],
+    "ddntk I": [("i", (0, 1, 2, 3))],
+    "ddntk II": [("ii", (0, 1, 2, 3))],
+    "o4": [
+        ("i", (0, 1, 2, 3)),
+        ("i", (1, 0, 2, 3)),
+        ("ii", (0, 1, 2, 3)),
+        ("ii", (1, 0, 2, 3)),
+        ("ii", (0, 2, 1, 3)),
+        ("ii", (1, 2, 0, 3)),
+    ],
+}
+
+
+class _Options(NamedTuple):
+    metric: Metric | None
+    method: Method
+    batch_size: int | None
+    shards: int
 
 
 @eqx.filter_jit
-def _o3(
-    model: Model,
-    x1: Array,
-    x2: Array | None,
-    x3: Array,
-    metric: Metric | None,
-    method: Method,
-    batch_size: int | None,
+def _contracted(
+    name: str, model: Model, sets: tuple[Array | None, ...], options: _Options
 ) -> Array:
-    options = (metric, method, batch_size)
-    half = _dntk(model, x1, x1 if x2 is None else x2, x3, *options)
-    other = half if x2 is None else _dntk(model, x2, x1, x3, *options)
-    return half + jnp.transpose(other, (2, 3, 0, 1, 4, 5))
-
-
-@eqx.filter_jit
-def _dntk(
-    model: Model,
-    x1: Array,
-    x2: Array,
-    x3: Array,
-    metric: Metric | None,
-    method: Method,
-    batch_size: int | None,
-) -> Array:
-    anatomy = Anatomy(model, x1[0], metric, method=method)
-    factors2, factors3 = (jax.vmap(anatomy.factors)(x) for x in (x2, x3))
-    factors1, tangents_along = _linearized(anatomy, x1)
-
-    def one_direction(along: Factors) -> Float[Array, "n1 k n2 k"]:
-        tangents = tangents_along(along)
-        rows = jax.vmap(
-            lambda f1, df1: jax.vmap(lambda f2: anatomy.product_along(f1, df1, f2), out_axes=1)(
-                factors2
-            )
-        )
-        return rows(factors1, tangents)
-
-    directions = jax.vmap(one_direction, in_axes=(ONE_OUTPUT,))
-    if batch_size is None:
-        batch_size = _examples_in_a_tile(anatomy, len(x1))
-    stacked = jax.lax.map(directions, factors3, batch_size=min(batch_size, len(x3)))
-    return jnp.moveaxis(stacked, (0, 1), (4, 5))
-
-
-def _linearized(anatomy: Anatomy, x: Array) -> tuple[Factors, Callable[[Factors], Factors]]:
-    """The factors of a batch, and their derivatives where the parameters move along M grad f_c."""
-
-    def batched(arrays: list[Array]) -> list[Array]:
-        return [jnp.zeros((len(x), *a.shape), a.dtype) for a in arrays]
-
-    def factors(shifts: list[Array], pulls: list[Array], rest: Array) -> Factors:
-        return jax.vmap(anatomy.factors, in_axes=(0, 0, 0, None))(x, shifts, pulls, rest)
-
-    at, tangents = jax.linearize(
-        factors, batched(anatomy.no_shifts()), batched(anatomy.no_pulls()), anatomy.rest
+    """The sum of contractions that `_SUMS` names; each is computed once for the same sets."""
+    first = sets[0]
+    assert first is not None
+    outputs = check_outputs(model, "x1", first)
+    for slot, x in enumerate(sets[1:], start=2):
+        if x is not None:
+            check_outputs(model, f"x{slot}", x, outputs=outputs)
+    given = [0 if x is None else slot for slot, x in enumerate(sets)]
+    xs = [first if x is None else x for x in sets]
+    shape = tuple(size for x in xs for size in (len(x), *outputs.shape))
+    counts = " x ".join(str(len(x)) for x in xs)
+    check_fits(f"the kernel of {counts} examples", shape, outputs.dtype, options.shards)
+    metric, method, batch_size, shards = options
+    curvature = Curvature(
+        Anatomy(model, first[0], metric, method=method),
+        partners=len(xs[1]),
+        batch_size=batch_size,
+        shards=shards,
     )
-
-    def along(direction: Factors) -> Factors:
-        shifts, pulls = jax.vmap(anatomy.moved, in_axes=(0, None))(at, direction)
-        return tangents(shifts, pulls, anatomy.rest_metric * direction.rest)
-
-    return at, along
-
-
-def _examples_in_a_tile(anatomy: Anatomy, n: int) -> int:
-    """How many examples' directions fit in `_TILE_BYTES`."""
-    k = anatomy.outputs.shape[0]
-    entries = sum(
-        math.prod(shape.shape) for call in anatomy.calls for shape in (call.input, call.output)
-    )
-    entries = n * k * (1 + k) * max(entries, 1) + n * k * k * anatomy.rest.size
-    return max(1, _TILE_BYTES // (entries * anatomy.outputs.dtype.itemsize))
+    found: dict[tuple[Any, ...], Array] = {}
+    total: Any = 0
+    for contraction, slots in _SUMS[name]:
+        key = (contraction, *(given[slot] for slot in slots))
+        if key not in found:
+            found[key] = getattr(curvature, contraction)(*(xs[slot] for slot in slots))
+        axes = [2 * slots.index(slot) + part for slot in range(len(slots)) for part in (0, 1)]
+        total += jnp.transpose(found[key], axes)
+    return total
 
 
 def _checked(
     model: Model,
-    x1: Array,
-    x2: Array | None,
-    x3: Array | None,
+    sets: tuple[Array | None, ...],
     metric: Metric | None,
     method: Method,
     batch_size: int | None,
-) -> tuple[Array, Array | None, Array]:
-    """The batches, where all arguments make sense."""
+) -> tuple[tuple[Array | None, ...], _Options]:
+    """The batches and options, where all of them make sense."""
     checks.choice("method", method, METHODS)
     if batch_size is not None:
         checks.integer("batch_size", batch_size)
-    x1 = check_batch("x1", x1)
-    x2 = None if x2 is None else check_batch("x2", x2)
-    x3 = None if x3 is None else check_batch("x3", x3)
-    outputs = check_model(model, "x1", x1)
-    for name, x in (("x2", x2), ("x3", x3)):
-        if x is not None:
-            check_model(model, name, x, outputs=outputs)
+    batches = tuple(
+        None if x is None and slot > 1 else check_batch(f"x{slot}", x)
+        for slot, x in enumerate(sets, start=1)
+    )
+    check_parameters(model)
     check_metric(model, metric)
-    return x1, x2, x1 if x3 is None else x3
+    return batches, _Options(metric, method, batch_size, shards_of(batches[0]))

@@ -2,7 +2,7 @@ r"""The neural tangent kernel of a finite network.
 
     Theta(x1, x2) = J(x1) M J(x2)^T,      J = df/dtheta,      O_2 of the hierarchy
 
-(Jacot et al. 2018), at the parameters the model holds.
+(Jacot et al. 2018), at the parameters the model holds; and that of its last hidden representation.
 """
 
 from collections.abc import Callable
@@ -11,20 +11,24 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
-from corrections.anatomy import Anatomy
-from corrections.contraction import Factors, ONE_OUTPUT
+from corrections.anatomy import Anatomy, Factors
+from corrections.contraction import Formed, Gradients, Term
+from corrections.memory import check_fits
 from corrections.parameters import (
     check_batch,
     check_metric,
-    check_model,
+    check_outputs,
+    check_parameters,
     Method,
     METHODS,
     Metric,
     Model,
 )
-from zoo import checks
+from corrections.tiles import in_tiles, shards_of, STORED_BYTES, Tiling, working_bytes
+from zoo import checks, ParameterizedLayer
 from zoo.precision import full_precision
 
 Outputs = Literal["full", "mean", "diagonal"]
@@ -55,12 +59,14 @@ def ntk(
       "structured" insists that every dense layer and convolution has its rule; "jacobian" takes the
       Jacobian of all parameters. All give the same numbers, to rounding.
     - `batch_size`: computes tiles of so many examples of `x1` against so many of `x2`: memory is
-      then that of a tile, beside the kernel itself. Default: all at once.
+      then that of two tiles, beside the kernel itself. Of a symmetric kernel only the tiles on and
+      above the diagonal are computed. Default: all at once where the gradients of all examples
+      take less than 1 GiB, else tiles that do.
 
     **Raises:** `ValueError` / `TypeError` for an input that is empty, not finite or not floating,
     a model that does not give a vector, a metric that does not fit, an unknown `outputs` or
     `method`, a `batch_size` below 1; `ValueError` for "structured" where a layer's rule does not
-    apply.
+    apply; `MemoryError` for a kernel that is larger than the memory.
 
     Source: Jacot, Gabriel & Hongler (2018), section 4; for the metric docs/theory.md, section 1.
     """
@@ -69,12 +75,62 @@ def ntk(
     if batch_size is not None:
         checks.integer("batch_size", batch_size)
     x1 = check_batch("x1", x1)
-    of_model = check_model(model, "x1", x1)
-    if x2 is not None:
-        x2 = check_batch("x2", x2)
-        check_model(model, "x2", x2, outputs=of_model)
+    x2 = None if x2 is None else check_batch("x2", x2)
+    check_parameters(model)
     check_metric(model, metric)
-    return _ntk(model, x1, x2, metric, outputs, method, batch_size)
+    return _ntk(model, x1, x2, metric, outputs, method, batch_size, shards_of(x1))
+
+
+@full_precision
+def nngp(
+    model: Model, x1: Float[Array, "n1 ..."], x2: Float[Array, "n2 ..."] | None = None
+) -> Float[Array, "n1 n2"]:
+    """The finite-width kernel of the last hidden representation a, as the readout sees it.
+
+    K(x1, x2) = sigma_w^2 a(x1) . a(x2) / n + sigma_b^2: the covariance of each output where only
+    the readout is random. In the limit of infinite width it is the kernel of the network as a
+    Gaussian process, whatever the parameterization.
+
+    **Arguments:**
+
+    - `model`: a network whose last layer with a rule (`register_layer`) is its readout: `MLP`,
+      `CNN`, `WideResNet`, `equinox.nn.MLP`. A function of the outputs may follow (`with_output`);
+      it does not enter.
+    - `x1`, `x2`: batches of examples; a missing `x2` means `x1`.
+
+    The variances are those the readout starts with; for a readout without a parameterization
+    (`equinox.nn.Linear`) sigma_w = 1 and sigma_b = 0.
+
+    **Raises:** as `ntk`; `ValueError` for a model without such a readout.
+
+    Source: Neal (1996); Lee et al. (2018), "Deep neural networks as Gaussian processes".
+    """
+    x1 = check_batch("x1", x1)
+    x2 = None if x2 is None else check_batch("x2", x2)
+    check_parameters(model)
+    return _nngp(model, x1, x2)
+
+
+@eqx.filter_jit
+def _nngp(model: Model, x1: Array, x2: Array | None) -> Array:
+    of_model = check_outputs(model, "x1", x1)
+    if x2 is not None:
+        check_outputs(model, "x2", x2, outputs=of_model)
+    n1, n2 = len(x1), len(x1 if x2 is None else x2)
+    check_fits(f"the kernel of {n1} x {n2} examples", (n1, n2), of_model.dtype)
+    anatomy = Anatomy(model, x1[0], None, method="structured")
+    layer, a = anatomy.readout()
+    tile = working_bytes() // anatomy.bytes_per_example(anatomy.forms(pairs=1, partners=1))[1]
+    hidden1 = in_tiles(a, x1, tile)
+    hidden2 = hidden1 if x2 is None else in_tiles(a, x2, tile)
+    weight, bias = 1.0, 0.0
+    if isinstance(layer, ParameterizedLayer):
+        variances = [
+            (layer.multiplier(name) * layer.init_std(name)) ** 2 if name in layer.tensors else 0.0
+            for name in ("weight", "bias")
+        ]
+        weight, bias = variances[0] * hidden1.shape[1], variances[1]
+    return weight * (hidden1 @ hidden2.T) / hidden1.shape[1] + bias
 
 
 @eqx.filter_jit
@@ -86,40 +142,149 @@ def _ntk(
     outputs: Outputs,
     method: Method,
     batch_size: int | None,
+    shards: int,
 ) -> Array:
+    of_model = check_outputs(model, "x1", x1)
+    if x2 is not None:
+        check_outputs(model, "x2", x2, outputs=of_model)
+    n1, n2, k = len(x1), len(x1 if x2 is None else x2), of_model.shape[0]
+    _check_kernel_fits((n1, n2), k, of_model.dtype, outputs, shards)
     anatomy = Anatomy(model, x1[0], metric, method=method)
-    of_pair = _products(anatomy, outputs)
+    pairs = k * k if outputs == "full" else k
+    partners = min(batch_size or n2, n2)
+    forms = anatomy.forms(pairs=pairs, partners=partners)
+    stored, working = anatomy.bytes_per_example(forms)
+    if batch_size is None and (n1 + n2) * stored > STORED_BYTES * shards:
+        batch_size = max(1, STORED_BYTES * shards // (4 * stored))
+
+    def gradients(x: Array, shards: int) -> Gradients:
+        at = in_tiles(anatomy.factors, x, working_bytes() // working, shards)
+        return anatomy.gradients(_outputs_as_one(at) if outputs == "mean" else at, forms)
+
+    product = _product(anatomy, outputs)
     if batch_size is None:
-        factors1 = jax.vmap(anatomy.factors)(x1)
-        factors2 = factors1 if x2 is None else jax.vmap(anatomy.factors)(x2)
-        kernel = jax.vmap(lambda f1: jax.vmap(lambda f2: of_pair(f1, f2))(factors2))(factors1)
-    else:
-
-        def row(x: Array) -> Array:
-            f1 = anatomy.factors(x)
-            others = x1 if x2 is None else x2
-            return jax.lax.map(
-                lambda x: of_pair(f1, anatomy.factors(x)), others, batch_size=batch_size
-            )
-
-        kernel = jax.lax.map(row, x1, batch_size=batch_size)
-    return jnp.swapaxes(kernel, 1, 2) if outputs == "full" else kernel
+        g1 = gradients(x1, shards)
+        return product(g1, g1 if x2 is None else gradients(x2, 1))
+    tiling = Tiling(n1, batch_size, shards)
+    if x2 is None:
+        return _symmetric(lambda x: gradients(x, shards), product, x1, tiling)
+    return _rectangular(gradients, product, (x1, x2), (tiling, Tiling(n2, batch_size)))
 
 
-def _products(anatomy: Anatomy, outputs: Outputs) -> Callable[[Factors, Factors], Any]:
-    """What an entry of the kernel is made of: the products of two examples' gradients."""
+Products = Callable[[Gradients, Gradients], Array]
+
+
+def _product(anatomy: Anatomy, outputs: Outputs) -> Products:
+    """The part of the kernel between two batches, from their gradients."""
     if outputs == "full":
         return anatomy.product
+    if outputs == "mean":
+        k = anatomy.outputs.shape[0]
+        return lambda g1, g2: anatomy.product(g1, g2)[:, 0, :, 0] / k
 
-    def of_one_output(first: Factors, second: Factors) -> Array:
-        return anatomy.product(*(_as_only_output(f) for f in (first, second)))[0, 0]
+    def diagonal(g1: Gradients, g2: Gradients) -> Array:
+        def of_one_output(i: Array) -> Array:
+            return anatomy.product(_one_output(g1, i), _one_output(g2, i))[:, 0, :, 0]
 
-    diagonal = jax.vmap(of_one_output, in_axes=(ONE_OUTPUT, ONE_OUTPUT))
-    if outputs == "diagonal":
-        return diagonal
-    return lambda first, second: jnp.mean(diagonal(first, second))
+        return jax.vmap(of_one_output, out_axes=-1)(jnp.arange(anatomy.outputs.shape[0]))
+
+    return diagonal
 
 
-def _as_only_output(factors: Factors) -> Factors:
-    inputs, cotangents, rest = factors
-    return Factors(inputs, tuple(delta[None] for delta in cotangents), rest[None])
+def _outputs_as_one(at: Factors) -> Factors:
+    """Factors of one output, whose product is the sum of those of equal outputs."""
+    merged = [jnp.moveaxis(delta, 1, 2) for delta in at.cotangents]
+    cotangents = tuple(d.reshape(len(d), 1, d.shape[1], -1) for d in merged)
+    return Factors(at.inputs, cotangents, at.rest.reshape(len(at.rest), 1, -1))
+
+
+def _one_output(gradients: Gradients, i: Array) -> Gradients:
+    """The gradients of output `i` alone."""
+
+    def slice_of(array: Array) -> Array:
+        return jax.lax.dynamic_slice_in_dim(array, i, 1, axis=1)
+
+    layers = [
+        Formed(slice_of(layer.weight), slice_of(layer.bias))
+        if isinstance(layer, Formed)
+        else [Term(term.input, slice_of(term.cotangent), term.to_bias) for term in layer]
+        for layer in gradients.layers
+    ]
+    return Gradients(layers, slice_of(gradients.rest))
+
+
+def _symmetric(
+    gradients: Callable[[Array], Gradients], product: Products, x: Array, tiling: Tiling
+) -> Array:
+    """The kernel of a batch with itself: the tiles on and above the diagonal, row by row."""
+    tiles = tiling.split(x)
+    rows, columns = np.triu_indices(tiling.count)
+    pairs = jnp.asarray(rows), jnp.asarray(columns)
+    shapes = jax.eval_shape(gradients, tiles[0])
+    block = jax.eval_shape(product, shapes, shapes)
+    middle = block.ndim // 2 if block.ndim == 4 else 1
+
+    def step(carry: tuple[Array, Gradients], ij: tuple[Array, Array]) -> tuple[Any, None]:
+        (kernel, of_row), (i, j) = carry, ij
+        of_column = gradients(tiles[j])
+        of_row = jax.tree.map(lambda c, r: jnp.where(i == j, c, r), of_column, of_row)
+        here = product(of_row, of_column)
+        mirrored = jnp.moveaxis(here, range(middle), range(middle, 2 * middle))
+        kernel = _write(kernel, mirrored, j, i, middle)
+        return (_write(kernel, here, i, j, middle), of_row), None
+
+    nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    start = _empty(block, middle, tiling.count, tiling.count)
+    (kernel, _), _ = jax.lax.scan(step, (start, nothing), pairs)
+    return tiling.join(tiling.join(kernel), axis=middle)
+
+
+def _rectangular(
+    gradients: Callable[[Array, int], Gradients],
+    product: Products,
+    xs: tuple[Array, Array],
+    tilings: tuple[Tiling, Tiling],
+) -> Array:
+    """The kernel between two batches, row by row of tiles."""
+    tiles1, tiles2 = (tiling.split(x) for tiling, x in zip(tilings, xs, strict=True))
+    shards = tilings[0].shards
+    shapes = (
+        jax.eval_shape(lambda x: gradients(x, shards), tiles1[0]),
+        jax.eval_shape(lambda x: gradients(x, 1), tiles2[0]),
+    )
+    block = jax.eval_shape(product, *shapes)
+    middle = block.ndim // 2 if block.ndim == 4 else 1
+
+    def row(kernel: Array, ix: tuple[Array, Array]) -> tuple[Array, None]:
+        i, x = ix
+        of_row = gradients(x, shards)
+
+        def column(kernel: Array, jx: tuple[Array, Array]) -> tuple[Array, None]:
+            j, x = jx
+            return _write(kernel, product(of_row, gradients(x, 1)), i, j, middle), None
+
+        return jax.lax.scan(column, kernel, (jnp.arange(len(tiles2)), tiles2))
+
+    start = _empty(block, middle, len(tiles1), len(tiles2))
+    kernel, _ = jax.lax.scan(row, start, (jnp.arange(len(tiles1)), tiles1))
+    return tilings[1].join(tilings[0].join(kernel), axis=middle)
+
+
+def _empty(block: jax.ShapeDtypeStruct, middle: int, rows: int, columns: int) -> Array:
+    """Zeros in the place of all tiles: axes of a block with the tiles' before each example axis."""
+    shape = (rows, *block.shape[:middle], columns, *block.shape[middle:])
+    return jnp.zeros(shape, block.dtype)
+
+
+def _write(kernel: Array, block: Array, i: Array, j: Array, middle: int) -> Array:
+    start = [i, *[0] * middle, j, *[0] * (kernel.ndim - middle - 2)]
+    placed = jnp.expand_dims(block, (0, middle + 1))
+    return jax.lax.dynamic_update_slice(kernel, placed, start)
+
+
+def _check_kernel_fits(
+    ns: tuple[int, int], k: int, dtype: Any, outputs: Outputs, shards: int
+) -> None:
+    shape = {"full": (ns[0], k, ns[1], k), "diagonal": (*ns, k), "mean": ns}[outputs]
+    small = " or outputs='mean'" if outputs != "mean" and k > 1 else ""
+    check_fits(f"the kernel of {ns[0]} x {ns[1]} examples", shape, dtype, shards, small)

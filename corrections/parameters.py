@@ -68,13 +68,44 @@ def check_model(
     *,
     outputs: jax.ShapeDtypeStruct | None = None,
 ) -> jax.ShapeDtypeStruct:
+    """`check_parameters` and `check_outputs`."""
+    if outputs is None:
+        check_parameters(model)
+    return check_outputs(model, name, x, outputs=outputs)
+
+
+def check_parameters(model: Model) -> None:
+    """**Raises:** `TypeError` where `model` cannot be called; `ValueError` where it has no
+    parameters, or some that are not finite.
+    """
+    if not callable(model):
+        raise TypeError(f"`model` is of type {type(model).__name__}, expected a callable PyTree.")
+    leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(model, eqx.is_inexact_array))
+    if not leaves:
+        raise ValueError(
+            "`model` has no parameters, expected at least one floating-point array among its "
+            "leaves (`equinox.is_inexact_array`)."
+        )
+    for path, leaf in leaves:
+        checks.finite(f"model{jax.tree_util.keystr(path)}", leaf)
+
+
+def check_outputs(
+    model: Model,
+    name: str,
+    x: Float[Array, "n ..."],
+    *,
+    outputs: jax.ShapeDtypeStruct | None = None,
+) -> jax.ShapeDtypeStruct:
     """Shape (k,) and dtype of the outputs of `model` on an example of the batch `x`.
 
-    **Raises:** `ValueError` where the model does not take such an example, does not give a vector
-    (one like `outputs`, where that is given), has no parameters, or has some that are not finite.
+    Traces the model, so call it inside what is compiled where the time of a call matters.
+
+    **Raises:** `ValueError` where the model does not take such an example, or does not give a
+    vector (one like `outputs`, where that is given).
     """
     try:
-        out = eqx.filter_eval_shape(model, x[0])
+        out = eqx.filter_eval_shape(model, jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"`model` does not take an example of `{name}`, which has shape {x.shape[1:]} "
@@ -85,22 +116,28 @@ def check_model(
             f"`model(x)` gives {out} for one example of `{name}`, expected a vector of k outputs, "
             "shape (k,)."
         )
-    if outputs is not None:
-        if out.shape != outputs.shape:
-            raise ValueError(
-                f"`model(x)` gives {out.shape[0]} outputs for an example of `{name}`, expected "
-                f"{outputs.shape[0]} as for the first batch."
-            )
-        return out
-    leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(model, eqx.is_inexact_array))
-    if not leaves:
+    if outputs is not None and out.shape != outputs.shape:
         raise ValueError(
-            "`model` has no parameters, expected at least one floating-point array among its "
-            "leaves (`equinox.is_inexact_array`)."
+            f"`model(x)` gives {out.shape[0]} outputs for an example of `{name}`, expected "
+            f"{outputs.shape[0]} as for the first batch."
         )
-    for path, leaf in leaves:
-        checks.finite(f"model{jax.tree_util.keystr(path)}", leaf)
     return out
+
+
+def check_tree_like(
+    name: str, tree: PyTree, like: PyTree, what: str = "the parameters of `model`"
+) -> None:
+    """**Raises:** `ValueError` where `tree` has another structure or other shapes than `like`."""
+    got, expected = (jax.tree.leaves(jax.tree.map(jnp.shape, t)) for t in (tree, like))
+    if jax.tree.structure(tree) != jax.tree.structure(like) or got != expected:
+        raise ValueError(
+            f"`{name}` does not match {what}, expected a tree of the same structure and shapes: "
+            f"got {_shapes(tree)}, expected {_shapes(like)}."
+        )
+
+
+def _shapes(tree: PyTree) -> str:
+    return ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree)) or "none"
 
 
 def check_metric(model: Model, metric: Metric | None) -> None:

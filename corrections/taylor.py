@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from corrections.parameters import check_batch, check_model, Model, split
+from corrections.parameters import check_batch, check_model, check_tree_like, Model, split
 from corrections.smoothness import warn_at_kinks
 from zoo import checks
 from zoo.frozen import Frozen
@@ -46,11 +46,7 @@ def taylor_coefficients(
             "`theta`: the coefficients of eps, eps^2, ..."
         )
     for i, step in enumerate(path):
-        if not _same_structure(step, theta):
-            raise ValueError(
-                f"`path[{i}]` does not match `theta`, expected a tree of the same structure and "
-                f"shapes: got {_shapes(step)}, expected {_shapes(theta)}."
-            )
+        check_tree_like(f"path[{i}]", step, theta, "`theta`")
 
     def along(eps: Array) -> tuple[PyTree, ...]:
         at = theta
@@ -139,11 +135,7 @@ def taylorize(model: Model, order: int, *, at: Model | None = None) -> TaylorMod
         raise TypeError(f"`model` is {model!r}, expected a callable PyTree.")
     params, _ = split(model)
     base = params if at is None else split(at)[0]
-    if not _same_structure(base, params):
-        raise ValueError(
-            "`at` has other parameters than `model`, expected a model of the same structure and "
-            f"shapes: got {_shapes(base)}, expected {_shapes(params)}."
-        )
+    check_tree_like("at", base, params)
     warn_at_kinks(model, order, stacklevel=3)
     return TaylorModel(model=model, _base=Frozen(base), order=order)
 
@@ -174,23 +166,9 @@ def taylor_terms(
     check_model(model, "x", x)
     params, apply = split(model)
     displacement = eqx.filter(displacement, eqx.is_inexact_array)
-    if not _same_structure(displacement, params):
-        raise ValueError(
-            "`displacement` does not match the parameters of `model`, expected a tree of the same "
-            f"structure and shapes: got {_shapes(displacement)}, expected {_shapes(params)}."
-        )
+    check_tree_like("displacement", displacement, params)
     for leaf in jax.tree.leaves(displacement):
         checks.finite("displacement", leaf)
     warn_at_kinks(model, order)
     batched = jax.vmap(apply, in_axes=(None, 0))
     return jnp.stack(taylor_coefficients(lambda p: batched(p, x), params, [displacement], order))
-
-
-def _same_structure(a: PyTree, b: PyTree) -> bool:
-    """Whether two trees of parameters have the same structure and shapes."""
-    shapes_a, shapes_b = (jax.tree.leaves(jax.tree.map(jnp.shape, tree)) for tree in (a, b))
-    return jax.tree.structure(a) == jax.tree.structure(b) and shapes_a == shapes_b
-
-
-def _shapes(tree: PyTree) -> str:
-    return ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree)) or "none"

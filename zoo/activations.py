@@ -6,6 +6,7 @@ The corrections of finite width expand a network in its parameters, and bounds o
     lipschitz = sup |phi'|,        derivative_lipschitz = sup |phi''|  (infinite at a kink).
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -41,7 +42,30 @@ class Activation(eqx.Module):
 
     def __call__(self, a: Float[Array, "..."]) -> Float[Array, "..."]:
         """Phi(a), entry by entry."""
-        return self.function(a)
+        return self.function(a) if self.smoothness is None else pointwise(self.function)(a)
+
+
+@functools.cache
+def pointwise(fn: ActivationFunction) -> ActivationFunction:
+    """The same function, whose tangent is phi'(a) da with phi'(a) as a value of its own.
+
+    Kernels and Taylor terms push many tangents through the same activations: phi'(a), phi''(a), ...
+    are then computed once, and each tangent costs one multiplication.
+    """
+
+    @jax.custom_jvp
+    def phi(a: Array) -> Array:
+        return fn(a)
+
+    def slope(a: Array) -> Array:
+        return jax.jvp(fn, (a,), (jnp.ones_like(a),))[1]
+
+    @phi.defjvp
+    def tangent(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+        (a,), (da,) = primals, tangents
+        return phi(a), pointwise(slope)(a) * da
+
+    return phi
 
 
 def exact_gelu(x: Array) -> Array:

@@ -4,12 +4,14 @@ Checks of *values* need concrete arrays. Under `jax.jit` there are none, so they
 there; checks of shapes and types hold everywhere.
 """
 
+import weakref
 from collections.abc import Collection, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 
 def concrete(array: Any) -> np.ndarray | None:
@@ -42,8 +44,14 @@ def real_array(name: str, value: Any, *, expected: str, integers: bool = False) 
     return array
 
 
+# Arrays of JAX never change: one that was found finite is not looked at again.
+_FOUND_FINITE: weakref.WeakValueDictionary[int, jax.Array] = weakref.WeakValueDictionary()
+
+
 def finite(name: str, array: Any) -> None:
     """**Raises:** `ValueError` where `array` holds NaN or infinity."""
+    if isinstance(array, jax.Array) and _found_finite(array):
+        return
     values = concrete(array)
     if values is None or bool(np.all(np.isfinite(values))):
         return
@@ -53,6 +61,24 @@ def finite(name: str, array: Any) -> None:
         f"`{name}` has {int(bad.sum())} entries out of {values.size} that are not finite (the "
         f"first is {values[first]} at index {first}), expected finite numbers only."
     )
+
+
+def _found_finite(array: Array) -> bool:
+    """Whether all entries are known to be finite, looked at on the device that holds them."""
+    if _FOUND_FINITE.get(id(array)) is array:
+        return True
+    try:
+        found = bool(_all_finite(array))
+    except jax.errors.ConcretizationTypeError:
+        return False
+    if found:
+        _FOUND_FINITE[id(array)] = array
+    return found
+
+
+@jax.jit
+def _all_finite(array: Array) -> Array:
+    return jnp.all(jnp.isfinite(array))
 
 
 def shape(name: str, array: Any, expected: tuple[int | str, ...], because: str = "") -> None:

@@ -63,13 +63,33 @@ def patches(
     stride: Sequence[int],
     padding: Padding,
 ) -> Float[Array, "positions size"]:
-    """What each output position of a convolution sees, flat in the order of its weights.
+    """What each output position of a convolution sees, as a vector over (*kernel, in_channels).
 
-    `weight.reshape(out_channels, -1) @ patches(...).T` is `convolve`, positions flat.
+    `patches(...) @ kernel_matrix(weight).T` is `convolve`, positions flat and channels last.
     """
     image, pads = _wrapped(image, tuple(kernel), stride, padding)
-    gathered = _gathered(jnp.pad(image, ((0, 0), *pads)), tuple(kernel), tuple(stride))
-    return gathered.reshape(image.shape[0] * math.prod(kernel), -1).T
+    return window_patches(jnp.pad(image, ((0, 0), *pads)), kernel=kernel, stride=stride)
+
+
+def window_patches(
+    image: Float[Array, "in_channels *space"], *, kernel: Sequence[int], stride: Sequence[int]
+) -> Float[Array, "positions size"]:
+    """The same without padding: all windows that lie inside the image."""
+    out = _window_space(image.shape[1:], kernel, stride)
+    # Channels last: what is copied are runs of channels, and the product needs no transposition.
+    last = jnp.moveaxis(image, 0, -1)
+    slices = [
+        last[tuple(map(_every, offset, out, stride))]
+        for offset in itertools.product(*map(range, kernel))
+    ]
+    return jnp.concatenate(slices, axis=-1).reshape(math.prod(out), -1)
+
+
+def kernel_matrix(
+    weight: Float[Array, "out_channels in_channels *kernel"],
+) -> Float[Array, "out_channels size"]:
+    """The weights as a matrix on `patches`."""
+    return jnp.moveaxis(weight, 1, -1).reshape(weight.shape[0], -1)
 
 
 def output_space(
@@ -133,20 +153,17 @@ def _native(image: Array, weight: Array, *, stride: tuple[int, ...], pads: tuple
 
 def _by_patches(image: Array, weight: Array, *, stride: tuple[int, ...], pads: tuple) -> Array:
     """One slice for each position of the kernel, then one matrix product."""
-    image = jnp.pad(image, ((0, 0), *pads))
-    gathered = _gathered(image, weight.shape[2:], stride)
-    columns = gathered.reshape(math.prod(weight.shape[1:]), -1)
-    return (weight.reshape(weight.shape[0], -1) @ columns).reshape(-1, *gathered.shape[2:])
+    image, kernel = jnp.pad(image, ((0, 0), *pads)), weight.shape[2:]
+    product = window_patches(image, kernel=kernel, stride=stride) @ kernel_matrix(weight).T
+    out = _window_space(image.shape[1:], kernel, stride)
+    return jnp.moveaxis(product.reshape(*out, -1), -1, 0)
 
 
-def _gathered(image: Array, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Array:
-    """What each output position sees: (channels, positions of the kernel, *out_space)."""
-    out = tuple((n - k) // s + 1 for n, k, s in zip(image.shape[1:], kernel, stride, strict=True))
-    slices = [
-        image[(slice(None), *map(_every, offset, out, stride))]
-        for offset in itertools.product(*map(range, kernel))
-    ]
-    return jnp.stack(slices, axis=1)
+def _window_space(
+    space: Sequence[int], kernel: Sequence[int], stride: Sequence[int]
+) -> tuple[int, ...]:
+    """How many windows lie inside, along each axis."""
+    return tuple((n - k) // s + 1 for n, k, s in zip(space, kernel, stride, strict=True))
 
 
 def _every(start: int, length: int, step: int) -> slice:

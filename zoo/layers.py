@@ -189,7 +189,7 @@ class Dense(AffineLayer):
         )
 
     def __call__(self, a: Float[Array, " in"]) -> Float[Array, " out"]:
-        z = self.weight_multiplier * (self.weight @ a)
+        z = self.weight_multiplier * (a @ self.weight.T)
         return z if self.bias is None else z + self.bias_multiplier * self.bias
 
 

@@ -7,55 +7,17 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from corrections import ntk, o3
 from corrections.parameters import split
 from scripts.benchmark.convolution import convolution
+from scripts.benchmark.growth import growth
+from scripts.benchmark.kernels import kernels
+from scripts.benchmark.operators import operators
+from scripts.benchmark.tensors import tensors
 from scripts.benchmark.timing import Comparison, median_seconds
 from solvers import CrossEntropy, hierarchy_flow
 from solvers.losses import mean_loss
 from solvers.matrix_free import MatrixFreeFlow, start
 from zoo import MLP
-
-
-def kernels(repeats: int) -> Iterator[Comparison]:
-    """Kernels by the Jacobian, against one nested gradient a pair or triple of points."""
-    model = MLP(64, 1, width=128, depth=2, activation="tanh", key=jr.key(0))
-    params, apply = split(model)
-
-    def scalar(params, x):
-        return apply(params, x)[0]
-
-    def inner(a, b):
-        return sum(jnp.vdot(u, v) for u, v in zip(*map(jax.tree.leaves, (a, b)), strict=True))
-
-    def theta(params, x1, x2):
-        return inner(jax.grad(scalar)(params, x1), jax.grad(scalar)(params, x2))
-
-    def third(params, x1, x2, x3):
-        return inner(jax.grad(theta)(params, x1, x2), jax.grad(scalar)(params, x3))
-
-    def every(fn, count):
-        """Fn on all combinations of `count` points, each on its own."""
-        for axis in range(count):
-            axes = [None] * (count + 1)
-            axes[count - axis] = 0
-            fn = jax.vmap(fn, in_axes=tuple(axes))
-        return jax.jit(fn)
-
-    for n, fn, naive, count, name in (
-        (64, ntk, theta, 2, "NTK"),
-        (16, o3, third, 3, "O_3"),
-    ):
-        x = jr.normal(jr.key(1), (n, 64))
-        nested = every(naive, count)
-        yield Comparison(
-            f"{name}, tanh MLP 64-128x2-1, n = {n}",
-            median_seconds(lambda fn=fn, x=x: fn(model, x), repeats),
-            "a gradient for each pair or triple",
-            median_seconds(
-                lambda nested=nested, x=x, count=count: nested(params, *[x] * count), repeats
-            ),
-        )
 
 
 def flows(repeats: int) -> Iterator[Comparison]:
@@ -104,6 +66,9 @@ def hierarchy(repeats: int) -> Iterator[Comparison]:
 
 PARTS = {
     "kernels": kernels,
+    "tensors": tensors,
+    "operators": operators,
+    "growth": growth,
     "flows": flows,
     "hierarchy": hierarchy,
     "convolution": convolution,

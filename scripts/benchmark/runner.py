@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from scripts import runtime
@@ -17,7 +18,8 @@ class BenchmarkConfig:
     """Times the library against the naive way in the same run; prints medians and ratios."""
 
     parts: tuple[str, ...] = tuple(PARTS)
-    """What to time: kernels, flows, hierarchy, convolution."""
+    """What to time: kernels (against neural-tangents, if `make peer` has been run), tensors (O_3,
+    O_4), operators, growth, flows, hierarchy, convolution."""
     repeats: int = 5
     """Counted calls, of which the median is shown."""
     precision: runtime.Precision = "float32"
@@ -47,13 +49,15 @@ def benchmark(config: BenchmarkConfig) -> None:
         table = Table(box=SIMPLE_HEAD)
         for heading in ("task", "ours", "against", "takes", "ours / that"):
             table.add_column(heading, justify="left" if heading in ("task", "against") else "right")
-        for part in config.parts:
-            for row in PARTS[part](config.repeats):
-                table.add_row(
-                    row.task,
-                    f"{1e3 * row.ours:.1f} ms",
-                    row.reference,
-                    f"{1e3 * row.theirs:.1f} ms",
-                    f"{row.ours / row.theirs:.3g}",
-                )
-    console.print(table)
+        try:
+            for part in config.parts:
+                for row in PARTS[part](config.repeats):
+                    table.add_row(
+                        escape(row.task),
+                        f"{1e3 * row.ours:.1f} ms",
+                        escape(row.reference),
+                        f"{1e3 * row.theirs:.1f} ms",
+                        f"{row.ours / row.theirs:.3g}",
+                    )
+        finally:  # what was timed is shown, whatever stops the rest
+            console.print(table)

@@ -150,7 +150,11 @@ def test_float32_agrees_with_float64():
         ({"metric": "fast"}, TypeError, "`metric` has the leaf 'fast', expected numbers or arrays"),
         ({"metric": jnp.ones((), complex)}, TypeError, "`metric` has a complex leaf"),
         ({"metric": jnp.ones(7)}, ValueError, "`metric` has a leaf whose shape is not that"),
-        ({"model": lambda x: jnp.sum(x)}, ValueError, "expected a vector of k outputs"),
+        (
+            {"model": eqx.nn.Linear(3, "scalar", key=jr.key(0))},
+            ValueError,
+            "expected a vector of k outputs",
+        ),
         ({"model": lambda x: x}, ValueError, "`model` has no parameters"),
     ],
 )

@@ -139,7 +139,7 @@ def test_bad_order_is_named(unchecked, order):
 
 
 def test_other_structures_are_refused(unchecked):
-    with pytest.raises(ValueError, match="`at` has other parameters than `model`"):
+    with pytest.raises(ValueError, match="`at` does not match the parameters of `model`"):
         taylorize(tanh_mlp(), 1, at=tanh_mlp(width=4))
     with pytest.raises(ValueError, match="`displacement` does not match the parameters"):
         taylor_terms(tanh_mlp(), inputs(2), displaced(tanh_mlp(width=4), 1.0), 1)

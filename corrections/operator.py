@@ -1,0 +1,273 @@
+r"""The neural tangent kernel as an operator: Theta g without Theta.
+
+    Theta(x1, x2) g = J(x1) M (J(x2)^T g)
+
+is one reverse and one forward pass, whatever the number of examples (theory, section 4), and so are
+its derivatives where the parameters move along a path: solvers and Lanczos methods run on them.
+"""
+
+import abc
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, Float, PyTree
+
+from corrections.memory import check_fits
+from corrections.parameters import (
+    check_batch,
+    check_metric,
+    check_model,
+    check_tree_like,
+    Metric,
+    Model,
+    Params,
+    precondition,
+    split,
+)
+from corrections.taylor import taylor_coefficients
+from corrections.tiles import in_tiles, Tiling
+from zoo import checks
+from zoo.precision import full_precision
+
+
+class KernelOperator(eqx.Module):
+    """A linear operator from one vector of k outputs for each example of one set, (n2, k), to the
+    same on another set, (n1, k): `NTKOperator`, or a coefficient of it along a path.
+    """
+
+    kernel: eqx.AbstractVar["NTKOperator"]
+    """The kernel that this is, or is a coefficient of."""
+    order: eqx.AbstractVar[int]
+    """The power of eps that this is the coefficient of; 0 for the kernel itself."""
+
+    @abc.abstractmethod
+    def transpose(self) -> "KernelOperator":
+        """The operator from (n1, k) to (n2, k)."""
+
+    @abc.abstractmethod
+    def _product(self, vector: Array) -> Array:
+        """The operator applied to a vector that fits."""
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether both sets are the same."""
+        return self.kernel.x2_given is None
+
+    @property
+    def in_structure(self) -> jax.ShapeDtypeStruct:
+        """Shape (n2, k) and dtype of what the operator takes."""
+        outputs = self.kernel.outputs
+        return jax.ShapeDtypeStruct((len(self.kernel.x2), *outputs.shape), outputs.dtype)
+
+    @property
+    def out_structure(self) -> jax.ShapeDtypeStruct:
+        """Shape (n1, k) and dtype of what it gives."""
+        taken = self.in_structure
+        return jax.ShapeDtypeStruct((len(self.kernel.x1), *taken.shape[1:]), taken.dtype)
+
+    @full_precision
+    def mv(self, vector: Float[Array, "n2 k"]) -> Float[Array, "n1 k"]:
+        """The operator applied to a vector.
+
+        **Raises:** `ValueError` / `TypeError` for a vector of another shape or of no floating type.
+        """
+        expected = self.in_structure
+        vector = checks.real_array("vector", vector, expected=f"an array {expected.shape}")
+        checks.shape("vector", vector, expected.shape, "a vector of outputs for each example")
+        return _compiled(self, vector.astype(expected.dtype))
+
+    @property
+    def T(self) -> "KernelOperator":
+        """`transpose()`."""
+        return self.transpose()
+
+    def as_matrix(self) -> Float[Array, "n1*k n2*k"]:
+        """The operator as a dense matrix, rows and columns over (example, output).
+
+        **Raises:** `MemoryError` where it does not fit. For the kernel itself `ntk` is faster.
+        """
+        taken, given = self.in_structure, self.out_structure
+        size, rows = math.prod(taken.shape), math.prod(given.shape)
+        check_fits("the matrix of the operator", (rows, size), taken.dtype)
+
+        def column(unit: Array) -> Array:
+            return self.mv(unit.reshape(taken.shape)).reshape(rows)
+
+        return in_tiles(column, jnp.eye(size, dtype=taken.dtype), taken.shape[1]).T
+
+    def as_lineax(self) -> lx.FunctionLinearOperator:
+        """The operator for `lineax.linear_solve`, tagged symmetric where both sets are the same and
+        positive semidefinite where it is also the kernel itself.
+        """
+        tags: Any = frozenset()
+        if self.symmetric:
+            tags = lx.positive_semidefinite_tag if self.order == 0 else lx.symmetric_tag
+        return lx.FunctionLinearOperator(self.mv, self.in_structure, tags)
+
+
+class NTKOperator(KernelOperator):
+    """The neural tangent kernel Theta(x1, x2) = J(x1) M J(x2)^T as a linear operator.
+
+    It maps g, one vector of k outputs for each example of `x2`, (n2, k), to Theta g, (n1, k). A
+    product costs about as much as the gradient of one training step; memory is linear in the data.
+    """
+
+    model: PyTree
+    x1: Float[Array, "n1 ..."]
+    x2_given: Float[Array, "n2 ..."] | None
+    metric: Metric | None
+    batch_size: int | None = eqx.field(static=True)
+    outputs: jax.ShapeDtypeStruct = eqx.field(static=True)
+
+    def __init__(
+        self,
+        model: Model,
+        x1: Float[Array, "n1 ..."],
+        x2: Float[Array, "n2 ..."] | None = None,
+        *,
+        metric: Metric | None = None,
+        batch_size: int | None = None,
+    ):
+        """**Arguments:**
+
+        - `model`: any callable PyTree, one example in, a vector of k outputs out.
+        - `x1`, `x2`: batches of examples; a missing `x2` means `x1`, and the operator is symmetric
+          and positive semidefinite.
+        - `metric`: the learning-rate multipliers M, a PyTree prefix of the parameters (default: 1).
+        - `batch_size`: the most examples that are taken at once. Default: all.
+
+        **Raises:** `ValueError` / `TypeError` for batches that are empty, not finite or not
+        floating, a model that does not give a vector, a metric that does not fit, a `batch_size`
+        below 1.
+        """
+        if batch_size is not None:
+            checks.integer("batch_size", batch_size)
+        self.x1 = check_batch("x1", x1)
+        self.x2_given = None if x2 is None else check_batch("x2", x2)
+        self.outputs = outputs = check_model(model, "x1", self.x1)
+        if self.x2_given is not None:
+            check_model(model, "x2", self.x2_given, outputs=outputs)
+        check_metric(model, metric)
+        self.model, self.metric, self.batch_size = model, metric, batch_size
+
+    @property
+    def x2(self) -> Float[Array, "n2 ..."]:
+        """The examples that the operator takes vectors on."""
+        return self.x1 if self.x2_given is None else self.x2_given
+
+    @property
+    def kernel(self) -> "NTKOperator":
+        """This operator."""
+        return self
+
+    @property
+    def order(self) -> int:
+        """0."""
+        return 0
+
+    def transpose(self) -> "NTKOperator":
+        """Theta(x2, x1): takes (n1, k), gives (n2, k)."""
+        if self.symmetric:
+            return self
+        return eqx.tree_at(lambda op: (op.x1, op.x2_given), self, (self.x2, self.x1))
+
+    def coefficient(self, path: Sequence[PyTree], order: int) -> "NTKCoefficient":
+        """The coefficient of eps^order in Theta where the parameters are
+        theta + eps path[0] + eps^2 path[1] + ...: 1/order! times the derivative.
+
+        Order 1 along one direction v is D Theta[v]; twice that of order 2 is D^2 Theta[v, v]. See
+        `taylor_coefficients`.
+
+        **Raises:** `ValueError` / `TypeError` for an order that is no integer >= 0, a path whose
+        entries are not like the parameters of the model.
+        """
+        return NTKCoefficient(self, path, order)
+
+    def _product(self, vector: Array) -> Array:
+        return self.at(split(self.model)[0], vector)
+
+    def at(self, params: Params, vector: Float[Array, "n2 k"]) -> Float[Array, "n1 k"]:
+        """Theta g at other parameters than the model's, a tree like them."""
+        apply = split(self.model)[1]
+        product = _at_once if self.batch_size is None else _in_batches
+        return product(self, apply, params, vector)
+
+
+class NTKCoefficient(KernelOperator):
+    """A Taylor coefficient of the neural tangent kernel along a path of the parameters; see
+    `NTKOperator.coefficient`.
+    """
+
+    kernel: NTKOperator
+    path: tuple[PyTree, ...]
+    order: int = eqx.field(static=True)
+
+    def __init__(self, kernel: NTKOperator, path: Sequence[PyTree], order: int):
+        """**Arguments, Raises:** as `NTKOperator.coefficient`."""
+        checks.integer("order", order, least=0)
+        if not isinstance(path, list | tuple):
+            raise TypeError(
+                f"`path` is of type {type(path).__name__}, expected a list or tuple of trees like "
+                "the parameters: the coefficients of eps, eps^2, ..."
+            )
+        params, _ = split(kernel.model)
+        self.path = tuple(eqx.filter(step, eqx.is_inexact_array) for step in path)
+        for i, step in enumerate(self.path):
+            check_tree_like(f"path[{i}]", step, params)
+        self.kernel, self.order = kernel, order
+
+    def transpose(self) -> "NTKCoefficient":
+        """The coefficient of Theta(x2, x1)."""
+        return NTKCoefficient(self.kernel.transpose(), self.path, self.order)
+
+    def _product(self, vector: Array) -> Array:
+        params, _ = split(self.kernel.model)
+        coefficients = taylor_coefficients(
+            lambda p: self.kernel.at(p, vector), params, self.path, self.order
+        )
+        return coefficients[self.order]
+
+
+@eqx.filter_jit
+def _compiled(operator: KernelOperator, vector: Array) -> Array:
+    return operator._product(vector)
+
+
+def _at_once(operator: NTKOperator, apply: Callable, params: Params, vector: Array) -> Array:
+    def outputs(params: Params, x: Array) -> Array:
+        return jax.vmap(apply, in_axes=(None, 0))(params, x)
+
+    if operator.symmetric:  # one pass through the network for both products
+        _, push = jax.linearize(lambda p: outputs(p, operator.x1), params)
+        (pulled,) = jax.linear_transpose(push, params)(vector)
+        return push(precondition(operator.metric, pulled))
+    _, pull = jax.vjp(lambda p: outputs(p, operator.x2), params)
+    direction = precondition(operator.metric, pull(vector)[0])
+    return jax.jvp(lambda p: outputs(p, operator.x1), (params,), (direction,))[1]
+
+
+def _in_batches(operator: NTKOperator, apply: Callable, params: Params, vector: Array) -> Array:
+    """The same, a tile of examples at a time: first all that is pulled back, then pushed."""
+    n2, size = len(operator.x2), operator.batch_size or 1
+    tiling = Tiling(n2, size)
+    counted = jnp.arange(tiling.count * tiling.size).reshape(tiling.count, tiling.size) < n2
+    weights = counted.astype(vector.dtype)
+
+    def add(total: Params, tile: tuple[Array, Array, Array]) -> tuple[Params, None]:
+        x, g, weight = tile
+        _, pull = jax.vjp(lambda p: jax.vmap(apply, in_axes=(None, 0))(p, x), params)
+        return jax.tree.map(jnp.add, total, pull(weight[:, None] * g)[0]), None
+
+    tiles = (*tiling.split((operator.x2, vector)), weights)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    direction = precondition(operator.metric, jax.lax.scan(add, zero, tiles)[0])
+
+    def push(x: Array) -> Array:
+        return jax.jvp(lambda p: apply(p, x), (params,), (direction,))[1]
+
+    return in_tiles(push, operator.x1, size)

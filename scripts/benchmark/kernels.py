@@ -1,0 +1,66 @@
+"""The tangent kernel against neural-tangents, where `make peer` has built its environment."""
+
+import json
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+
+from corrections import ntk
+from scripts.benchmark.timing import Comparison, median_seconds
+from zoo import CNN, MLP, WideResNet
+
+_PYTHON = Path(__file__).resolve().parents[2] / ".venv-peer" / "bin" / "python"
+_PEER = Path(__file__).with_name("peer.py")
+
+# What is timed, for the zoo; what the peer makes of it; n and the shape of an example.
+_CASES: tuple[tuple[str, str, dict[str, Any], tuple[int, ...]], ...] = (
+    ("MLP 784-512x3-1", "MLP", {"width": 512, "depth": 3, "out_size": 1}, (128, 784)),
+    ("MLP 784-512x3-10", "MLP", {"width": 512, "depth": 3, "out_size": 10}, (64, 784)),
+    ("MLP 784-2048x3-1", "MLP", {"width": 2048, "depth": 3, "out_size": 1}, (128, 784)),
+    ("CNN 64x4-10", "CNN", {"channels": 64, "depth": 4, "out_size": 10}, (32, 3, 16, 16)),
+    ("WideResNet-10-1", "WideResNet", {"depth": 10, "widen": 1, "out_size": 10}, (16, 3, 16, 16)),
+    ("WideResNet-16-2", "WideResNet", {"depth": 16, "widen": 2, "out_size": 10}, (16, 3, 16, 16)),
+)
+
+
+def kernels(repeats: int) -> Iterator[Comparison]:
+    """Each case here, then by each of the peer's implementations, of which the fastest counts."""
+    for name, network, options, shape in _CASES:
+        model = _model(network, options, shape[1:])
+        x = jnp.asarray(np.random.default_rng(0).normal(size=shape))
+        ours = median_seconds(lambda m=model, x=x: ntk(m, x), repeats)
+        yield Comparison(
+            f"NTK, {name}, n = {shape[0]}", ours, *_peer(network, options, shape, repeats)
+        )
+
+
+def _model(network: str, options: dict[str, Any], shape: tuple[int, ...]) -> Any:
+    options = {"key": jr.key(0)} | options
+    if network == "MLP":
+        return MLP(shape[0], options.pop("out_size"), bias_std=0.1, **options)
+    if network == "CNN":
+        return CNN(shape, options.pop("out_size"), readout="mean", bias_std=0.1, **options)
+    return WideResNet(shape, options.pop("out_size"), **options)
+
+
+def _peer(
+    network: str, options: dict[str, Any], shape: tuple[int, ...], repeats: int
+) -> tuple[str, float]:
+    """Which of its implementations is the fastest, and its seconds."""
+    if not _PYTHON.exists():
+        return "neural-tangents (not here: make peer)", float("nan")
+    n, *rest = shape
+    last = (n, *rest[1:], rest[0]) if len(rest) > 1 else shape
+    case = {"network": network, "options": options, "shape": last, "repeats": repeats}
+    command = [str(_PYTHON), str(_PEER), json.dumps([case])]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return f"neural-tangents failed: {done.stderr.strip().splitlines()[-1]}", float("nan")
+    (times,) = json.loads(done.stdout)
+    fastest = min(times, key=lambda implementation: times[implementation])
+    return f"neural-tangents, implementation {fastest}", times[fastest]
