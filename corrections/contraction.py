@@ -37,7 +37,7 @@ class Term(eqx.Module):
 class Formed(NamedTuple):
     """The same, summed up: the gradients themselves."""
 
-    weight: Float[Array, "n k out*in"]
+    weight: Float[Array, "n k size"]
     bias: Float[Array, "n k out"]
 
 

@@ -86,7 +86,7 @@ class KernelOperator(eqx.Module):
         """`transpose()`."""
         return self.transpose()
 
-    def as_matrix(self) -> Float[Array, "n1*k n2*k"]:
+    def as_matrix(self) -> Float[Array, "rows columns"]:
         """The operator as a dense matrix, rows and columns over (example, output).
 
         **Raises:** `MemoryError` where it does not fit. For the kernel itself `ntk` is faster.

@@ -68,12 +68,13 @@ def register_layer(
     - `applies`: whether the rule holds for a layer of this type (default: always). Where it does
       not, the layer's parameters take the Jacobian.
 
-    A rule that is wrong gives kernels that are wrong: compare with `ntk(..., method="jacobian")`.
+    Register before kernels of such models are computed: what is compiled already stays as it is. A
+    rule that is wrong gives kernels that are wrong: compare with `ntk(..., method="jacobian")`.
 
     **Raises:** `TypeError` where `layer_type` is no class, or what should be functions are none.
     """
     if not isinstance(layer_type, type):
-        raise TypeError(f"`layer_type` is {layer_type!r}, expected a class.")
+        raise TypeError(f"`layer_type` is a {type(layer_type).__name__}, expected a class.")
     named = {"patches": patches, "multipliers": multipliers, "applies": applies}
     for name, fn in named.items():
         if not callable(fn):

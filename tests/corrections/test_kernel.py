@@ -7,9 +7,9 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from corrections import ntk
+from corrections import nngp, ntk
 from tests.models import inputs, tanh_mlp, TwoLayerLinear
-from zoo import NTK, STANDARD
+from zoo import MLP, NTK, Sequential, STANDARD, with_output
 
 
 def flat_gradients(model, x):
@@ -161,3 +161,52 @@ def test_float32_agrees_with_float64():
 def test_bad_arguments_are_named(unchecked, arguments, error, message):
     with pytest.raises(error, match=re.escape(message)):
         ntk(**({"model": tanh_mlp(), "x1": inputs(3)} | arguments))
+
+
+def test_a_kernel_that_cannot_fit_is_refused_before_any_work(unchecked):
+    x = jnp.zeros((3_000_000, 3))
+    message = r"has shape \(3000000, 2, 3000000, 2\) and would take .* TiB.*outputs='mean'"
+    with pytest.raises(MemoryError, match=message):
+        ntk(tanh_mlp(), x)
+
+
+def test_nngp_is_the_covariance_of_the_outputs_over_readouts():
+    """Over 40 000 readouts drawn anew, within 5 standard errors; the same where outputs follow."""
+    model = MLP(3, 2, width=8, depth=2, activation="tanh", bias_std=0.4, key=jr.key(0))
+    x1, x2 = inputs(4), inputs(3, seed=11)
+    kernel = nngp(model, x1, x2)
+    hidden = [jax.vmap(Sequential(model.body.layers[:-1]))(x) for x in (x1, x2)]
+    readout = model.layers[-1]
+
+    def outputs(key):
+        w_key, b_key = jr.split(key)
+        drawn = eqx.tree_at(
+            lambda layer: (layer.weight, layer.bias),
+            readout,
+            (jr.normal(w_key, readout.weight.shape), jr.normal(b_key, readout.bias.shape)),
+        )
+        return tuple(jax.vmap(drawn)(a)[:, 0] for a in hidden)
+
+    f1, f2 = jax.lax.map(outputs, jr.split(jr.key(1), 40_000), batch_size=1000)
+    products = f1[:, :, None] * f2[:, None, :]
+    error = products.std(axis=0) / 200
+    assert bool(jnp.all(jnp.abs(products.mean(axis=0) - kernel) < 5 * error))
+    np.testing.assert_allclose(nngp(with_output(model, "softmax"), x1, x2), kernel, rtol=1e-12)
+    np.testing.assert_allclose(nngp(model, x1), nngp(model, x1, x1), rtol=1e-12)
+
+
+def test_nngp_is_the_same_in_every_parameterization_that_keeps_the_variances():
+    models = [tanh_mlp(parameterization=p) for p in (NTK, STANDARD)]
+    kernels = [nngp(model, inputs(3)) for model in models]
+    np.testing.assert_allclose(*kernels, rtol=1e-12)
+
+
+def test_nngp_needs_a_readout(unchecked):
+    attention = Sequential([eqx.nn.Linear(3, 4, key=jr.key(0)), lambda a: a[:2]])
+    with pytest.raises(
+        ValueError, match="`model` does not end in a dense layer that gives its out"
+    ):
+        nngp(attention, inputs(3))
+    linear = eqx.nn.MLP(3, 2, 5, 1, activation=jnp.tanh, key=jr.key(0))
+    hidden = jnp.tanh(jax.vmap(linear.layers[0])(inputs(3)))
+    np.testing.assert_allclose(nngp(linear, inputs(3)), hidden @ hidden.T / 5, rtol=1e-12)
