@@ -11,15 +11,25 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_the_page_on_networks_runs(float32, unchecked, capsys):
-    page = (ROOT / "docs" / "networks.md").read_text()
+def run(name: str, count: int) -> str:
+    """Runs the Python blocks of a page, of which there are `count`; returns the page."""
+    page = (ROOT / "docs" / f"{name}.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    assert len(blocks) == 5
-    pytest.importorskip("flax")
+    assert len(blocks) == count
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        exec(compile("\n".join(blocks), "networks.md", "exec"), {"__name__": "networks"})
+        exec(compile("\n".join(blocks), f"{name}.md", "exec"), {"__name__": name})
+    return page
+
+
+def test_the_page_on_networks_runs(float32, unchecked, capsys):
+    pytest.importorskip("flax")
+    page = run("networks", 5)
     (shown,) = (text for text in re.findall(r"```text\n(.*?)```", page, re.DOTALL) if "CNN" in text)
     assert capsys.readouterr().out == shown
+
+
+def test_the_page_on_kernels_runs(float32, unchecked):
+    run("kernels", 4)
 
 
 @pytest.mark.parametrize("package", ["zoo", "corrections", "solvers"])
