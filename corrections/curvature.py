@@ -12,7 +12,7 @@ keeps in factors.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,16 +49,13 @@ class Curvature:
 
         def of_rows(x1: Array) -> Array:
             batch = _MovingBatch(self._anatomy, x1)
+            tile = self._tile(len(x3), len(x1))
 
-            def of_directions(x3: Array) -> Array:
-                dots = self._each_direction(lambda along: batch.along(along)[1], x3)
+            def of_direction(along: Factors) -> Array:
+                first = self._first(batch, batch.along(along)[1])
+                return in_second(lambda g2: self._product(first, g2))
 
-                def products(g2: Gradients) -> Array:
-                    return _each(lambda dot: self._product(self._first(batch, dot), g2))(dots)
-
-                return in_second(products)
-
-            return self._directions_last(of_directions, x3, self._tile(len(x3), len(x1)))
+            return self._directions_last(of_direction, x3, tile)
 
         return self._rows(of_rows, x1)
 
@@ -70,39 +67,23 @@ class Curvature:
             batch = _MovingBatch(self._anatomy, x1)
             # What is kept of a third direction is about four times its derivatives.
             tile3 = self._tile(len(x3), 4 * len(x1))
-            tile4 = self._tile(len(x4), len(x1) * tile3 * self._k)
+            tile4 = self._tile(len(x4), len(x1) * tile3.directions)
 
             def of_third(along3: Factors) -> Array:
-                moved3 = batch.along(along3)
-                second = batch.second_along(moved3[0])
+                move3, dot3 = batch.along(along3)
+                second = batch.second_along(move3)
 
-                def of_fourth(x4: Array) -> Array:
-                    def derivatives(along4: Factors) -> tuple[Factors, Factors]:
-                        moved4 = batch.along(along4)
-                        both = batch.mixed((along3, along4), (moved3[1], moved4[1]))
-                        return moved4[1], second(moved4[0], both)
-
-                    derived = self._each_direction(derivatives, x4)
-
-                    def products(g2: Gradients) -> Array:
-                        def product(derived: tuple[Factors, Factors]) -> Array:
-                            dot4, ddot = derived
-                            dots = moved3[1], dot4
-                            first = self._anatomy.second_derivative(
-                                batch.at, dots, ddot, self._forms
-                            )
-                            return self._product(first, g2)
-
-                        return _each(product)(derived)
-
-                    return in_second(products)
+                def of_fourth(along4: Factors) -> Array:
+                    move4, dot4 = batch.along(along4)
+                    ddot = second(move4, batch.mixed((along3, along4), (dot3, dot4)))
+                    first = self._anatomy.second_derivative(
+                        batch.at, (dot3, dot4), ddot, self._forms
+                    )
+                    return in_second(lambda g2: self._product(first, g2))
 
                 return self._directions_last(of_fourth, x4, tile4)
 
-            def of_directions(x3: Array) -> Array:
-                return self._each_direction(of_third, x3)
-
-            stacked = self._directions_last(of_directions, x3, tile3)
+            stacked = self._directions_last(of_third, x3, tile3)
             return jnp.moveaxis(stacked, (-2, -1), (4, 5))
 
         return self._rows(of_rows, x1)
@@ -115,29 +96,25 @@ class Curvature:
 
         def of_rows(x1: Array) -> Array:
             batch = _MovingBatch(self._anatomy, x1)
+            tile3 = self._tile(len(x3), len(x1))
 
-            def of_third(x3: Array) -> Array:
-                dots3 = self._each_direction(lambda along: batch.along(along)[1], x3)
+            def of_third(along3: Factors) -> Array:
+                first = self._first(batch, batch.along(along3)[1])
 
                 def of_columns(x2: Array) -> Array:
                     other = whole or _MovingBatch(self._anatomy, x2)
 
-                    def of_fourth(x4: Array) -> Array:
-                        dots4 = self._each_direction(lambda along: other.along(along)[1], x4)
+                    def of_fourth(along4: Factors) -> Array:
+                        return self._product(first, self._first(other, other.along(along4)[1]))
 
-                        def product(dot3: Factors, dot4: Factors) -> Array:
-                            return self._product(self._first(batch, dot3), self._first(other, dot4))
-
-                        return _each(lambda d4: _each(lambda d3: product(d3, d4))(dots3))(dots4)
-
-                    # (n4, k, n3, k, n1, k, n2, k) with n4 and its k last, n2 in front for its tiles
-                    found = self._directions_last(of_fourth, x4, self._tile(len(x4), len(x2)))
-                    return jnp.moveaxis(found, (4, 5), (0, 1))
+                    tile4 = self._tile(len(x4), len(x2))
+                    found = self._directions_last(of_fourth, x4, tile4)
+                    return jnp.moveaxis(found, (2, 3), (0, 1))  # the second set in front
 
                 columns = in_tiles(of_columns, x2, second_tile, batched=True)
-                return jnp.moveaxis(columns, (0, 1), (4, 5))
+                return jnp.moveaxis(columns, (0, 1), (2, 3))
 
-            stacked = self._directions_last(of_third, x3, self._tile(len(x3), len(x1)))
+            stacked = self._directions_last(of_third, x3, tile3)
             return jnp.moveaxis(stacked, (-2, -1), (4, 5))
 
         return self._rows(of_rows, x1)
@@ -173,21 +150,36 @@ class Curvature:
 
         return over_tiles
 
-    def _each_direction(self, fn: Callable[[Factors], Any], x: Array) -> Any:
-        """`fn` of the factors of each output of each example: two axes in front."""
-        return _each(fn, _ONE_OUTPUT)(jax.vmap(self._anatomy.factors)(x))
+    def _tile(self, n: int, moved: int) -> "_DirectionTile":
+        """How many directions of n examples are taken at once, along each of which `moved` move.
 
-    def _tile(self, n: int, moved: int) -> int:
-        """How many of n examples' directions are taken at once, along each of which `moved` move.
-
-        As many as keep the derivatives in the working memory.
+        As many as keep the derivatives in the working memory, at least one.
         """
-        at_most = working_bytes() // (moved * self._k * self._working)
-        return max(1, min(at_most, self._batch_size or n, n))
+        directions = max(1, working_bytes() // (moved * self._working))
+        examples = max(1, min(directions // self._k, self._batch_size or n, n))
+        return _DirectionTile(examples, min(directions, self._k))
 
-    def _directions_last(self, fn: Callable[[Array], Array], x: Array, tile: int) -> Array:
-        """`fn` of tiles of directions, whose two axes become the last."""
-        return jnp.moveaxis(in_tiles(fn, x, tile, batched=True), (0, 1), (-2, -1))
+    def _directions_last(
+        self, fn: Callable[[Factors], Array], x: Array, tile: "_DirectionTile"
+    ) -> Array:
+        """`fn` of the factors of each output of each example, on the two last axes."""
+
+        def of_example(x: Array) -> Array:
+            inputs, *of_outputs = self._anatomy.factors(x)
+            return in_tiles(lambda c: fn(Factors(inputs, *c)), tuple(of_outputs), tile.outputs)
+
+        return jnp.moveaxis(in_tiles(of_example, x, tile.examples), (0, 1), (-2, -1))
+
+
+class _DirectionTile(NamedTuple):
+    """Directions that are taken at once: so many outputs of so many examples."""
+
+    examples: int
+    outputs: int
+
+    @property
+    def directions(self) -> int:
+        return self.examples * self.outputs
 
 
 class _MovingBatch:
@@ -239,12 +231,3 @@ class _MovingBatch:
             return self._anatomy.moved(at, direction, derivative=derivative)
 
         return jax.vmap(moved, out_axes=Move(0, 0, None))(at)  # pyright: ignore[reportArgumentType]
-
-
-_ONE_OUTPUT = Factors(None, 0, 0)  # pyright: ignore[reportArgumentType]
-"""The axes of `jax.vmap` over the outputs of an example."""
-
-
-def _each(fn: Callable[..., Any], outputs: Any = 0) -> Callable[..., Any]:
-    """`fn` of each example and each of its outputs."""
-    return jax.vmap(jax.vmap(fn, in_axes=(outputs,)))

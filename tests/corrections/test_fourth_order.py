@@ -63,6 +63,26 @@ def test_is_its_definition_for_every_kind_of_model(name):
     close(o4(model, *xs, metric=metric, method="jacobian", batch_size=2), expected)
 
 
+@pytest.fixture
+def smallest_tiles(monkeypatch):
+    """One direction and one example at a time."""
+    for module in ("curvature", "kernel"):
+        monkeypatch.setattr(f"corrections.{module}.working_bytes", lambda: 1)
+        monkeypatch.setattr(f"corrections.{module}.STORED_BYTES", 1)
+    jax.clear_caches()
+    yield
+    jax.clear_caches()
+
+
+def test_the_smallest_tiles_give_the_same(smallest_tiles):
+    model, xs = tanh_mlp(), sets((3,))
+    close(ntk(model, xs[0]), oracles.kernel(model, xs[0], xs[0]))
+    close(ntk(model, *xs[:2]), oracles.kernel(model, *xs[:2]))
+    close(o3(model, *xs[:3]), oracles.third(model, *xs[:3]))
+    close(o4(model, *xs), oracles.fourth(model, *xs))
+
+
+@pytest.mark.slow
 def test_missing_sets_are_the_first_one():
     model, x, other = tanh_mlp(), inputs(2), inputs(1, seed=11)
     close(o4(model, x), oracles.fourth(model, x, x, x, x))
