@@ -1,5 +1,6 @@
 """Runs the benchmark and prints its table."""
 
+import math
 from dataclasses import dataclass
 
 from rich.box import SIMPLE_HEAD
@@ -56,8 +57,8 @@ def benchmark(config: BenchmarkConfig) -> None:
                         escape(row.task),
                         f"{1e3 * row.ours:.1f} ms",
                         escape(row.reference),
-                        f"{1e3 * row.theirs:.1f} ms",
-                        f"{row.ours / row.theirs:.3g}",
+                        "-" if math.isnan(row.theirs) else f"{1e3 * row.theirs:.1f} ms",
+                        "-" if math.isnan(row.theirs) else f"{row.ours / row.theirs:.3g}",
                     )
         finally:  # what was timed is shown, whatever stops the rest
             console.print(table)

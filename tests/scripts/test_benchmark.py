@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from scripts.benchmark import BenchmarkConfig
@@ -6,12 +8,14 @@ from scripts.benchmark.timing import gemm_gflops, median_seconds
 
 
 @pytest.mark.parametrize(
-    "part", ["kernels", *(pytest.param(name, marks=pytest.mark.slow) for name in list(PARTS)[1:])]
+    "part",
+    [name if name == "operators" else pytest.param(name, marks=pytest.mark.slow) for name in PARTS],
 )
 def test_every_part_runs_and_compares_like_with_like(part):
     for row in PARTS[part](1):
         assert row.ours > 0
-        assert row.theirs > 0
+        missing = part == "kernels" and "make peer" in row.reference
+        assert math.isnan(row.theirs) if missing else row.theirs > 0
 
 
 def test_timing_counts_the_median_after_a_warm_up():
