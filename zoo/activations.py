@@ -58,7 +58,10 @@ def pointwise(fn: ActivationFunction) -> ActivationFunction:
         return fn(a)
 
     def slope(a: Array) -> Array:
-        return jax.jvp(fn, (a,), (jnp.ones_like(a),))[1]
+        value = jax.jvp(fn, (a,), (jnp.ones_like(a),))[1]
+        # A constant slope would leave `vmap` nothing to batch, which a custom rule inside a nested
+        # `jvp` does not survive. This one depends on `a`, and compiles to nothing.
+        return jnp.where(a == a, value, value)
 
     @phi.defjvp
     def tangent(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:

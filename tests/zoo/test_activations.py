@@ -59,3 +59,18 @@ def test_unknown_activations_are_named(unchecked):
         activation_function("swish")
     with pytest.raises(TypeError, match="`activation` is 3, expected a name of `zoo"):
         activation_function(3)
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_derivatives_of_a_batch_are_those_one_by_one(name):
+    """Derivatives outside of `jit` and `vmap` of those inside, also where a slope is constant."""
+    phi, a = ACTIVATIONS[name], jnp.linspace(-2.0, 2.0, 7)
+
+    def derivative(fn):
+        return lambda a: jax.jvp(fn, (a,), (jnp.ones_like(a),))[1]
+
+    inside = jax.jit(jax.vmap(jax.vmap(jax.grad(phi))))
+    batched = derivative(derivative(inside))(jnp.stack([a, 2 * a]))
+    third = derivative(derivative(derivative(phi.function)))
+    expected = [[third(entry) for entry in row] for row in (a, 2 * a)]
+    np.testing.assert_allclose(batched, expected, rtol=1e-9, atol=1e-12)
