@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
@@ -33,6 +32,7 @@ from corrections.contraction import (
 )
 from corrections.parameters import Method, Metric, Model
 from corrections.rules import AffineRule, has_rule, rule_of
+from corrections.symbolic import noticing_tangents
 from zoo import checks, Frozen
 
 
@@ -180,7 +180,10 @@ class Anatomy:
         def tangents(x: Array) -> None:
             def inputs(shifts: list[Array], rest: Array) -> list[Array]:
                 _, tape = self._run(shifts, rest, x)
-                return [_told_of_tangent(a, ruled, moving) for ruled, a, _ in tape.calls]
+                return [
+                    noticing_tangents(a, lambda _, ruled=ruled: moving.add(ruled))
+                    for ruled, a, _ in tape.calls
+                ]
 
             at = (self.no_move().shifts, self.rest)
             jax.jvp(inputs, at, at)
@@ -416,24 +419,6 @@ def _tappable(
         if unseen == set(candidates):
             unseen = {index for index in candidates if hidden([index])}
     return [index for index in candidates if index not in unseen]
-
-
-def _told_of_tangent(a: Array, ruled: int, moving: set[int]) -> Array:
-    """`a`; where it has a tangent, `ruled` is put into `moving`."""
-
-    @jax.custom_jvp
-    def told(a: Array) -> Array:
-        return a
-
-    def jvp(primals: tuple[Array], tangents: tuple[Any]) -> tuple[Array, Any]:
-        (a,), (tangent,) = primals, tangents
-        if isinstance(tangent, SymbolicZero):
-            return a, jnp.zeros_like(a)
-        moving.add(ruled)
-        return a, tangent
-
-    told.defjvp(jvp, symbolic_zeros=True)
-    return told(a)
 
 
 def _is_end(node: Any) -> bool:

@@ -4,11 +4,12 @@ r"""The neural tangent kernel as an operator: Theta g without Theta.
 
 is one reverse and one forward pass, whatever the number of examples (theory, section 4), and so are
 its derivatives where the parameters move along a path: solvers and Lanczos methods run on them.
+The pass through the network itself is made once, with the operator, not with each product.
 """
 
 import abc
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float, PyTree
 
+from corrections.linearization import linearization, LinearizedKernel
 from corrections.memory import check_fits
 from corrections.parameters import (
     check_batch,
@@ -115,6 +117,8 @@ class NTKOperator(KernelOperator):
 
     It maps g, one vector of k outputs for each example of `x2`, (n2, k), to Theta g, (n1, k). A
     product costs about as much as the gradient of one training step; memory is linear in the data.
+    Unless there is a `batch_size`, the network runs once on all examples when the operator is made,
+    and what its derivatives need is kept.
     """
 
     model: PyTree
@@ -123,6 +127,7 @@ class NTKOperator(KernelOperator):
     metric: Metric | None
     batch_size: int | None = eqx.field(static=True)
     outputs: jax.ShapeDtypeStruct = eqx.field(static=True)
+    _linearized: LinearizedKernel | None
 
     def __init__(
         self,
@@ -139,7 +144,8 @@ class NTKOperator(KernelOperator):
         - `x1`, `x2`: batches of examples; a missing `x2` means `x1`, and the operator is symmetric
           and positive semidefinite.
         - `metric`: the learning-rate multipliers M, a PyTree prefix of the parameters (default: 1).
-        - `batch_size`: the most examples that are taken at once. Default: all.
+        - `batch_size`: the most examples that are taken at once: memory is then that of so many,
+          and each product runs the network again. Default: all, and the network runs once.
 
         **Raises:** `ValueError` / `TypeError` for batches that are empty, not finite or not
         floating, a model that does not give a vector, a metric that does not fit, a `batch_size`
@@ -154,6 +160,7 @@ class NTKOperator(KernelOperator):
             check_model(model, "x2", self.x2_given, outputs=outputs)
         check_metric(model, metric)
         self.model, self.metric, self.batch_size = model, metric, batch_size
+        self._linearized = self.linearized((), 0)
 
     @property
     def x2(self) -> Float[Array, "n2 ..."]:
@@ -174,7 +181,12 @@ class NTKOperator(KernelOperator):
         """Theta(x2, x1): takes (n1, k), gives (n2, k)."""
         if self.symmetric:
             return self
-        return eqx.tree_at(lambda op: (op.x1, op.x2_given), self, (self.x2, self.x1))
+        return eqx.tree_at(
+            lambda op: (op.x1, op.x2_given, op._linearized),
+            self,
+            (self.x2, self.x1, _transposed(self._linearized)),
+            is_leaf=lambda node: node is None,
+        )
 
     def coefficient(self, path: Sequence[PyTree], order: int) -> "NTKCoefficient":
         """The coefficient of eps^order in Theta where the parameters are
@@ -188,14 +200,20 @@ class NTKOperator(KernelOperator):
         """
         return NTKCoefficient(self, path, order)
 
-    def _product(self, vector: Array) -> Array:
-        return self.at(split(self.model)[0], vector)
+    def linearized(self, path: Sequence[PyTree], order: int) -> LinearizedKernel | None:
+        """The coefficient of eps^order along a path without the network; None in batches."""
+        if self.batch_size is not None:
+            return None
+        on_x1 = linearization(self.model, self.x1, path, order)
+        if self.symmetric:
+            return LinearizedKernel(on_x1, None)
+        return LinearizedKernel(on_x1, linearization(self.model, self.x2, path, order))
 
-    def at(self, params: Params, vector: Float[Array, "n2 k"]) -> Float[Array, "n1 k"]:
-        """Theta g at other parameters than the model's, a tree like them."""
-        apply = split(self.model)[1]
-        product = _at_once if self.batch_size is None else _in_batches
-        return product(self, apply, params, vector)
+    def _product(self, vector: Array) -> Array:
+        params, _ = split(self.model)
+        if self._linearized is None:
+            return _in_batches(self, params, vector)
+        return self._linearized.product(params, self.metric, vector, 0)
 
 
 class NTKCoefficient(KernelOperator):
@@ -206,6 +224,7 @@ class NTKCoefficient(KernelOperator):
     kernel: NTKOperator
     path: tuple[PyTree, ...]
     order: int = eqx.field(static=True)
+    _linearized: LinearizedKernel | None
 
     def __init__(self, kernel: NTKOperator, path: Sequence[PyTree], order: int):
         """**Arguments, Raises:** as `NTKOperator.coefficient`."""
@@ -220,17 +239,29 @@ class NTKCoefficient(KernelOperator):
         for i, step in enumerate(self.path):
             check_tree_like(f"path[{i}]", step, params)
         self.kernel, self.order = kernel, order
+        self._linearized = kernel.linearized(self.path, order)
 
     def transpose(self) -> "NTKCoefficient":
         """The coefficient of Theta(x2, x1)."""
-        return NTKCoefficient(self.kernel.transpose(), self.path, self.order)
+        return eqx.tree_at(
+            lambda op: (op.kernel, op._linearized),
+            self,
+            (self.kernel.transpose(), _transposed(self._linearized)),
+            is_leaf=lambda node: node is None,
+        )
 
     def _product(self, vector: Array) -> Array:
         params, _ = split(self.kernel.model)
+        if self._linearized is not None:
+            return self._linearized.product(params, self.kernel.metric, vector, self.order)
         coefficients = taylor_coefficients(
-            lambda p: self.kernel.at(p, vector), params, self.path, self.order
+            lambda p: _in_batches(self.kernel, p, vector), params, self.path, self.order
         )
         return coefficients[self.order]
+
+
+def _transposed(linearized: LinearizedKernel | None) -> LinearizedKernel | None:
+    return None if linearized is None else linearized.transpose()
 
 
 @eqx.filter_jit
@@ -238,21 +269,9 @@ def _compiled(operator: KernelOperator, vector: Array) -> Array:
     return operator._product(vector)
 
 
-def _at_once(operator: NTKOperator, apply: Callable, params: Params, vector: Array) -> Array:
-    def outputs(params: Params, x: Array) -> Array:
-        return jax.vmap(apply, in_axes=(None, 0))(params, x)
-
-    if operator.symmetric:  # one pass through the network for both products
-        _, push = jax.linearize(lambda p: outputs(p, operator.x1), params)
-        (pulled,) = jax.linear_transpose(push, params)(vector)
-        return push(precondition(operator.metric, pulled))
-    _, pull = jax.vjp(lambda p: outputs(p, operator.x2), params)
-    direction = precondition(operator.metric, pull(vector)[0])
-    return jax.jvp(lambda p: outputs(p, operator.x1), (params,), (direction,))[1]
-
-
-def _in_batches(operator: NTKOperator, apply: Callable, params: Params, vector: Array) -> Array:
-    """The same, a tile of examples at a time: first all that is pulled back, then pushed."""
+def _in_batches(operator: NTKOperator, params: Params, vector: Array) -> Array:
+    """Theta g, a tile of examples at a time: first all that is pulled back, then pushed."""
+    apply = split(operator.model)[1]
     n2, size = len(operator.x2), operator.batch_size or 1
     tiling = Tiling(n2, size)
     counted = jnp.arange(tiling.count * tiling.size).reshape(tiling.count, tiling.size) < n2

@@ -6,7 +6,6 @@ r"""Taylor models: a network replaced by its expansion in the parameters.
 primitive, `taylor_coefficients`.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from corrections.parameters import check_batch, check_model, check_tree_like, Model, split
+from corrections.path import coefficients_along, path_of
 from corrections.smoothness import warn_at_kinks
 from zoo import checks
 from zoo.frozen import Frozen
@@ -48,34 +48,8 @@ def taylor_coefficients(
     for i, step in enumerate(path):
         check_tree_like(f"path[{i}]", step, theta, "`theta`")
 
-    def along(eps: Array) -> tuple[PyTree, ...]:
-        at = theta
-        for power, step in enumerate(path[:order], start=1):
-            at = jax.tree.map(
-                lambda a, s, power=power: a + (eps**power).astype(a.dtype) * s, at, step
-            )
-        return (fn(at),)
-
-    derivatives_along: Callable[[Array], tuple[PyTree, ...]] = along
-    for _ in range(order):
-        derivatives_along = _with_next_derivative(derivatives_along)
-    derivatives = derivatives_along(jnp.zeros(()))
-    return [
-        jax.tree.map(lambda d, j=j: d / math.factorial(j), derivative)
-        for j, derivative in enumerate(derivatives)
-    ]
-
-
-def _with_next_derivative(
-    derivatives: Callable[[Array], tuple[PyTree, ...]],
-) -> Callable[[Array], tuple[PyTree, ...]]:
-    """From eps -> (h, h', .., h^(j)) to eps -> (h, h', .., h^(j+1))."""
-
-    def extended(eps: Array) -> tuple[PyTree, ...]:
-        values, tangents = jax.jvp(derivatives, (eps,), (jnp.ones_like(eps),))
-        return (*values, tangents[-1])
-
-    return extended
+    at = path_of(theta, path[:order])
+    return coefficients_along(lambda eps: fn(at(eps)), order)
 
 
 class TaylorModel(eqx.Module):
