@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 
 from corrections.contraction import (
     along_direction,
+    Deferred,
     formed,
     Gradients,
     gram,
@@ -212,7 +213,7 @@ class Anatomy:
         by_layer: list[tuple[list[Array], list[Array]]] = [([], []) for _ in self.ruled]
         for call, a, delta in zip(self.calls, inputs, deltas, strict=True):
             ruled = self.ruled[call.ruled]
-            by_layer[call.ruled][0].append(ruled.multiplier * ruled.rule.patches(ruled.layer, a))
+            by_layer[call.ruled][0].append(ruled.rule.patches(ruled.layer, ruled.multiplier * a))
             by_layer[call.ruled][1].append(ruled.to_positions(delta))
         return Factors(
             tuple(jnp.concatenate(a) for a, _ in by_layer),
@@ -317,10 +318,11 @@ class Anatomy:
         itemsize = self.outputs.dtype.itemsize
         return max(1, stored * itemsize), max(1, working * itemsize)
 
-    def gradients(self, at: Factors, forms: list[bool]) -> Gradients:
-        """The gradients of a batch of examples."""
-        layers = zip(at.inputs, at.cotangents, strict=True)
-        return _gradients(([Term(a, delta, True)] for a, delta in layers), at.rest, forms)
+    def gradients(self, at: Factors, forms: list[bool], *, deferred: bool = False) -> Gradients:
+        """The gradients of a batch of examples; `deferred`: to be formed as they are contracted."""
+        factors = zip(at.inputs, at.cotangents, strict=True)
+        layers = [[Term(a, delta, True)] for a, delta in factors]
+        return _gradients(layers, at.rest, forms, _deferred if deferred else formed)
 
     def derivative(self, at: Factors, dot: Factors, forms: list[bool]) -> Gradients:
         """The derivatives of the gradients of a batch where its factors move along `dot`."""
@@ -351,14 +353,27 @@ class Anatomy:
         metric = jnp.tile(self.rest_metric, copies)
         total = gram(first.rest * metric[None, None], second.rest)
         for ruled, layer1, layer2 in zip(self.ruled, first.layers, second.layers, strict=True):
+            if isinstance(layer1, Deferred):
+                # One after the other: two of them at a time get in each other's way in the caches.
+                same = layer2 is layer1
+                total, layer1 = jax.lax.optimization_barrier((total, layer1))
+                layer2 = layer1 if same else layer2
             total += layer_product(layer1, layer2, *ruled.metrics(self.outputs.dtype))
         return total
 
 
-def _gradients(layers: Any, rest: Array, forms: list[bool]) -> Gradients:
-    entries: list[LayerGradients] = [
-        formed(terms) if form else terms for terms, form in zip(layers, forms, strict=True)
-    ]
+def _deferred(terms: list[Term]) -> Deferred:
+    (term,) = terms
+    return Deferred(term)
+
+
+def _gradients(
+    layers: list[list[Term]],
+    rest: Array,
+    forms: list[bool],
+    form: Callable[[list[Term]], LayerGradients] = formed,
+) -> Gradients:
+    entries = [form(terms) if of else terms for terms, of in zip(layers, forms, strict=True)]
     return Gradients(entries, rest)
 
 

@@ -12,11 +12,15 @@ convolution has one for each position of its output. Derivatives of gradients ar
 terms, by the product rule, and are contracted alike.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from corrections.tiles import working_bytes
 
 
 class Term(eqx.Module):
@@ -41,7 +45,13 @@ class Formed(NamedTuple):
     bias: Float[Array, "n k out"]
 
 
-LayerGradients = list[Term] | Formed
+class Deferred(NamedTuple):
+    """The same, summed up as they are contracted and not before: a few channels at a time."""
+
+    term: Term
+
+
+LayerGradients = list[Term] | Formed | Deferred
 
 
 class Gradients(NamedTuple):
@@ -93,8 +103,61 @@ def layer_product(
         if bias is not None:
             product += bias * gram(first.bias, second.bias)
         return product
-    assert not isinstance(second, Formed)
+    if isinstance(first, Deferred):
+        assert isinstance(second, Deferred)
+        return _product_by_channels(first.term, second.term, weight, bias)
+    assert isinstance(second, list)
     return sum(_pairs_product(t1, t2, weight, bias) for t1 in first for t2 in second)
+
+
+def _product_by_channels(
+    first: Term, second: Term, weight: Any, bias: Any
+) -> Float[Array, "n1 k n2 l"]:
+    """The products of gradients of which a part, that of some channels of the layer's output, is
+    formed at a time: as many as the caches hold. Half of a symmetric product is computed.
+    """
+    sets = [first] if second is first else [first, second]
+    (n1, k1, _, out), (n2, k2) = first.cotangent.shape, second.cotangent.shape[:2]
+    channels = _channels_at_once(sets)
+
+    def gradients(term: Term, start: Array) -> tuple[Array, Array]:
+        part = jax.lax.dynamic_slice_in_dim(term.cotangent, start, channels, axis=3)
+        n, k, positions, _ = part.shape
+        delta = jnp.swapaxes(part, 2, 3).reshape(n, k * channels, positions)
+        rows = (delta @ term.input).reshape(n * k, -1)
+        return rows, jnp.sum(delta, axis=2).reshape(n * k, channels)
+
+    half = n1 * k1 // 2 if second is first else 0
+    upper, lower = slice(half), slice(half, None)
+    blocks = [(upper, upper), (upper, lower), (lower, lower)] if half else [(lower, lower)]
+
+    def add(total: list[Array], start: Array) -> tuple[list[Array], None]:
+        parts = [gradients(term, start) for term in sets]
+        (rows, row_biases), (columns, column_biases) = parts[0], parts[-1]
+        added = []
+        for so_far, (of_rows, of_columns) in zip(total, blocks, strict=True):
+            block = weight * (rows[of_rows] @ columns[of_columns].T)
+            if bias is not None:
+                block += bias * (row_biases[of_rows] @ column_biases[of_columns].T)
+            added.append(so_far + block)
+        return added, None
+
+    nothing = jnp.zeros((n1 * k1, n2 * k2), first.input.dtype)
+    zeros = [nothing[of_rows, of_columns] for of_rows, of_columns in blocks]
+    total, _ = jax.lax.scan(add, zeros, jnp.arange(0, out, channels))
+    if half:
+        product = jnp.block([[total[0], total[1]], [total[1].T, total[2]]])
+    else:
+        (product,) = total
+    return product.reshape(n1, k1, n2, k2)
+
+
+def _channels_at_once(sets: list[Term]) -> int:
+    """A divisor of the channels whose part of the gradients fits in the caches."""
+    n_k = sum(math.prod(term.cotangent.shape[:2]) for term in sets)
+    out, size = sets[0].cotangent.shape[-1], sets[0].input.shape[-1]
+    fitting = working_bytes() // 4 // (n_k * size * sets[0].input.dtype.itemsize)
+    return max(c for c in range(1, out + 1) if out % c == 0 and c <= max(1, fitting))
 
 
 def gram(

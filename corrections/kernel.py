@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from corrections.anatomy import Anatomy, Factors
-from corrections.contraction import Formed, Gradients, Term
+from corrections.contraction import Deferred, Formed, Gradients, LayerGradients, Term
 from corrections.memory import check_fits
 from corrections.parameters import (
     check_batch,
@@ -29,6 +29,7 @@ from corrections.parameters import (
 )
 from corrections.tiles import in_tiles, shards_of, STORED_BYTES, Tiling, working_bytes
 from zoo import checks, ParameterizedLayer
+from zoo.convolution import outside_loops
 from zoo.precision import full_precision
 
 Outputs = Literal["full", "mean", "diagonal"]
@@ -78,7 +79,8 @@ def ntk(
     x2 = None if x2 is None else check_batch("x2", x2)
     check_parameters(model)
     check_metric(model, metric)
-    return _ntk(model, x1, x2, metric, outputs, method, batch_size, shards_of(x1))
+    traced = checks.is_traced((model, x1, x2, metric))
+    return _ntk(model, x1, x2, metric, outputs, method, batch_size, shards_of(x1), traced)
 
 
 @full_precision
@@ -143,6 +145,7 @@ def _ntk(
     method: Method,
     batch_size: int | None,
     shards: int,
+    traced: bool,
 ) -> Array:
     of_model = check_outputs(model, "x1", x1)
     if x2 is not None:
@@ -154,14 +157,25 @@ def _ntk(
     partners = min(batch_size or n2, n2)
     forms = anatomy.forms(pairs=pairs, partners=partners)
     stored, working = anatomy.bytes_per_example(forms)
-    if batch_size is None and (n1 + n2) * stored > STORED_BYTES * shards:
-        batch_size = max(1, STORED_BYTES * shards // (4 * stored))
+    product = _product(anatomy, outputs)
+
+    def of_batch(x: Array, *, deferred: bool = False) -> Gradients:
+        at = jax.vmap(anatomy.factors)(x)
+        at = _outputs_as_one(at) if outputs == "mean" else at
+        return anatomy.gradients(at, forms, deferred=deferred)
+
+    examples = n1 if x2 is None else n1 + n2
+    once = batch_size is None and shards == 1 and not traced
+    if once and examples * working <= STORED_BYTES:
+        with outside_loops():
+            g1 = of_batch(x1, deferred=True)
+            return product(g1, g1 if x2 is None else of_batch(x2, deferred=True))
 
     def gradients(x: Array, shards: int) -> Gradients:
-        at = in_tiles(anatomy.factors, x, working_bytes() // working, shards)
-        return anatomy.gradients(_outputs_as_one(at) if outputs == "mean" else at, forms)
+        return in_tiles(of_batch, x, working_bytes() // working, shards, batched=True)
 
-    product = _product(anatomy, outputs)
+    if batch_size is None and examples * stored > STORED_BYTES * shards:
+        batch_size = max(1, STORED_BYTES * shards // (4 * stored))
     if batch_size is None:
         g1 = gradients(x1, shards)
         return product(g1, g1 if x2 is None else gradients(x2, 1))
@@ -184,7 +198,8 @@ def _product(anatomy: Anatomy, outputs: Outputs) -> Products:
 
     def diagonal(g1: Gradients, g2: Gradients) -> Array:
         def of_one_output(i: Array) -> Array:
-            return anatomy.product(_one_output(g1, i), _one_output(g2, i))[:, 0, :, 0]
+            one = _one_output(g1, i)
+            return anatomy.product(one, one if g2 is g1 else _one_output(g2, i))[:, 0, :, 0]
 
         return jax.vmap(of_one_output, out_axes=-1)(jnp.arange(anatomy.outputs.shape[0]))
 
@@ -204,13 +219,15 @@ def _one_output(gradients: Gradients, i: Array) -> Gradients:
     def slice_of(array: Array) -> Array:
         return jax.lax.dynamic_slice_in_dim(array, i, 1, axis=1)
 
-    layers = [
-        Formed(slice_of(layer.weight), slice_of(layer.bias))
-        if isinstance(layer, Formed)
-        else [Term(term.input, slice_of(term.cotangent), term.to_bias) for term in layer]
-        for layer in gradients.layers
-    ]
-    return Gradients(layers, slice_of(gradients.rest))
+    def of_terms(terms: list[Term]) -> list[Term]:
+        return [Term(term.input, slice_of(term.cotangent), term.to_bias) for term in terms]
+
+    def of_layer(layer: LayerGradients) -> LayerGradients:
+        if isinstance(layer, Formed):
+            return Formed(slice_of(layer.weight), slice_of(layer.bias))
+        return Deferred(*of_terms([layer.term])) if isinstance(layer, Deferred) else of_terms(layer)
+
+    return Gradients([of_layer(layer) for layer in gradients.layers], slice_of(gradients.rest))
 
 
 def _symmetric(

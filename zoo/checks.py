@@ -22,6 +22,18 @@ def concrete(array: Any) -> np.ndarray | None:
         return None
 
 
+def is_traced(tree: Any) -> bool:
+    """Whether some array of a PyTree is being traced and has no values yet."""
+
+    def has_values(leaf: Any) -> bool:
+        try:
+            return leaf.addressable_shards is not None
+        except (AttributeError, jax.errors.ConcretizationTypeError):
+            return False
+
+    return not all(has_values(leaf) for leaf in jax.tree.leaves(tree) if isinstance(leaf, Array))
+
+
 def real_array(name: str, value: Any, *, expected: str, integers: bool = False) -> jax.Array:
     """`value` as a floating JAX array.
 

@@ -8,13 +8,16 @@ outside the image are 0 ("SAME", "VALID") or taken periodically ("CIRCULAR").
 XLA's own convolution on CPU is many times slower inside `lax.map`, `scan` and `while` than outside
 (`python -m scripts benchmark --parts convolution` measures it), and every ODE solve and every tile
 of a kernel is such a loop. So on CPU the patches are gathered by slices and multiplied in one
-matrix product; elsewhere `lax.conv_general_dilated` is used.
+matrix product; elsewhere, and by whoever knows that there is no loop (`outside_loops`),
+`lax.conv_general_dilated` is used.
 """
 
+import contextlib
+import contextvars
 import functools
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import jax
@@ -25,6 +28,22 @@ from zoo import checks
 
 Padding = Literal["SAME", "VALID", "CIRCULAR"]
 PADDINGS: tuple[Padding, ...] = ("SAME", "VALID", "CIRCULAR")
+
+_OUTSIDE_LOOPS = contextvars.ContextVar("outside_loops", default=False)
+
+
+@contextlib.contextmanager
+def outside_loops() -> Iterator[None]:
+    """What is traced in here runs in no loop: XLA's own convolution is the faster one on CPU too.
+
+    To be entered inside the function that is compiled, which must be told of it by a static
+    argument: a compiled function does not ask again.
+    """
+    token = _OUTSIDE_LOOPS.set(True)
+    try:
+        yield
+    finally:
+        _OUTSIDE_LOOPS.reset(token)
 
 
 def convolve(
@@ -48,11 +67,14 @@ def convolve(
     """
     image, pads = _wrapped(image, weight.shape[2:], stride, padding)
     dtype = jnp.result_type(image, weight)
+    native = functools.partial(_native, stride=tuple(stride), pads=pads)
+    if _OUTSIDE_LOOPS.get():
+        return native(image.astype(dtype), weight.astype(dtype))
     return jax.lax.platform_dependent(
         image.astype(dtype),
         weight.astype(dtype),
         cpu=functools.partial(_by_patches, stride=tuple(stride), pads=pads),
-        default=functools.partial(_native, stride=tuple(stride), pads=pads),
+        default=native,
     )
 
 

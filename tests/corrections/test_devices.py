@@ -60,6 +60,7 @@ import equinox as eqx, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from corrections import ntk, NTKOperator, o3, o4
 from corrections.kernel import _ntk
+from corrections.operator import _compiled
 from corrections.hierarchy import _contracted, _Options
 from tests.models import inputs, tanh_mlp
 
@@ -86,13 +87,21 @@ def flops(lower):
     return (found[0] if isinstance(found, list) else found)["flops"]
 
 def of_ntk(model, x, shards):
-    return flops(_ntk.lower(model, x, None, None, "full", "auto", None, shards))
+    return flops(_ntk.lower(model, x, None, None, "full", "auto", None, shards, False))
 
 def of_o3(model, x, shards):
     sets = (x, None, None)
     return flops(_contracted.lower("o3", model, sets, _Options(None, "auto", None, shards)))
 
-for count in (of_ntk, of_o3):
+def of_o4(model, x, shards):
+    sets = (x[:4] if shards == 1 else jax.device_put(x[:4], cut.sharding), None, None, None)
+    return flops(_contracted.lower("o4", model, sets, _Options(None, "auto", None, shards)))
+
+def of_operator(model, x, shards):
+    g = jnp.ones((16, 2)) if shards == 1 else jax.device_put(jnp.ones((16, 2)), cut.sharding)
+    return flops(_compiled.lower(NTKOperator(model, x), g))
+
+for count in (of_ntk, of_o3, of_o4, of_operator):
     ratio = count(model4, cut, 4) / count(model, x, 1)
     print(count.__name__, ratio)
     assert ratio < 0.4, ratio
