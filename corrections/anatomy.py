@@ -32,9 +32,10 @@ from corrections.contraction import (
     Term,
 )
 from corrections.parameters import Method, Metric, Model
-from corrections.rules import AffineRule, has_rule, rule_of
+from corrections.rules import has_rule, rule_of, ruled_layer
 from corrections.symbolic import noticing_tangents
-from zoo import checks, Frozen
+from corrections.tapping import Tape, tappable, Tapped
+from zoo import Frozen
 
 
 class Factors(NamedTuple):
@@ -61,43 +62,6 @@ class Move(NamedTuple):
     shifts: list[Array]
     pulls: list[Array]
     rest: Array
-
-
-class _Ruled(NamedTuple):
-    """A ruled layer, and the metric of its weight and its bias."""
-
-    layer: Any
-    rule: AffineRule
-    metric: Any
-
-    @property
-    def multiplier(self) -> float:
-        """That of the weight."""
-        return self.rule.multipliers(self.layer)[0]
-
-    def metrics(self, dtype: Any) -> tuple[Any, Any]:
-        """The metric of the weight, and that of the bias times its multiplier squared, or None."""
-        weight = _cast(self.metric.weight, dtype)
-        if getattr(self.layer, "bias", None) is None:
-            return weight, None
-        return weight, self.rule.multipliers(self.layer)[1] ** 2 * _cast(self.metric.bias, dtype)
-
-    def positions(self, z: jax.ShapeDtypeStruct) -> int:
-        """Positions of an output like `z`."""
-        return math.prod(z.shape) // z.shape[self.rule.channel_axis]
-
-    def to_positions(self, delta: Float[Array, "k ..."]) -> Float[Array, "k positions out"]:
-        """Cotangents of an output, position by position."""
-        moved = jax.vmap(lambda d: jnp.moveaxis(d, self.rule.channel_axis, -1))(delta)
-        return moved.reshape(delta.shape[0], -1, moved.shape[-1])
-
-    def from_positions(
-        self, z: Float[Array, "positions out"], like: jax.ShapeDtypeStruct
-    ) -> Float[Array, "..."]:
-        """An output, from its positions."""
-        axis = self.rule.channel_axis % len(like.shape)
-        space = like.shape[:axis] + like.shape[axis + 1 :]
-        return jnp.moveaxis(z.reshape(*space, z.shape[-1]), -1, axis)
 
 
 class _Call(NamedTuple):
@@ -131,7 +95,7 @@ class Anatomy:
             for i, pair in enumerate(zip(nodes, metrics, strict=True))
             if method != "jacobian" and rule_of(*pair) is not None
         ]
-        kept = _tappable(self._structure, nodes, candidates, x)
+        kept = tappable(self._structure, nodes, candidates, x)
         if method == "structured" and len(kept) < len(candidates):
             dropped = ", ".join(type(nodes[i]).__name__ for i in candidates if i not in kept)
             raise ValueError(
@@ -145,7 +109,7 @@ class Anatomy:
         self, nodes: list[Any], metrics: list[Any], chosen: list[int], x: jax.ShapeDtypeStruct
     ) -> None:
         self._places = chosen
-        self.ruled = [_ruled(nodes[i], metrics[i]) for i in chosen]
+        self.ruled = [ruled_layer(nodes[i], metrics[i]) for i in chosen]
         others = [None if i in chosen else node for i, node in enumerate(nodes)]
         parameters, self._static = eqx.partition(others, eqx.is_inexact_array)
         self.rest, self._unravel = ravel_pytree(parameters)
@@ -166,11 +130,11 @@ class Anatomy:
         self.calls = [_Call(ruled, *ends) for ruled, ends in zip(order, shapes, strict=True)]
         self._moving = self._with_moving_inputs(x)
 
-    def _run(self, shifts: list[Array] | None, rest: Array, x: Array) -> tuple[Array, "_Tape"]:
-        tape = _Tape(shifts)
+    def _run(self, shifts: list[Array] | None, rest: Array, x: Array) -> tuple[Array, Tape]:
+        tape = Tape(shifts)
         nodes = eqx.combine(self._unravel(rest), self._static)
         for i, (place, ruled) in enumerate(zip(self._places, self.ruled, strict=True)):
-            nodes[place] = _Tapped(ruled.layer, i, tape)
+            nodes[place] = Tapped(ruled.layer, i, tape)
         model: Any = jax.tree.unflatten(self._structure, nodes)
         return model(x), tape
 
@@ -377,73 +341,8 @@ def _gradients(
     return Gradients(entries, rest)
 
 
-class _Tape:
-    """What the tapped layers of one call of the model write, and the shifts they add."""
-
-    def __init__(self, shifts: list[Array] | None):
-        self._shifts = shifts
-        self.calls: list[tuple[int, Array, Array]] = []
-
-    def write(self, ruled: int, a: Array, z: Array) -> Array:
-        if self._shifts is not None:
-            z = z + self._shifts[len(self.calls)]
-        self.calls.append((ruled, a, z))
-        return z
-
-
-class _Tapped(eqx.Module):
-    """Stands in for a ruled layer."""
-
-    layer: Any
-    ruled: int = eqx.field(static=True)
-    tape: _Tape = eqx.field(static=True)
-
-    def __call__(self, a: Array, **options: Any) -> Array:
-        return self.tape.write(self.ruled, a, self.layer(a, **options))
-
-
-def _tappable(
-    structure: Any, nodes: list[Any], candidates: list[int], x: jax.ShapeDtypeStruct
-) -> list[int]:
-    """The candidates whose every call is seen by the tape of the trace that calls the model.
-
-    The model runs once on zeros, with values and not traced. A layer that is given a tracer even so
-    is inside a transformation of the model's own (`vmap`, `scan`, `checkpoint`), and what it would
-    write on the tape means nothing outside. One that makes the model fail is used in another way
-    than by a call.
-    """
-
-    def zeros(leaf: Any) -> Any:
-        is_number = eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.number)
-        return jnp.zeros(leaf.shape, leaf.dtype) if is_number else leaf
-
-    def hidden(chosen: list[int]) -> set[int]:
-        """Those of `chosen` that a tracer reaches; all of them where the model fails."""
-        tape, run = _Tape(None), list(values)
-        for index in chosen:
-            run[index] = _Tapped(values[index], index, tape)
-        try:
-            jax.tree.unflatten(structure, run)(jnp.zeros(x.shape, x.dtype))
-        except (AttributeError, TypeError, ValueError):
-            return set(chosen)
-        return {index for index, a, _ in tape.calls if checks.concrete(a) is None}
-
-    with jax.ensure_compile_time_eval():
-        values = jax.tree.map(zeros, nodes)
-        unseen = hidden(candidates)
-        if unseen == set(candidates):
-            unseen = {index for index in candidates if hidden([index])}
-    return [index for index in candidates if index not in unseen]
-
-
 def _is_end(node: Any) -> bool:
     return has_rule(node) or isinstance(node, Frozen)
-
-
-def _ruled(node: Any, metric: Any) -> _Ruled:
-    rule = rule_of(node, metric)
-    assert rule is not None
-    return _Ruled(node, rule, metric)
 
 
 def _by_node(model: Model, metric: Metric | None) -> list[Any]:
@@ -454,8 +353,3 @@ def _by_node(model: Model, metric: Metric | None) -> list[Any]:
     )
     placed = eqx.combine(full, jax.tree.map(lambda _: None, model))
     return jax.tree.structure(model, is_leaf=_is_end).flatten_up_to(placed)
-
-
-def _cast(metric: Any, dtype: Any) -> Any:
-    """Python numbers promote nothing; arrays might."""
-    return metric if isinstance(metric, int | float) else jnp.asarray(metric, dtype)

@@ -53,7 +53,7 @@ class Curvature:
 
             def of_direction(along: Factors) -> Array:
                 first = self._first(batch, batch.along(along)[1])
-                return in_second(lambda g2: self._product(first, g2))
+                return in_second(lambda g2: self._anatomy.product(first, g2))
 
             return self._directions_last(of_direction, x3, tile)
 
@@ -79,7 +79,7 @@ class Curvature:
                     first = self._anatomy.second_derivative(
                         batch.at, (dot3, dot4), ddot, self._forms
                     )
-                    return in_second(lambda g2: self._product(first, g2))
+                    return in_second(lambda g2: self._anatomy.product(first, g2))
 
                 return self._directions_last(of_fourth, x4, tile4)
 
@@ -105,7 +105,9 @@ class Curvature:
                     other = whole or _MovingBatch(self._anatomy, x2)
 
                     def of_fourth(along4: Factors) -> Array:
-                        return self._product(first, self._first(other, other.along(along4)[1]))
+                        return self._anatomy.product(
+                            first, self._first(other, other.along(along4)[1])
+                        )
 
                     tile4 = self._tile(len(x4), len(x2))
                     found = self._directions_last(of_fourth, x4, tile4)
@@ -121,9 +123,6 @@ class Curvature:
 
     def _first(self, batch: "_MovingBatch", dot: Factors) -> Gradients:
         return self._anatomy.derivative(batch.at, dot, self._forms)
-
-    def _product(self, first: Gradients, second: Gradients) -> Float[Array, "n1 k n2 l"]:
-        return self._anatomy.product(first, second)
 
     def _rows(self, fn: Callable[[Array], Array], x1: Array) -> Array:
         """`fn` of tiles of the first set, its axis in front."""

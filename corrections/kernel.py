@@ -239,7 +239,7 @@ def _symmetric(
     pairs = jnp.asarray(rows), jnp.asarray(columns)
     shapes = jax.eval_shape(gradients, tiles[0])
     block = jax.eval_shape(product, shapes, shapes)
-    middle = block.ndim // 2 if block.ndim == 4 else 1
+    middle = _axes_of_rows(block)
 
     def step(carry: tuple[Array, Gradients], ij: tuple[Array, Array]) -> tuple[Any, None]:
         (kernel, of_row), (i, j) = carry, ij
@@ -270,7 +270,7 @@ def _rectangular(
         jax.eval_shape(lambda x: gradients(x, 1), tiles2[0]),
     )
     block = jax.eval_shape(product, *shapes)
-    middle = block.ndim // 2 if block.ndim == 4 else 1
+    middle = _axes_of_rows(block)
 
     def row(kernel: Array, ix: tuple[Array, Array]) -> tuple[Array, None]:
         i, x = ix
@@ -285,6 +285,11 @@ def _rectangular(
     start = _empty(block, middle, len(tiles1), len(tiles2))
     kernel, _ = jax.lax.scan(row, start, (jnp.arange(len(tiles1)), tiles1))
     return tilings[1].join(tilings[0].join(kernel), axis=middle)
+
+
+def _axes_of_rows(block: jax.ShapeDtypeStruct) -> int:
+    """2 where the outputs of rows and columns have axes of their own, as in (n1, k, n2, k)."""
+    return 2 if block.ndim == 4 else 1
 
 
 def _empty(block: jax.ShapeDtypeStruct, middle: int, rows: int, columns: int) -> Array:

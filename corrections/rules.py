@@ -6,6 +6,7 @@ What the structured contraction knows of a layer is in its `AffineRule`. The lay
 of Equinox have theirs; `register_layer` gives one to a layer of your own.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -105,6 +106,55 @@ def rule_of(node: Any, metric: Any) -> AffineRule | None:
         return None
     numbers = all(jnp.ndim(m) == 0 for m in jax.tree.leaves(metric))
     return rule if numbers else None
+
+
+class RuledLayer(NamedTuple):
+    """A layer with its rule, and the metric of its weight and its bias."""
+
+    layer: Any
+    rule: AffineRule
+    metric: Any
+
+    @property
+    def multiplier(self) -> float:
+        """That of the weight."""
+        return self.rule.multipliers(self.layer)[0]
+
+    def metrics(self, dtype: Any) -> tuple[Any, Any]:
+        """The metric of the weight, and that of the bias times its multiplier squared, or None."""
+        weight = _cast(self.metric.weight, dtype)
+        if getattr(self.layer, "bias", None) is None:
+            return weight, None
+        return weight, self.rule.multipliers(self.layer)[1] ** 2 * _cast(self.metric.bias, dtype)
+
+    def positions(self, z: jax.ShapeDtypeStruct) -> int:
+        """Positions of an output like `z`."""
+        return math.prod(z.shape) // z.shape[self.rule.channel_axis]
+
+    def to_positions(self, delta: Float[Array, "k ..."]) -> Float[Array, "k positions out"]:
+        """Cotangents of an output, position by position."""
+        moved = jax.vmap(lambda d: jnp.moveaxis(d, self.rule.channel_axis, -1))(delta)
+        return moved.reshape(delta.shape[0], -1, moved.shape[-1])
+
+    def from_positions(
+        self, z: Float[Array, "positions out"], like: jax.ShapeDtypeStruct
+    ) -> Float[Array, "..."]:
+        """An output, from its positions."""
+        axis = self.rule.channel_axis % len(like.shape)
+        space = like.shape[:axis] + like.shape[axis + 1 :]
+        return jnp.moveaxis(z.reshape(*space, z.shape[-1]), -1, axis)
+
+
+def ruled_layer(node: Any, metric: Any) -> RuledLayer:
+    """A layer that has a rule, with it."""
+    rule = rule_of(node, metric)
+    assert rule is not None
+    return RuledLayer(node, rule, metric)
+
+
+def _cast(metric: Any, dtype: Any) -> Any:
+    """Python numbers promote nothing; arrays might."""
+    return metric if isinstance(metric, int | float) else jnp.asarray(metric, dtype)
 
 
 def _multipliers(layer: Dense | Conv) -> tuple[float, float]:

@@ -3,46 +3,35 @@
 from collections.abc import Iterator
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 
-from corrections.parameters import split
 from scripts.benchmark.convolution import convolution
 from scripts.benchmark.growth import growth
 from scripts.benchmark.kernels import kernels
 from scripts.benchmark.operators import operators
 from scripts.benchmark.tensors import tensors
 from scripts.benchmark.timing import Comparison, median_seconds
+from scripts.benchmark.training import NAME, training
 from solvers import CrossEntropy, hierarchy_flow
-from solvers.losses import mean_loss
 from solvers.matrix_free import MatrixFreeFlow, start
 from zoo import MLP
 
 
 def flows(repeats: int) -> Iterator[Comparison]:
     """One right-hand side of the matrix-free hierarchy, against one training gradient."""
-    n, k = 512, 10
-    model = MLP(784, k, width=512, depth=3, activation="tanh", key=jr.key(0))
-    x, loss = jr.normal(jr.key(1), (n, 784)), CrossEntropy()
-    y = jax.nn.one_hot(jr.randint(jr.key(2), (n,), 0, k), k)
-    params, apply = split(model)
-
-    @eqx.filter_jit
-    def training_gradient(params, x):
-        outputs = jax.vmap(apply, in_axes=(None, 0))
-        return jax.grad(lambda p: mean_loss(loss, outputs(p, x), y))(params)
-
-    gradient = median_seconds(lambda: training_gradient(params, x), repeats)
+    n = 512
+    model, x, y, loss, gradient = training(n)
+    of_gradient = median_seconds(gradient, repeats)
     velocity = eqx.filter_jit(lambda flow, state: flow.velocity(state))
     for order in (2, 3):
         flow = MatrixFreeFlow(model=model, points=x, y=y, metric=None, loss=loss)
         state = start(model, x, order)
         yield Comparison(
-            f"right-hand side of order {order}, MLP 784-512x3-10, n = {n}",
+            f"right-hand side of order {order}, {NAME}, n = {n}",
             median_seconds(lambda flow=flow, state=state: velocity(flow, state), repeats),
             "one training gradient",
-            gradient,
+            of_gradient,
         )
 
 

@@ -8,33 +8,27 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from corrections import NTKOperator
-from corrections.parameters import split
+from corrections.operator import KernelOperator
 from scripts.benchmark.timing import Comparison, median_seconds
-from solvers import CrossEntropy
-from solvers.losses import mean_loss
-from zoo import MLP
+from scripts.benchmark.training import NAME, training
 
 
 def operators(repeats: int) -> Iterator[Comparison]:
-    """Theta g, D Theta[v] g and D^2 Theta[v, v] g."""
-    n, k = 1024, 10
-    model = MLP(784, k, width=512, depth=3, activation="tanh", key=jr.key(0))
-    x, loss = jr.normal(jr.key(1), (n, 784)), CrossEntropy()
-    y = jax.nn.one_hot(jr.randint(jr.key(2), (n,), 0, k), k)
-    params, apply = split(model)
-
-    @eqx.filter_jit
-    def training_gradient(params, x):
-        outputs = jax.vmap(apply, in_axes=(None, 0))
-        return jax.grad(lambda p: mean_loss(loss, outputs(p, x), y))(params)
-
-    direction = jax.tree.map(jnp.cos, params)
-    operator, g = NTKOperator(model, x), jr.normal(jr.key(3), (n, k))
+    """Theta g, D Theta[v] g and D^2 Theta[v, v] g, and what making each operator takes before."""
+    n = 1024
+    model, x, y, _, gradient = training(n)
+    direction = jax.tree.map(jnp.cos, eqx.filter(model, eqx.is_inexact_array))
+    g = jr.normal(jr.key(3), y.shape)
     for order, name in enumerate(("Theta g", "D Theta[v] g", "D^2 Theta[v, v] g")):
-        of_order = operator.coefficient([direction], order)
-        yield Comparison(
-            f"{name}, tanh MLP 784-512x3-10, D = {n}",
-            median_seconds(lambda op=of_order: op.mv(g), repeats),
-            "one training gradient",
-            median_seconds(lambda: training_gradient(params, x), repeats),
-        )
+
+        def made(order: int = order) -> KernelOperator:
+            return NTKOperator(model, x).coefficient([direction], order)
+
+        operator = made()
+        for task, fn in ((name, lambda op=operator: op.mv(g)), (f"making it: {name}", made)):
+            yield Comparison(
+                f"{task}, {NAME}, D = {n}",
+                median_seconds(fn, repeats),
+                "one training gradient",
+                median_seconds(gradient, repeats),
+            )

@@ -1,6 +1,4 @@
-import functools
 import io
-import sys
 
 import equinox as eqx
 import jax
@@ -16,167 +14,31 @@ import flax.linen as nn
 from flax import nnx
 from flax.core import freeze
 
-from corrections import ntk, o3, taylorize
-from solvers import hierarchy_flow, MeanSquaredError, parameter_flow
-from tests.models import inputs, one_hot, tanh_mlp
-from zoo import forward_train, Frozen, STANDARD
+from corrections import ntk, taylorize
+from solvers import MeanSquaredError, parameter_flow
+from tests.models import inputs, one_hot
+from tests.zoo.flax_models import (
+    cnn,
+    copied_into_flax,
+    corrections_and_dynamics,
+    corrections_and_dynamics_of_the_zoo,
+    count,
+    FLOAT64,
+    frozen_arrays,
+    frozen_values,
+    images,
+    in_inference_mode,
+    kernel_of,
+    linen_cnn,
+    linen_mlp,
+    LinenDropout,
+    LinenMLP,
+    nnx_cnn,
+    nnx_mlp,
+    statistics,
+)
+from zoo import forward_train
 from zoo.flax import from_flax
-
-# Flax computes in float32 unless told otherwise, and does not promote by itself under the strict
-# promotion of these tests.
-FLOAT64 = {"dtype": jnp.float64, "param_dtype": jnp.float64}
-
-
-class LinenMLP(nn.Module):
-    dtypes: tuple = tuple(FLOAT64.items())
-    sizes: tuple | list = (4, 2)
-
-    @nn.compact
-    def __call__(self, x):
-        *hidden, out = self.sizes
-        for size in hidden:
-            x = nn.tanh(nn.Dense(size, **dict(self.dtypes))(x))
-        return nn.Dense(out, **dict(self.dtypes))(x)
-
-
-class LinenCNN(nn.Module):
-    @nn.compact
-    def __call__(self, x, train=False):
-        x = nn.Conv(3, (3, 3), **FLOAT64)(x)
-        x = nn.BatchNorm(use_running_average=not train, **FLOAT64)(x)
-        x = nn.tanh(x).mean(axis=(1, 2))
-        return nn.Dense(2, **FLOAT64)(x)
-
-
-class LinenDropout(nn.Module):
-    @nn.compact
-    def __call__(self, x, deterministic=False):
-        return nn.Dropout(0.5)(nn.Dense(2, **FLOAT64)(x), deterministic=deterministic)
-
-
-class NNXCNN(nnx.Module):
-    def __init__(self, rngs):
-        self.conv = nnx.Conv(2, 3, (3, 3), rngs=rngs, **FLOAT64)
-        self.norm = nnx.BatchNorm(3, rngs=rngs, **FLOAT64)
-        self.dropout = nnx.Dropout(0.5, rngs=rngs)
-        self.readout = nnx.Linear(3, 2, rngs=rngs, **FLOAT64)
-
-    def __call__(self, x, **options):
-        x = nnx.tanh(self.norm(self.conv(x), **options)).mean(axis=(1, 2))
-        return self.readout(self.dropout(x))
-
-
-class NNXUnhashable(nnx.Module):
-    def __init__(self):
-        self.sizes = {1, 2}
-        self.weight = nnx.Param(jnp.ones((2, 3)))
-
-
-def statistics(seed=5):
-    """A mean and a variance of three channels that are not those of the start."""
-    mean_key, var_key = jr.split(jr.key(seed))
-    return {"mean": jr.normal(mean_key, (3,)), "var": jr.uniform(var_key, (3,)) + 0.5}
-
-
-def images(n=3):
-    return jr.normal(jr.key(8), (n, 4, 4, 2))
-
-
-def linen_mlp():
-    module = LinenMLP()
-    return module, module.init(jr.key(0), inputs(1))
-
-
-def linen_cnn():
-    module = LinenCNN()
-    with jax.numpy_dtype_promotion("standard"):  # Flax starts its statistics in float32
-        params = module.init(jr.key(0), images(1))["params"]
-    return module, {"params": params, "batch_stats": {"BatchNorm_0": statistics()}}
-
-
-def nnx_mlp():
-    rngs = nnx.Rngs(0)
-    first = nnx.Linear(3, 4, rngs=rngs, **FLOAT64)
-    return nnx.Sequential(first, jnp.tanh, nnx.Linear(4, 2, rngs=rngs, **FLOAT64))
-
-
-def nnx_cnn():
-    module = NNXCNN(nnx.Rngs(0))
-    for name, value in statistics().items():
-        setattr(module.norm, name, nnx.BatchStat(value))
-    return module
-
-
-def cnn(kind):
-    """The model of a network with batch normalization."""
-    return from_flax(*linen_cnn()) if kind == "linen" else from_flax(nnx_cnn())
-
-
-def in_inference_mode(module):
-    module = nnx.clone(module)
-    module.eval()
-    return module
-
-
-def of_the_zoo():
-    """A network whose corrections and dynamics are tested elsewhere."""
-    return tanh_mlp(width=4, depth=1, parameterization=STANDARD)
-
-
-def copied_into_flax(kind):
-    """The network of the zoo, in Flax."""
-    weights = [{"kernel": layer.weight.T, "bias": layer.bias} for layer in of_the_zoo().layers]
-    if kind == "linen":
-        params = {f"Dense_{i}": weight for i, weight in enumerate(weights)}
-        return from_flax(LinenMLP(), {"params": params})
-    module = nnx_mlp()
-    for layer, weight in zip(module.layers[::2], weights, strict=True):
-        layer.kernel, layer.bias = nnx.Param(weight["kernel"]), nnx.Param(weight["bias"])
-    return from_flax(module)
-
-
-@functools.cache
-def corrections_and_dynamics_of_the_zoo():
-    return corrections_and_dynamics(of_the_zoo())
-
-
-def corrections_and_dynamics(model):
-    x, y = inputs(3), one_hot(3, 2)
-    further = jax.tree.map(lambda leaf: 1.2 * leaf if eqx.is_inexact_array(leaf) else leaf, model)
-    quadratic = eqx.tree_at(lambda t: t.model, taylorize(model, 2), further)
-    solve = {"loss": MeanSquaredError(), "rtol": 1e-8}
-    return {
-        "outputs": jax.vmap(model)(x),
-        "kernel": ntk(model, x),
-        "o3": o3(model, x),
-        "quadratic": jax.vmap(quadratic)(x),
-        "training": parameter_flow(model, x, y, [0.3, 1.0], **solve).train,
-        "prediction": hierarchy_flow(model, x, y, [0.3, 1.0], order=3, **solve).train,
-    }
-
-
-def kernel_of(apply, params):
-    """J J^T of a batch of outputs (n, k), by the plain Jacobian in the raw parameters."""
-    jacobians = jax.tree.leaves(jax.jacrev(apply)(params))
-    return sum(jnp.einsum("aip,bjp->aibj", j, j) for j in map(_flattened, jacobians))
-
-
-def _flattened(jacobian):
-    return jacobian.reshape(*jacobian.shape[:2], -1)
-
-
-def count(model):
-    return sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array)))
-
-
-def frozen_values(model):
-    """The values of everything that the model does not train."""
-    nodes = jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, Frozen))
-    return [node.value for node in nodes if isinstance(node, Frozen)]
-
-
-def frozen_arrays(model):
-    return jax.tree.leaves(eqx.filter(frozen_values(model), eqx.is_inexact_array))
 
 
 @pytest.mark.smoke
@@ -416,82 +278,3 @@ def test_float32(float32):
     assert kernel.dtype == jnp.float32
     expected = kernel_of(lambda p: module.apply({"params": p}, x), variables["params"])
     np.testing.assert_allclose(kernel, expected, rtol=1e-4, atol=1e-5)
-
-
-def test_training_mode_is_refused_with_advice(unchecked):
-    module, variables = linen_cnn()
-    with (
-        jax.numpy_dtype_promotion("standard"),  # the moving average mixes weak types in
-        pytest.raises(ValueError, match=r"updates its variables in a call.*train=False"),
-    ):
-        ntk(from_flax(module, variables, train=True), images())
-    module = LinenDropout()
-    variables = module.init(jr.key(0), inputs(1), deterministic=True)
-    model = from_flax(module, variables)
-    with pytest.raises(ValueError, match=r"draws random numbers in a call.*deterministic=True"):
-        model(inputs(1)[0])
-    for name in ("use_running_average", "deterministic"):
-        with pytest.raises(ValueError, match=f"`{name}` is False, expected True"):
-            from_flax(nnx_cnn(), **{name: False})
-
-
-def test_examples_and_outputs_of_other_shapes_are_refused(unchecked):
-    module, variables = linen_cnn()
-    with pytest.raises(ValueError, match=r"`x1`, which has shape \(2, 4, 4\).*channel-last"):
-        ntk(from_flax(module, variables), jnp.moveaxis(images(), -1, 1))
-
-    class Flat(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            return nn.Dense(2, **FLOAT64)(x.reshape(-1))
-
-    module = Flat()
-    variables = module.init(jr.key(0), inputs(1)[0])
-    with pytest.raises(
-        ValueError, match=r"is an array of shape \(2,\), expected an array of shape \(1, k\).*batch"
-    ):
-        from_flax(module, variables)(inputs(1)[0])
-    with pytest.raises(ValueError, match="is of type tuple, expected an array"):
-        from_flax(module, variables, mutable=True)(inputs(1)[0])
-    assert from_flax(module, variables, batched=False)(inputs(1)[0]).shape == (2,)
-
-    class Scalar(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            return nn.Dense(1, **FLOAT64)(x)[..., 0]
-
-    module = Scalar()
-    model = from_flax(module, module.init(jr.key(0), inputs(1)))
-    with pytest.raises(ValueError, match=r"shape=\(\).*expected a vector of k outputs"):
-        ntk(model, inputs(2))
-
-
-def test_bad_arguments_are_named(unchecked):
-    module, variables = linen_mlp()
-    with pytest.raises(TypeError, match="`module` is of type str, expected an instance of"):
-        from_flax("MLP")
-    with pytest.raises(TypeError, match=r"`variables` is of type NoneType.*`module\.init` gives"):
-        from_flax(module)
-    with pytest.raises(ValueError, match=r'has the collections \[\'Dense_0\'.*expected "params"'):
-        from_flax(module, variables["params"])
-    with pytest.raises(TypeError, match=r"a LinenMLP that is not hashable.*tuples in the place of"):
-        from_flax(LinenMLP(sizes=[4, 2]), variables)
-    with pytest.raises(TypeError, match="not hashable, expected an unbound module"):
-        from_flax(module.bind(variables), variables)
-    with pytest.raises(TypeError, match="`rngs` is of type dict, which is not hashable"):
-        from_flax(module, variables, rngs={"dropout": jr.key(0)})
-    with pytest.raises(TypeError, match="a NNXUnhashable that is not hashable"):
-        from_flax(NNXUnhashable())
-    with pytest.raises(TypeError, match=r"`variables` is of type dict, expected an `nnx\.State`"):
-        from_flax(nnx_mlp(), variables)
-    with pytest.raises(ValueError, match=r"`variables\['conv'\].*` has shape None, expected"):
-        from_flax(nnx_cnn(), nnx.state(nnx_mlp()))
-    other = nnx.Sequential(nnx.Linear(3, 5, rngs=nnx.Rngs(0), **FLOAT64))
-    with pytest.raises(ValueError, match=r"has shape \(5,\), expected \(4,\)"):
-        from_flax(nnx.Sequential(nnx.Linear(3, 4, rngs=nnx.Rngs(0))), nnx.state(other))
-
-
-def test_a_missing_flax_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "flax", None)
-    with pytest.raises(ImportError, match=r"`from_flax` needs Flax.*finite-width\[flax\]"):
-        from_flax(None)

@@ -4,72 +4,26 @@ import gzip
 import hashlib
 import pickle
 import re
-import shutil
-from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
+from tests.zoo.image_files import (
+    cifar_records,
+    HTML,
+    idx,
+    numbered_images,
+    numbers,
+    write_cifar,
+    write_mnist,
+)
 from zoo import DATASETS, files, load
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
-DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 MNIST_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 FASHION_URL = "https://github.com/zalandoresearch/fashion-mnist"
 CIFAR_URL = "cifar-10-binary.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html"
-CIFAR_FILES = (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin")
-
-
-def idx(array):
-    """An array of bytes in the idx format."""
-    axes = np.array(array.shape, ">u4").tobytes()
-    return bytes([0, 0, 8, array.ndim]) + axes + array.astype(np.uint8).tobytes()
-
-
-def numbered_images(n, start=0, size=28):
-    """Images that tell their number by their first pixel and its complement by their last."""
-    images = np.zeros((n, size, size), np.uint8)
-    images[:, 0, 0] = np.arange(start, start + n)
-    images[:, -1, -1] = 255 - images[:, 0, 0]
-    images[:, 3, 5] = 77
-    return images
-
-
-def write_mnist(folder, n_train=60, n_test=30, compress=False):
-    """Image i has the label i % 10; test images are numbered on from the training images."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for part, n, start in (("train", n_train, 0), ("t10k", n_test, n_train)):
-        images, labels = numbered_images(n, start), (np.arange(n) + start) % 10
-        for name, array in ((f"{part}-images-idx3", images), (f"{part}-labels-idx1", labels)):
-            if compress:
-                (folder / f"{name}-ubyte.gz").write_bytes(gzip.compress(idx(array)))
-            else:
-                (folder / f"{name}-ubyte").write_bytes(idx(array))
-    return folder
-
-
-def cifar_records(n, start):
-    """Record i has the label i % 10 and, counting rows and channels, pixels known in advance."""
-    pixels = np.zeros((n, 3, 32, 32), np.uint8)
-    pixels[:, 0, 0, 0] = np.arange(start, start + n)
-    pixels[:, 1, 2, 3] = 11
-    pixels[:, 2, 31, 30] = 22
-    labels = (np.arange(n) + start) % 10
-    return np.concatenate([labels[:, None], pixels.reshape(n, -1)], axis=1).astype(np.uint8)
-
-
-def write_cifar(folder, per_file=20):
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, file in enumerate(CIFAR_FILES):
-        (folder / file).write_bytes(cifar_records(per_file, i * per_file).tobytes())
-    return folder
-
-
-def numbers(x):
-    """The numbers of images made by `numbered_images` or `cifar_records`."""
-    return np.asarray(x[:, 0, 0, 0]).astype(int)
 
 
 # --- what is read --------------------------------------------------------------------------------
@@ -225,7 +179,6 @@ def test_the_archive_of_cifar10_has_to_be_unpacked(tmp_path):
 IMAGES, LABELS = idx(numbered_images(60)), idx(np.arange(60) % 10)
 SIXTEEN = IMAGES[:16]
 ZIPPED = gzip.compress(IMAGES, mtime=0)
-HTML = b"<!DOCTYPE html>\n<title>404 Not found</title>"
 WHOLE = 16 + 60 * 28 * 28
 
 
@@ -353,212 +306,3 @@ def test_files_of_another_set_or_part_are_refused_by_name(tmp_path, monkeypatch)
             load(name, root=tmp_path)
     monkeypatch.setitem(files._LABEL_DIGESTS, digest, ("mnist", "train"))
     assert len(load("mnist", root=tmp_path).x_train) == 60
-
-
-# --- .npz ----------------------------------------------------------------------------------------
-
-
-def save(path, **arrays):
-    np.savez(path, **arrays)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("shape", "expected"),
-    [
-        ((12, 7), (7,)),
-        ((12, 5, 6), (1, 5, 6)),
-        ((12, 3, 5, 6), (3, 5, 6)),
-        ((12, 5, 6, 3), (3, 5, 6)),
-        ((12, 5, 6, 1), (1, 5, 6)),
-        ((12, 5, 6, 4), (4, 5, 6)),
-        ((12, 1, 6, 4), (1, 6, 4)),
-        ((12, 3, 3, 3), (3, 3, 3)),
-        ((12, 16, 5, 6), (16, 5, 6)),
-    ],
-)
-@pytest.mark.parametrize("dtype", [np.uint8, np.int32, np.float32])
-def test_npz_images_become_channel_first(tmp_path, shape, expected, dtype):
-    x = np.random.default_rng(0).integers(0, 256, shape).astype(dtype)
-    path = save(tmp_path / "set.npz", x=x, y=np.arange(12))
-    data = load(str(path), n_train=8, n_test=4, normalize=None)
-    assert data.x_train.shape == (8, *expected)
-    assert data.x_train.dtype == jnp.float64
-    moved = x if x.shape[1:] == expected or x.ndim == 3 else np.moveaxis(x, -1, 1)
-    labels = np.asarray(data.labels_train)
-    np.testing.assert_array_equal(data.x_train, moved[labels].reshape(8, *expected))
-
-
-def test_npz_is_found_absolutely_below_root_and_in_the_working_directory(tmp_path, monkeypatch):
-    (tmp_path / "root").mkdir()
-    arrays = {"x": np.eye(10), "y": np.arange(10)[:, None] % 2}
-    save(tmp_path / "here.npz", **arrays)
-    save(tmp_path / "root" / "there.npz", **arrays)
-    monkeypatch.chdir(tmp_path)
-    options = {"n_train": 6, "n_test": 4}
-    first = load(str(tmp_path / "here.npz"), **options)
-    assert first.name.endswith("here.npz")
-    for name, root in (("here.npz", None), ("there.npz", tmp_path / "root"), ("here.npz", "root")):
-        other = load(name, root=root, **options)
-        np.testing.assert_array_equal(first.x_train, other.x_train)
-    message = f"there is none at {tmp_path / 'root' / 'no.npz'} or {tmp_path / 'no.npz'}."
-    with pytest.raises(FileNotFoundError, match=re.escape("`name` is 'no.npz', expected an .npz")):
-        load("no.npz")
-    with pytest.raises(FileNotFoundError, match=re.escape(message)):
-        load("no.npz", root=tmp_path / "root")
-
-
-def test_npz_with_four_arrays_has_an_official_split(tmp_path):
-    path = save(
-        tmp_path / "split.npz",
-        x_train=numbered_images(40),
-        y_train=np.arange(40) % 4,
-        x_test=numbered_images(12, start=40),
-        y_test=np.arange(12) % 4,
-    )
-    data = load(str(path), normalize=None)
-    assert sorted(numbers(data.x_train)) == list(range(40))
-    assert sorted(numbers(data.x_test)) == list(range(40, 52))
-
-
-GOOD = {"x": np.ones((4, 5)), "y": np.arange(4)}
-NAN = np.ones((4, 2, 3))
-NAN[2, 1, 0] = np.nan
-OFFICIAL = {"x_train": np.ones((4, 5)), "y_train": np.arange(4), "y_test": np.arange(4)}
-
-
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"x": np.ones(4)}, "`x` of {} has shape (4,), expected (n, channels, height, width)"),
-        ({"x": np.ones((4, 1, 1, 1, 1))}, "`x` of {} has shape (4, 1, 1, 1, 1), expected (n, "),
-        ({"x": np.ones((4, 0))}, "`x` of {} has shape (4, 0), expected"),
-        ({"x": np.ones((4, 5), complex)}, "`x` of {} has dtype complex128, expected real numbers"),
-        ({"x": np.full((4, 2), "a")}, "`x` of {} has dtype <U1, expected real numbers"),
-        ({"x": NAN}, "has 1 entries out of 24 that are NaN or infinite (the first at index (2, 1"),
-        ({"x": np.full((4, 2), np.inf)}, "has 8 entries out of 8 that are NaN or infinite"),
-        ({"x": np.ones((5, 5))}, "{} has 5 images in `x` and 4 labels in `y`, expected as many"),
-        ({"y": np.arange(4.0)}, "`y` of {} has dtype float64, expected integers"),
-        ({"y": np.ones(4, bool)}, "`y` of {} has dtype bool, expected integers"),
-        ({"y": np.eye(4)}, "`y` of {} has shape (4, 4), expected (n,) with n > 0: one integer"),
-        ({"y": np.eye(4)}, "not one-hot. `numpy.argmax(y, axis=1)` makes labels of one-hot rows"),
-        ({"y": np.zeros(0, int)}, "`y` of {} has shape (0,), expected (n,) with n > 0"),
-        ({"y": np.array([0, 1, -1, 1])}, "`y` of {} has the label -1 at index 2, expected labels"),
-        (
-            {"x": np.array([None, {}, 1, 2])},
-            "`x` of {} is an array of objects, which is a pickle, and no pickle is ever loaded",
-        ),
-    ],
-)
-def test_malformed_npz_arrays_are_named(tmp_path, arrays, message):
-    path = save(tmp_path / "bad.npz", **(GOOD | arrays))
-    with pytest.raises(ValueError, match=re.escape(message.format(path))):
-        load(str(path))
-
-
-@pytest.mark.parametrize(
-    ("arrays", "keys"),
-    [
-        ({"images": np.ones(3), "y": np.ones(3)}, "images, y"),
-        (OFFICIAL, "x_train, y_train, y_test"),
-        ({}, "(none)"),
-    ],
-)
-def test_missing_npz_arrays_are_told_with_those_there(tmp_path, arrays, keys):
-    path = save(tmp_path / "bad.npz", **arrays)
-    message = f"{path} has the keys {keys}, expected x and y, or x_train, y_train, x_test and"
-    with pytest.raises(ValueError, match=re.escape(message)):
-        load(str(path))
-
-
-def test_training_and_test_examples_need_one_shape(tmp_path):
-    path = save(tmp_path / "bad.npz", **OFFICIAL, x_test=np.ones((4, 6)))
-    message = "has training examples of shape (5,) and test examples of shape (6,), expected one"
-    with pytest.raises(ValueError, match=re.escape(message)):
-        load(str(path))
-
-
-def test_what_is_no_npz_file_is_named(tmp_path):
-    path = tmp_path / "bad.npz"
-    for content in (HTML, pickle.dumps({"x": 1}), b"", b"PK\x07\x08"):
-        path.write_bytes(content)
-        message = f"{path} starts with {content[:16]!r}, expected an .npz file as `numpy.savez`"
-        with pytest.raises(ValueError, match=re.escape(message)):
-            load(str(path))
-    content = save(path, **GOOD).read_bytes()
-    path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=re.escape(f"{path} is damaged (")):
-        load(str(path))
-    pixels = content.index(np.ones(5).tobytes())
-    path.write_bytes(content[:pixels] + b"\x01" + content[pixels + 1 :])
-    with pytest.raises(ValueError, match=re.escape(f"`x` of {path} is damaged (Bad CRC-32")):
-        load(str(path))
-
-
-# --- the real sets, where they are ---------------------------------------------------------------
-
-
-def real(path):
-    if not path.exists():
-        pytest.skip(f"{path.name} is not at {path.parent}: the real set is not checked")
-    return path
-
-
-def test_real_mnist_has_its_sizes_and_counts():
-    root = real(SHARED / "mnist")
-    source = files.mnist("mnist", root)
-    counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    np.testing.assert_array_equal(np.bincount(source.train.labels), counts)
-    assert len(source.test.labels) == 10000
-    images = source.train.images(np.arange(60000))
-    assert images.shape == (60000, 1, 28, 28)
-    assert images.dtype == np.uint8
-    # The mean that everybody normalizes MNIST with.
-    np.testing.assert_allclose(images.mean() / 255, 0.1307, atol=5e-5)
-
-
-def test_real_mnist_gives_small_balanced_sets():
-    data = load("mnist", root=real(SHARED / "mnist"), n_train=205, n_test=100)
-    assert data.x_train.shape == (205, 1, 28, 28)
-    assert sorted(np.bincount(data.labels_train)) == [20] * 5 + [21] * 5
-    np.testing.assert_array_equal(np.bincount(data.labels_test), 10)
-    np.testing.assert_allclose(jnp.std(data.x_train), 1, rtol=1e-12)
-
-
-def test_real_mnist_is_not_taken_for_fashion_mnist():
-    root = real(SHARED / "mnist")
-    message = "holds the train labels of 'mnist', expected the train labels of 'fashion-mnist'"
-    with pytest.raises(ValueError, match=message):
-        load("fashion-mnist", root=root)
-
-
-def test_real_mnist_parts_are_not_taken_for_each_other(tmp_path):
-    root = real(SHARED / "mnist")
-    for kind in ("images-idx3", "labels-idx1"):
-        for part, other in (("train", "t10k"), ("t10k", "train")):
-            shutil.copy(root / f"{part}-{kind}-ubyte.gz", tmp_path / f"{other}-{kind}-ubyte.gz")
-    with pytest.raises(ValueError, match="holds the t10k labels of 'mnist', expected the train"):
-        load("mnist", root=tmp_path)
-
-
-def test_real_fashion_mnist_is_not_taken_for_mnist():
-    root = real(DEBIAN_FASHION)
-    source = files.mnist("fashion-mnist", root)
-    np.testing.assert_array_equal(np.bincount(source.train.labels), 6000)
-    np.testing.assert_array_equal(np.bincount(source.test.labels), 1000)
-    message = "holds the train labels of 'fashion-mnist', expected the train labels of 'mnist'"
-    with pytest.raises(ValueError, match=message):
-        load("mnist", root=root)
-
-
-def test_real_cifar10_images_from_npz_are_channel_first():
-    path = real(SHARED / "cifar10-4000.npz")
-    data = load(path.name, root=path.parent, n_train=50, n_test=20, normalize=None)
-    assert data.x_train.shape == (50, 3, 32, 32)
-    with np.load(path, allow_pickle=False) as archive:
-        stored = {
-            image.tobytes(): int(y) for image, y in zip(archive["x"], archive["y"], strict=True)
-        }
-    images = np.asarray(data.x_train).transpose(0, 2, 3, 1).astype(np.uint8)
-    for image, label in zip(images, np.asarray(data.labels_train), strict=True):
-        assert stored[image.tobytes()] == label
