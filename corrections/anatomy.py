@@ -21,8 +21,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from corrections.contraction import (
-    along_direction,
     Deferred,
+    Direction,
     formed,
     Gradients,
     gram,
@@ -32,7 +32,7 @@ from corrections.contraction import (
     Term,
 )
 from corrections.parameters import Method, Metric, Model
-from corrections.rules import has_rule, rule_of, ruled_layer
+from corrections.rules import has_rule, rule_of, ruled_layer, RuledLayer
 from corrections.symbolic import noticing_tangents
 from corrections.tapping import Tape, tappable, Tapped
 from zoo import Frozen
@@ -207,40 +207,66 @@ class Anatomy:
             self.rest,
         )
 
-    def moved(self, at: Factors, along: Factors, *, derivative: bool = False) -> Move:
+    def spreads(self, at: Factors) -> list[Array | None]:
+        """For each call what its input's positions see of its output's cotangents, where its layer
+        has a rule for that: (k, positions, size).
+        """
+        spreads = []
+        for ruled, call, places in self._calls_with_places():
+            rule = ruled.transposed
+            if rule is None:
+                spreads.append(None)
+                continue
+            images = jax.vmap(lambda d, r=ruled, c=call: r.from_positions(d, c.output))(
+                at.cotangents[call.ruled][:, places]
+            )
+            spreads.append(
+                jax.vmap(lambda d, r=rule, layer=ruled.layer: r.patches(layer, d))(images)
+            )
+        return spreads
+
+    def moved(
+        self,
+        at: Factors,
+        along: Factors,
+        spreads: list[Array | None],
+        *,
+        derivative: bool = False,
+    ) -> Move:
         """The direction in which the calls of an example move with the parameters along M grad f_c.
 
         **Arguments:**
 
         - `at`: the factors of the example.
         - `along`: the factors of the one output f_c.
+        - `spreads`: those of `at`.
         - `derivative`: `at` is a derivative of factors. The result is linear in it, but for what
           does not depend on it: the shifts by the bias and the rest, which are then zero.
         """
-        shifts_of, pulls_of = [], []
-        for ruled, a, delta, a_c, delta_c in zip(
-            self.ruled, at.inputs, at.cotangents, along.inputs, along.cotangents, strict=True
-        ):
-            weight, bias = ruled.metrics(delta.dtype)
-            shift, pull = along_direction(a, delta, a_c, delta_c)
-            shift, pull = weight * shift, weight * ruled.multiplier * pull
-            if bias is not None and not derivative:
-                shift += bias * jnp.sum(delta_c, axis=0, keepdims=True)
-            shifts_of.append(shift)
-            pulls_of.append(pull)
-        used = [0] * len(self.ruled)
+        directions = [
+            Direction(*factors) for factors in zip(along.inputs, along.cotangents, strict=True)
+        ]
         shifts, pulls = [], []
-        for call in self.calls:
-            ruled = self.ruled[call.ruled]
-            start = used[call.ruled]
-            used[call.ruled] = stop = start + ruled.positions(call.output)
-            shifts.append(ruled.from_positions(shifts_of[call.ruled][start:stop], call.output))
-            gather = jax.linear_transpose(
-                lambda a, ruled=ruled: ruled.rule.patches(ruled.layer, a), call.input
-            )
-            pulls.append(jax.vmap(lambda p, g=gather: g(p)[0])(pulls_of[call.ruled][:, start:stop]))
+        for (ruled, call, places), spread in zip(self._calls_with_places(), spreads, strict=True):
+            direction, delta = directions[call.ruled], at.cotangents[call.ruled]
+            weight, bias = ruled.metrics(delta.dtype)
+            shift = weight * direction.push(at.inputs[call.ruled][places])
+            if bias is not None and not derivative:
+                shift += bias * jnp.sum(along.cotangents[call.ruled], axis=0, keepdims=True)
+            shifts.append(ruled.from_positions(shift, call.output))
+            scale = weight * ruled.multiplier
+            pulls.append(scale * _pulled(ruled, call, direction, delta[:, places], spread))
         rest = jnp.zeros_like(self.rest) if derivative else self.rest_metric * along.rest
         return Move(shifts, pulls, rest)
+
+    def _calls_with_places(self) -> list[tuple[RuledLayer, _Call, slice]]:
+        """Each call with its layer, and its positions among those of all calls of that layer."""
+        used, found = [0] * len(self.ruled), []
+        for call in self.calls:
+            ruled, start = self.ruled[call.ruled], used[call.ruled]
+            used[call.ruled] = stop = start + ruled.positions(call.output)
+            found.append((ruled, call, slice(start, stop)))
+        return found
 
     # --- many examples -------------------------------------------------------------------------
 
@@ -324,6 +350,22 @@ class Anatomy:
                 layer2 = layer1 if same else layer2
             total += layer_product(layer1, layer2, *ruled.metrics(self.outputs.dtype))
         return total
+
+
+def _pulled(
+    ruled: RuledLayer,
+    call: _Call,
+    direction: Direction,
+    delta: Float[Array, "k positions out"],
+    spread: Float[Array, "k in_positions size"] | None,
+) -> Float[Array, "k ..."]:
+    """V^T of the cotangents of a call: those of its input."""
+    rule = ruled.transposed
+    if spread is not None and rule is not None and direction.matrix is not None:
+        pulled = spread @ rule.matrix(ruled.layer, direction.matrix)
+        return jax.vmap(lambda p: ruled.from_positions(p, call.input))(pulled)
+    scatter = jax.linear_transpose(lambda a: ruled.rule.patches(ruled.layer, a), call.input)
+    return jax.vmap(lambda p: scatter(p)[0])(direction.pull(delta))
 
 
 def _deferred(terms: list[Term]) -> Deferred:

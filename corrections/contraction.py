@@ -180,18 +180,30 @@ def _pairs_product(first: Term, second: Term, weight: Any, bias: Any) -> Array:
     return jnp.sum(inputs[:, None, :, :, None] * cotangents, axis=(2, 5))
 
 
-def along_direction(
-    a: Float[Array, "p in"],
-    delta: Float[Array, "k p out"],
-    a_c: Float[Array, "r in"],
-    delta_c: Float[Array, "r out"],
-) -> tuple[Float[Array, "p out"], Float[Array, "k p in"]]:
-    """V a_p and V^T delta_p for the direction V = sum_r delta_c (x) a_c of a layer's weight.
+class Direction(eqx.Module):
+    """The direction V = sum_r delta_c (x) a_c of a layer's weight, r over positions.
 
-    The direction is formed only where that takes fewer operations.
+    Formed only where that takes fewer operations than its factors.
     """
-    (positions, size), out = a_c.shape, delta_c.shape[-1]
-    if positions * (size + out) <= size * out:
-        return (a @ a_c.T) @ delta_c, (delta @ delta_c.T) @ a_c
-    direction = delta_c.T @ a_c
-    return a @ direction.T, delta @ direction
+
+    input: Float[Array, "r in"]
+    cotangent: Float[Array, "r out"]
+    matrix: Float[Array, "out in"] | None
+
+    def __init__(self, a_c: Float[Array, "r in"], delta_c: Float[Array, "r out"]):
+        (positions, size), out = a_c.shape, delta_c.shape[-1]
+        self.input, self.cotangent = a_c, delta_c
+        formed = positions * (size + out) > size * out
+        self.matrix = delta_c.T @ a_c if formed else None
+
+    def push(self, a: Float[Array, "p in"]) -> Float[Array, "p out"]:
+        """V a_p."""
+        if self.matrix is None:
+            return (a @ self.input.T) @ self.cotangent
+        return a @ self.matrix.T
+
+    def pull(self, delta: Float[Array, "k p out"]) -> Float[Array, "k p in"]:
+        """V^T delta_p."""
+        if self.matrix is None:
+            return (delta @ self.cotangent.T) @ self.input
+        return delta @ self.matrix

@@ -198,10 +198,11 @@ class _MovingBatch:
 
         self._factors = factors
         self.at, self._derivative = jax.linearize(factors, self._still)
+        self._spreads = jax.vmap(anatomy.spreads)(self.at)
 
     def along(self, direction: Factors) -> tuple[Move, Factors]:
         """How the calls move along M grad f_c, and the derivatives of the factors."""
-        move = self._moved(self.at, direction)
+        move = self._moved(self.at, direction, self._spreads)
         return move, self._derivative(move)
 
     def second_along(self, move: Move) -> Callable[[Move, Move], Factors]:
@@ -219,14 +220,17 @@ class _MovingBatch:
         the factors: each shifts what the other has changed.
         """
         (along3, along4), (dot3, dot4) = directions, dots
+        spreads3, spreads4 = (jax.vmap(self._anatomy.spreads)(dot) for dot in dots)
         moves = (
-            self._moved(dot4, along3, derivative=True),
-            self._moved(dot3, along4, derivative=True),
+            self._moved(dot4, along3, spreads4, derivative=True),
+            self._moved(dot3, along4, spreads3, derivative=True),
         )
         return jax.tree.map(jnp.add, *moves)
 
-    def _moved(self, at: Factors, direction: Factors, *, derivative: bool = False) -> Move:
-        def moved(at: Factors) -> Move:
-            return self._anatomy.moved(at, direction, derivative=derivative)
+    def _moved(
+        self, at: Factors, along: Factors, spreads: list[Array | None], *, derivative: bool = False
+    ) -> Move:
+        def moved(at: Factors, spreads: list[Array | None]) -> Move:
+            return self._anatomy.moved(at, along, spreads, derivative=derivative)
 
-        return jax.vmap(moved, out_axes=Move(0, 0, None))(at)  # pyright: ignore[reportArgumentType]
+        return jax.vmap(moved, out_axes=Move(0, 0, None))(at, spreads)  # pyright: ignore[reportArgumentType]

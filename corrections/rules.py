@@ -16,10 +16,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from zoo import Conv, Dense
-from zoo.convolution import patches, window_patches
+from zoo.convolution import cotangent_matrix, cotangent_patches, patches, window_patches
 
 Patches = Callable[[Any, Array], Float[Array, "positions in"]]
 Multipliers = Callable[[Any], tuple[float, float]]
+
+
+class Transposed(NamedTuple):
+    """How W^T acts on a cotangent of the output as one product, where `applies`.
+
+    - `patches`: from the layer and the cotangent to what each input position sees of it.
+    - `matrix`: from the layer and a matrix like W on its patches to the matrix on those.
+    """
+
+    applies: Callable[[Any], bool]
+    patches: Patches
+    matrix: Callable[[Any, Array], Float[Array, "size in"]]
 
 
 class AffineRule(NamedTuple):
@@ -29,6 +41,7 @@ class AffineRule(NamedTuple):
     multipliers: Multipliers
     channel_axis: int
     applies: Callable[[Any], bool]
+    transposed: Transposed | None = None
 
 
 def _one(_: Any) -> tuple[float, float]:
@@ -139,10 +152,16 @@ class RuledLayer(NamedTuple):
     def from_positions(
         self, z: Float[Array, "positions out"], like: jax.ShapeDtypeStruct
     ) -> Float[Array, "..."]:
-        """An output, from its positions."""
+        """An output, or an input with channels on the same axis, from its positions."""
         axis = self.rule.channel_axis % len(like.shape)
         space = like.shape[:axis] + like.shape[axis + 1 :]
         return jnp.moveaxis(z.reshape(*space, z.shape[-1]), -1, axis)
+
+    @property
+    def transposed(self) -> Transposed | None:
+        """How W^T acts, where the rule of this layer says."""
+        rule = self.rule.transposed
+        return rule if rule is not None and rule.applies(self.layer) else None
 
 
 def ruled_layer(node: Any, metric: Any) -> RuledLayer:
@@ -170,6 +189,18 @@ def _conv_patches(layer: Conv, a: Array) -> Array:
     return patches(a, kernel=kernel, stride=layer.stride, padding=layer.padding)
 
 
+def _stride_1(layer: Conv) -> bool:
+    return set(layer.stride) == {1}
+
+
+def _conv_cotangent_patches(layer: Conv, cotangent: Array) -> Array:
+    return cotangent_patches(cotangent, kernel=layer.weight.shape[2:], padding=layer.padding)
+
+
+def _conv_cotangent_matrix(layer: Conv, matrix: Array) -> Array:
+    return cotangent_matrix(matrix, kernel=layer.weight.shape[2:])
+
+
 def _equinox_conv_patches(layer: eqx.nn.Conv, a: Array) -> Array:
     padding = layer.padding
     if isinstance(padding, str):
@@ -189,6 +220,9 @@ def _vector_to_vector(layer: eqx.nn.Linear) -> bool:
 
 register_layer(Dense, _as_position, multipliers=_multipliers)
 register_layer(Conv, _conv_patches, multipliers=_multipliers)
+_RULES[Conv] = _RULES[Conv]._replace(
+    transposed=Transposed(_stride_1, _conv_cotangent_patches, _conv_cotangent_matrix)
+)
 register_layer(eqx.nn.Linear, _as_position, applies=_vector_to_vector)
 for _conv in (eqx.nn.Conv, eqx.nn.Conv1d, eqx.nn.Conv2d, eqx.nn.Conv3d):
     register_layer(_conv, _equinox_conv_patches, applies=_plain)

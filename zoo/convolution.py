@@ -114,6 +114,32 @@ def kernel_matrix(
     return jnp.moveaxis(weight, 1, -1).reshape(weight.shape[0], -1)
 
 
+def cotangent_patches(
+    cotangent: Float[Array, "out_channels *out_space"], *, kernel: Sequence[int], padding: Padding
+) -> Float[Array, "in_positions size"]:
+    """What each input position of a convolution of stride 1 sees of its output's cotangent.
+
+    A vector over (*kernel, out_channels), in the order of `cotangent_matrix`: their product is the
+    cotangent of the input, positions flat and channels last, without a scatter.
+    """
+    pads = []
+    for n, k in zip(cotangent.shape[1:], kernel, strict=True):
+        low, high = _pads(n, k, 1, padding)
+        pads.append((k - 1 - low, k - 1 - high))
+    mode = "wrap" if padding == "CIRCULAR" else "constant"
+    padded = jnp.pad(cotangent, ((0, 0), *pads), mode=mode)
+    return window_patches(padded, kernel=kernel, stride=(1,) * len(kernel))
+
+
+def cotangent_matrix(
+    matrix: Float[Array, "out_channels size"], *, kernel: Sequence[int]
+) -> Float[Array, "cotangent_size in_channels"]:
+    """A `kernel_matrix` as it acts on `cotangent_patches`: transposed, and the kernel reversed."""
+    full = matrix.reshape(matrix.shape[0], *kernel, -1)
+    reverse = jnp.flip(full, axis=tuple(range(1, full.ndim - 1)))
+    return jnp.moveaxis(reverse, 0, -2).reshape(-1, full.shape[-1])
+
+
 def output_space(
     space: Sequence[int], *, kernel: Sequence[int], stride: Sequence[int], padding: Padding
 ) -> tuple[int, ...]:

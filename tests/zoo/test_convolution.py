@@ -7,11 +7,22 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import assume, given, settings, strategies as st
 from jax import export
 
 from zoo import astype, CNN, Conv
-from zoo.convolution import _by_patches, _native, _pads, convolve, output_space, PADDINGS
+from zoo.convolution import (
+    _by_patches,
+    _native,
+    _pads,
+    convolve,
+    cotangent_matrix,
+    cotangent_patches,
+    kernel_matrix,
+    output_space,
+    outside_loops,
+    PADDINGS,
+)
 
 
 def by_loops(image, weight, stride, padding):
@@ -138,3 +149,37 @@ def test_bad_arguments_are_named(unchecked, arguments, message):
     options = {"in_channels": 2, "out_channels": 3, "kernel_size": (3, 3)} | arguments
     with pytest.raises(ValueError, match=re.escape(message)):
         Conv(**options, key=jr.key(0))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.integers(1, 6), min_size=1, max_size=2),
+    st.integers(1, 4),
+    st.sampled_from(PADDINGS),
+)
+def test_cotangents_of_inputs_are_one_product_at_stride_1(space, length, padding):
+    """Against the transpose of `convolve`, kernels longer than the image too."""
+    assume(padding != "VALID" or length <= min(space))
+    kernel, stride = (length,) * len(space), (1,) * len(space)
+    image = jr.normal(jr.key(0), (2, *space))
+    weight = jr.normal(jr.key(1), (3, 2, *kernel))
+    z, pull = jax.vjp(lambda a: convolve(a, weight, stride=stride, padding=padding), image)
+    cotangent = jr.normal(jr.key(2), z.shape)
+    seen = cotangent_patches(cotangent, kernel=kernel, padding=padding)
+    product = seen @ cotangent_matrix(kernel_matrix(weight), kernel=kernel)
+    found = jnp.moveaxis(product.reshape(*space, 2), -1, 0)
+    np.testing.assert_allclose(found, pull(cotangent)[0], rtol=1e-12, atol=1e-13)
+
+
+def test_outside_loops_xla_convolves():
+    image, weight = jr.normal(jr.key(0), (2, 5, 5)), jr.normal(jr.key(1), (3, 2, 3, 3))
+
+    def lowered():
+        return jax.jit(lambda a: convolve(a, weight, stride=(1, 1), padding="SAME")).lower(image)
+
+    assert "stablehlo.case" in lowered().as_text()
+    with outside_loops():
+        inside = lowered()
+        assert "stablehlo.convolution" in inside.as_text()
+        assert "stablehlo.case" not in inside.as_text()
+    assert "stablehlo.case" in lowered().as_text()
