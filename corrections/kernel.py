@@ -62,7 +62,8 @@ def ntk(
     - `batch_size`: computes tiles of so many examples of `x1` against so many of `x2`: memory is
       then that of two tiles, beside the kernel itself. Of a symmetric kernel only the tiles on and
       above the diagonal are computed. Default: all at once where the gradients of all examples
-      take less than 1 GiB, else tiles that do.
+      take less than 1 GiB, else tiles that do. Where also what is needed to compute them takes no
+      more, and nothing is traced (by a `jit`, `grad` or `scan` around), there are no loops at all.
 
     **Raises:** `ValueError` / `TypeError` for an input that is empty, not finite or not floating,
     a model that does not give a vector, a metric that does not fit, an unknown `outputs` or
