@@ -219,9 +219,12 @@ def _vector_to_vector(layer: eqx.nn.Linear) -> bool:
 
 
 register_layer(Dense, _as_position, multipliers=_multipliers)
-register_layer(Conv, _conv_patches, multipliers=_multipliers)
-_RULES[Conv] = _RULES[Conv]._replace(
-    transposed=Transposed(_stride_1, _conv_cotangent_patches, _conv_cotangent_matrix)
+_RULES[Conv] = AffineRule(
+    _conv_patches,
+    _multipliers,
+    channel_axis=0,
+    applies=_always,
+    transposed=Transposed(_stride_1, _conv_cotangent_patches, _conv_cotangent_matrix),
 )
 register_layer(eqx.nn.Linear, _as_position, applies=_vector_to_vector)
 for _conv in (eqx.nn.Conv, eqx.nn.Conv1d, eqx.nn.Conv2d, eqx.nn.Conv3d):
