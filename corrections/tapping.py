@@ -3,7 +3,9 @@
 Layers are replaced by ones that write on a tape. The tape lives inside one trace of the model.
 """
 
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -11,6 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from zoo import checks
+
+_T = TypeVar("_T")
 
 
 class Tape:
@@ -55,18 +59,33 @@ def tappable(
 
     def hidden(chosen: list[int]) -> set[int]:
         """Those of `chosen` that a tracer reaches; all of them where the model fails."""
-        tape, run = Tape(None), list(values)
+        values, tape = jax.tree.map(zeros, nodes), Tape(None)
         for index in chosen:
-            run[index] = Tapped(values[index], index, tape)
+            values[index] = Tapped(values[index], index, tape)
         try:
-            jax.tree.unflatten(structure, run)(jnp.zeros(x.shape, x.dtype))
+            jax.tree.unflatten(structure, values)(jnp.zeros(x.shape, x.dtype))
         except (AttributeError, TypeError, ValueError):
             return set(chosen)
         return {index for index, a, _ in tape.calls if checks.concrete(a) is None}
 
+    def unseen() -> set[int]:
+        found = hidden(candidates)
+        if found == set(candidates):
+            found = {index for index in candidates if hidden([index])}
+        return found
+
     with jax.ensure_compile_time_eval():
-        values = jax.tree.map(zeros, nodes)
-        unseen = hidden(candidates)
-        if unseen == set(candidates):
-            unseen = {index for index in candidates if hidden([index])}
-    return [index for index in candidates if index not in unseen]
+        dropped = unseen()
+    if dropped:
+        dropped &= _outside_traces(unseen)
+    return [index for index in candidates if index not in dropped]
+
+
+def _outside_traces(fn: Callable[[], _T]) -> _T:
+    """What `fn` gives where nothing is traced: on a thread of its own.
+
+    Early versions of JAX (0.6 to 0.8 at least) trace functions with derivatives of their own, such
+    as `jax.nn.relu`, under `jax.ensure_compile_time_eval()` too.
+    """
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(fn).result()

@@ -136,6 +136,13 @@ def batches(shape):
     return (jr.normal(jr.key(seed), (n, *shape)) for seed, n in ((1, 3), (2, 2), (3, 4)))
 
 
+def tapped_layers(model, x, metric=None):
+    """How many layers of a model the contraction has in factors."""
+    count = []
+    eqx.filter_eval_shape(lambda m: count.append(len(Anatomy(m, x, metric).ruled)), model)
+    return count[0]
+
+
 def close(result, expected, tolerance=1e-12):
     np.testing.assert_allclose(result, expected, atol=tolerance * float(jnp.abs(expected).max()))
 
@@ -147,15 +154,29 @@ def random_metric(model):
     return jax.tree.unflatten(structure, [float(v) for v in values])
 
 
+@pytest.mark.smoke
+@pytest.mark.parametrize(("make", "shape", "tapped"), MODELS.values(), ids=MODELS)
+def test_every_layer_that_can_be_tapped_is(make, shape, tapped):
+    assert tapped_layers(make(), jnp.zeros(shape)) == tapped
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("activation", [jax.nn.relu, jax.nn.silu, "relu", "gelu"])
+def test_activations_with_derivatives_of_their_own_do_not_hide_layers(activation):
+    """Some versions of JAX trace these where all else is evaluated."""
+    model = tanh_mlp(activation=activation)
+    assert tapped_layers(model, jnp.zeros(3)) == 3
+    functions = eqx.nn.MLP(3, 2, 5, 2, activation=jax.nn.relu, key=jr.key(0))
+    assert tapped_layers(functions, jnp.zeros(3)) == 3
+
+
 @pytest.mark.parametrize(("make", "shape", "tapped"), CASES)
 def test_structured_kernels_are_their_definition(make, shape, tapped):
-    """Rectangular sets, random metric, every layer that can be tapped is: 1e-12."""
+    """Rectangular sets, random metric: 1e-12."""
     model = make()
     metric = random_metric(model)
     x1, x2, x3 = batches(shape)
-    count = []
-    eqx.filter_eval_shape(lambda m: count.append(len(Anatomy(m, x1[0], metric).ruled)), model)
-    assert count == [tapped]
+    assert tapped_layers(model, x1[0], metric) == tapped
     expected = oracles.kernel(model, x1, x2, metric)
     close(ntk(model, x1, x2, metric=metric), expected)
     close(ntk(model, x1, x2, metric=metric, method="jacobian"), expected)
