@@ -32,13 +32,18 @@ def third(model, x1, x2, x3, metric=None):
     """The derivative of J M J^T along each M grad f_3, (n1, k, n2, k, n3, k)."""
     vector, outputs, m = flat(model, metric)
 
-    def theta(vector):
+    def theta(vector, x1, x2):
         j1, j2 = (jax.jacrev(outputs)(vector, x) for x in (x1, x2))
         return jnp.einsum("akp,p,blp->akbl", j1, m, j2)
 
+    @jax.jit
+    def along(direction, vector, x1, x2):
+        # All of them arguments: as constants, XLA of jaxlib 0.6.1 folds some convolutions wrongly.
+        return jax.jvp(lambda v: theta(v, x1, x2), (vector,), (direction,))[1]
+
     directions = m[None, None] * jax.jit(jax.jacrev(outputs))(vector, x3)
-    along = jax.jit(lambda v: jax.jvp(theta, (vector,), (v,))[1])
-    return jnp.stack([jnp.stack([along(v) for v in rows], axis=-1) for rows in directions], axis=-2)
+    rows = [[along(v, vector, x1, x2) for v in of_example] for of_example in directions]
+    return jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
 
 
 def fourth(model, x1, x2, x3, x4, metric=None):
