@@ -1,13 +1,44 @@
 """How does a finite network differ from its limit, at one point in parameter space?"""
 
+from corrections.displacement import (
+    linearity_bound as linearity_bound,
+    LinearityBound as LinearityBound,
+    row_space_fraction as row_space_fraction,
+)
 from corrections.eigenvalues import (
+    Eigenvalues as Eigenvalues,
+    extreme_eigenvalues as extreme_eigenvalues,
     spectral_density as spectral_density,
     SpectralDensity as SpectralDensity,
     Spectrum as Spectrum,
     spectrum as spectrum,
 )
+from corrections.evolution import (
+    activation_distance as activation_distance,
+    function_distance as function_distance,
+    kernel_distance as kernel_distance,
+    kernel_velocity as kernel_velocity,
+    relative_change as relative_change,
+    smallest_ntk_eigenvalue as smallest_ntk_eigenvalue,
+)
 from corrections.hierarchy import ddntk as ddntk, dntk as dntk, o3 as o3, o4 as o4
 from corrections.kernel import nngp as nngp, ntk as ntk
+from corrections.kernel_matrix import kernel_target_alignment as kernel_target_alignment
+from corrections.landscape import (
+    error_barrier as error_barrier,
+    ErrorBarrier as ErrorBarrier,
+    interpolate as interpolate,
+    weight_path as weight_path,
+    WeightPath as WeightPath,
+)
+from corrections.linearity import (
+    hessian_norm as hessian_norm,
+    jacobian_norm as jacobian_norm,
+    Kappa as Kappa,
+    kappa as kappa,
+    NormEstimate as NormEstimate,
+)
+from corrections.loss_hessian import LossHessian as LossHessian
 from corrections.operator import (
     KernelOperator as KernelOperator,
     NTKCoefficient as NTKCoefficient,

@@ -5,18 +5,28 @@ at the rate of its eigenvalue. Dense kernels are diagonalised; of operators Lanc
 the ends of the spectrum, and its density (Golub & Meurant 2010; Ghorbani, Krishnan & Xiao 2019).
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
-from matfree import decomp, stochtrace
+import lineax as lx
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from matfree import stochtrace
 
+from corrections.kernel_matrix import alignment, label_vector, label_vectors, symmetric_matrix
+from corrections.krylov import extreme_eigenpairs, lanczos, Product, WHICH, Which
+from corrections.loss_hessian import LossHessian
 from corrections.operator import KernelOperator
+from corrections.parameters import split
 from zoo import checks
 from zoo.precision import full_precision
+
+SymmetricOperator = KernelOperator | LossHessian | lx.AbstractLinearOperator
+"""What has eigenvalues and is not stored."""
 
 
 class Spectrum(NamedTuple):
@@ -56,6 +66,22 @@ class SpectralDensity(NamedTuple):
     weights: Float[Array, "samples m"]
 
 
+class Eigenvalues(NamedTuple):
+    """Extreme eigenvalues of a symmetric operator, the most wanted first.
+
+    - `values`: (count,), in the units of the operator.
+    - `residuals`: |A v - value v| of each; there is an eigenvalue within that distance.
+    - `converged`: whether that is at most `rtol` times the largest magnitude of all. Where it is
+      False the value lies inside the spectrum and nothing more is known of it.
+    - `vectors`: eigenvectors of length 1, shaped as what the operator takes with `count` in front.
+    """
+
+    values: Float[Array, " count"]
+    residuals: Float[Array, " count"]
+    converged: Bool[Array, " count"]
+    vectors: PyTree
+
+
 @full_precision
 def spectrum(
     kernel: Float[Array, "..."] | KernelOperator,
@@ -88,34 +114,64 @@ def spectrum(
     checks.integer("matvecs", matvecs)
     checks.nonnegative_number("rtol", rtol)
     if isinstance(kernel, KernelOperator):
-        shape = _square(kernel)
+        _check_symmetric(kernel)
+        shape = kernel.in_structure.shape
         size = shape[0] * shape[1]
         if count > matvecs:
             raise ValueError(
                 f"`count` is {count} and `matvecs` {matvecs}, expected at least as many products "
                 "as eigenvalues that are wanted."
             )
-        vector = None if y is None else _labels(y, shape)
+        vector = None if y is None else label_vector(y, shape)
         key = jr.key(0) if key is None else key
         with jax.numpy_dtype_promotion("standard"):
             return _of_operator(kernel, vector, min(count, size), matvecs, rtol, key)
-    matrix, shape = _symmetric_matrix(kernel)
-    vectors = None
-    if y is not None:
-        labels = checks.real_array("y", y, expected="labels (n, k)")
-        if len(shape) == 1:
-            checks.shape("y", labels, (shape[0], "k"), "one row for each row of `kernel`")
-            vectors = labels
-        else:
-            vectors = _labels(labels, shape)[:, None]
-        checks.finite("y", labels)
-        vectors = vectors.astype(matrix.dtype)
+    matrix, shape = symmetric_matrix(kernel)
+    vectors = None if y is None else label_vectors(y, shape).astype(matrix.dtype)
     return _of_matrix(matrix, vectors, rtol)
 
 
 @full_precision
+def extreme_eigenvalues(
+    operator: SymmetricOperator,
+    count: int = 1,
+    *,
+    which: Which = "largest",
+    matvecs: int = 200,
+    rtol: float = 1e-4,
+    key: PRNGKeyArray | None = None,
+) -> Eigenvalues:
+    """The ends of the spectrum of a symmetric operator, by Lanczos' method with restarts.
+
+    **Arguments:**
+
+    - `operator`: a `KernelOperator` between a set and itself, a `LossHessian`, or a lineax operator
+      that is tagged symmetric.
+    - `count`: how many eigenvalues, with their multiplicity.
+    - `which`: "largest" or "smallest", or the largest in "magnitude".
+    - `matvecs`: the most products that are taken for each.
+    - `rtol`: what counts as converged. Eigenvalues are closer than their residuals: their error
+      goes like the square of the residual over the distance to the next one.
+    - `key`: for the start (default: `jax.random.key(0)`).
+
+    **Raises:** `ValueError` / `TypeError` for an operator that is not symmetric, an unknown
+    `which`, counts below 1 or above the operator's size.
+
+    Source: Saad (2011), "Numerical methods for large eigenvalue problems", chapters 4 and 6.
+    """
+    checks.integer("count", count)
+    checks.integer("matvecs", matvecs)
+    checks.choice("which", which, WHICH)
+    checks.nonnegative_number("rtol", rtol, strictly=True)
+    _check_symmetric(operator)
+    key = jr.key(0) if key is None else key
+    with jax.numpy_dtype_promotion("standard"):
+        return _extremes(operator, count, which, matvecs, rtol, key)
+
+
+@full_precision
 def spectral_density(
-    operator: KernelOperator,
+    operator: SymmetricOperator,
     *,
     matvecs: int = 50,
     samples: int = 10,
@@ -125,19 +181,19 @@ def spectral_density(
 
     **Arguments:**
 
-    - `operator`: between a set and itself.
+    - `operator`: a `KernelOperator` between a set and itself, a `LossHessian`, or a lineax operator
+      that is tagged symmetric.
     - `matvecs`: products per sample: moments up to 2 matvecs - 1 of each sample are exact.
     - `samples`: random vectors that are averaged over.
     - `key`: for them (default: `jax.random.key(0)`).
 
-    **Raises:** `ValueError` for an operator between two sets, counts below 1.
+    **Raises:** `ValueError` / `TypeError` for an operator that is not symmetric, counts below 1.
 
     Source: Golub & Meurant (2010); Ghorbani, Krishnan & Xiao (2019), algorithm 1.
     """
     checks.integer("matvecs", matvecs)
     checks.integer("samples", samples)
-    shape = _square(operator)
-    matvecs = min(matvecs, shape[0] * shape[1])
+    _check_symmetric(operator)
     key = jr.key(0) if key is None else key
     with jax.numpy_dtype_promotion("standard"):
         return _density(operator, matvecs, samples, key)
@@ -153,9 +209,7 @@ def _of_matrix(matrix: Array, vectors: Array | None, rtol: float) -> Spectrum:
     if vectors is not None:
         squares = jnp.sum((basis.T @ vectors) ** 2, axis=1)
         energy = squares / jnp.sum(vectors**2)
-        aligned = jnp.sum(vectors * (matrix @ vectors)) / (
-            norm * jnp.linalg.norm(vectors.T @ vectors)
-        )
+        aligned = alignment(matrix, vectors)
     return Spectrum(
         values,
         residuals,
@@ -176,16 +230,18 @@ def _of_operator(
     rtol: float,
     key: PRNGKeyArray,
 ) -> Spectrum:
-    product, size = _flat_product(operator)
+    product, size, dtype, _ = _flattened(operator)
     start_key, sample_key = jr.split(key)
-    dtype = operator.in_structure.dtype
     steps = min(matvecs, size)
-    found = decomp.tridiag_sym(steps)(product, jr.normal(start_key, (size,), dtype))
-    ascending, vectors = jnp.linalg.eigh(found.J_small)
-    chosen = jnp.array([*range(steps - 1, steps - 1 - count, -1), 0])
-    values = ascending[chosen]
-    basis = vectors[:, chosen].T @ found.Q_tall
+    found = lanczos(product, jr.normal(start_key, (size,), dtype), steps)
+    descending = jnp.argsort(jnp.where(found.exists, found.values, -jnp.inf))[::-1]
+    last = jnp.sum(found.exists) - 1
+    chosen = jnp.concatenate([descending[:count], descending[last][None]])
+    exists = found.exists[chosen]
+    values = jnp.where(exists, found.values[chosen], jnp.nan)
+    basis = found.vectors[:, chosen].T @ found.basis
     residuals = jnp.linalg.norm(jax.lax.map(product, basis) - values[:, None] * basis, axis=1)
+    residuals = jnp.where(exists, residuals, jnp.inf)
     samples = stochtrace.sampler_signs(jnp.zeros(size, dtype), num=matvecs)(sample_key)
     images = jax.lax.map(product, samples)
     trace = jnp.mean(jnp.sum(samples * images, axis=1))
@@ -207,29 +263,67 @@ def _of_operator(
 
 
 @eqx.filter_jit
+def _extremes(
+    operator: SymmetricOperator,
+    count: int,
+    which: Which,
+    matvecs: int,
+    rtol: float,
+    key: PRNGKeyArray,
+) -> Eigenvalues:
+    product, size, dtype, unravel = _flattened(operator)
+    if count > size:
+        raise ValueError(f"`count` is {count}, expected at most the size {size} of `operator`.")
+    found = extreme_eigenpairs(
+        product,
+        jr.normal(key, (count, size), dtype),
+        which=which,
+        matvecs=matvecs,
+        rtol=rtol,
+    )
+    vectors = jax.vmap(unravel)(found.vectors)
+    return Eigenvalues(found.values, found.residuals, found.converged, vectors)
+
+
+@eqx.filter_jit
 def _density(
-    operator: KernelOperator, matvecs: int, samples: int, key: PRNGKeyArray
+    operator: SymmetricOperator, matvecs: int, samples: int, key: PRNGKeyArray
 ) -> SpectralDensity:
-    product, size = _flat_product(operator)
-    lanczos = decomp.tridiag_sym(matvecs)
+    product, size, dtype, _ = _flattened(operator)
+    matvecs = min(matvecs, size)
 
     def of_sample(vector: Array) -> tuple[Array, Array]:
-        nodes, vectors = jnp.linalg.eigh(lanczos(product, vector).J_small)
-        return nodes, vectors[0] ** 2
+        found = lanczos(product, vector, matvecs)
+        return found.values, found.weights
 
-    like = jnp.zeros(size, operator.in_structure.dtype)
+    like = jnp.zeros(size, dtype)
     starts = stochtrace.sampler_signs(like, num=samples)(key)
     return SpectralDensity(*jax.lax.map(of_sample, starts))
 
 
-def _flat_product(operator: KernelOperator):
-    """The operator on flat vectors, and their length."""
-    shape = operator.in_structure.shape
+class _Flattened(NamedTuple):
+    """An operator on flat vectors, their size and dtype, and the way back."""
 
-    def product(vector: Array) -> Array:
-        return operator.mv(vector.reshape(shape)).reshape(vector.shape)
+    product: Product
+    size: int
+    dtype: Any
+    unravel: Callable[[Array], PyTree]
 
-    return product, shape[0] * shape[1]
+
+def _flattened(operator: SymmetricOperator) -> _Flattened:
+    """To be called inside the trace that uses it."""
+    if isinstance(operator, LossHessian):
+        product, vector = operator.flat_product()
+        _, unravel = ravel_pytree(split(operator.model)[0])
+        return _Flattened(product, vector.size, vector.dtype, unravel)
+    is_kernel = isinstance(operator, KernelOperator)
+    structure = operator.in_structure if is_kernel else operator.in_structure()
+    vector, unravel = ravel_pytree(
+        jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), structure)
+    )
+    return _Flattened(
+        lambda flat: ravel_pytree(operator.mv(unravel(flat)))[0], vector.size, vector.dtype, unravel
+    )
 
 
 def _condition(largest: Array, smallest: Array, size: int) -> Array:
@@ -239,40 +333,22 @@ def _condition(largest: Array, smallest: Array, size: int) -> Array:
     return jnp.where(singular, jnp.inf, largest / jnp.where(singular, 1, smallest))
 
 
-def _square(operator: KernelOperator) -> tuple[int, ...]:
-    if not operator.symmetric:
+def _check_symmetric(operator: SymmetricOperator) -> None:
+    if isinstance(operator, LossHessian):
+        return
+    if isinstance(operator, lx.AbstractLinearOperator):
+        if not lx.is_symmetric(operator):
+            raise ValueError(
+                "`operator` is not known to be symmetric, expected one with "
+                "`lineax.symmetric_tag` or `lineax.positive_semidefinite_tag`."
+            )
+    elif not isinstance(operator, KernelOperator):
+        raise TypeError(
+            f"`operator` is of type {type(operator).__name__}, expected a KernelOperator, a "
+            "LossHessian or a lineax operator."
+        )
+    elif not operator.symmetric:
         raise ValueError(
             "`kernel` is an operator between two sets, expected one of a set with itself: leave "
             "`x2` out."
         )
-    return operator.in_structure.shape
-
-
-def _labels(y: Array, shape: tuple[int, ...]) -> Array:
-    """Labels as one vector over (example, output)."""
-    labels = checks.real_array("y", y, expected=f"labels {shape}")
-    checks.shape("y", labels, shape, "one row for each example of `kernel`")
-    checks.finite("y", labels)
-    return labels.reshape(-1)
-
-
-def _symmetric_matrix(kernel: Array) -> tuple[Array, tuple[int, ...]]:
-    """The kernel as a matrix, and the shape (n,) or (n, k) of what it acts on."""
-    kernel = checks.real_array("kernel", kernel, expected="a kernel (n, n) or (n, k, n, k)")
-    half = kernel.shape[: kernel.ndim // 2]
-    if kernel.ndim not in (2, 4) or kernel.shape != (*half, *half) or kernel.size == 0:
-        raise ValueError(
-            f"`kernel` has shape {kernel.shape}, expected (n, n) or (n, k, n, k) with n, k >= 1."
-        )
-    checks.finite("kernel", kernel)
-    size = half[0] * (half[1] if len(half) == 2 else 1)
-    matrix = kernel.reshape(size, size)
-    values = checks.concrete(matrix)
-    if values is not None:
-        asymmetry = abs(values - values.T).max()
-        if asymmetry > 1e-4 * abs(values).max():
-            raise ValueError(
-                f"`kernel` differs from its transpose by up to {asymmetry:.3g}, expected a "
-                "symmetric kernel: one of a set with itself."
-            )
-    return (matrix + matrix.T) / 2, half

@@ -32,7 +32,7 @@ from corrections.parameters import (
     split,
 )
 from corrections.taylor import taylor_coefficients
-from corrections.tiles import in_tiles, Tiling
+from corrections.tiles import in_tiles, sum_in_tiles
 from zoo import checks
 from zoo.precision import full_precision
 
@@ -272,19 +272,14 @@ def _compiled(operator: KernelOperator, vector: Array) -> Array:
 def _in_batches(operator: NTKOperator, params: Params, vector: Array) -> Array:
     """Theta g, a tile of examples at a time: first all that is pulled back, then pushed."""
     apply = split(operator.model)[1]
-    n2, size = len(operator.x2), operator.batch_size or 1
-    tiling = Tiling(n2, size)
-    counted = jnp.arange(tiling.count * tiling.size).reshape(tiling.count, tiling.size) < n2
-    weights = counted.astype(vector.dtype)
+    size = operator.batch_size or 1
 
-    def add(total: Params, tile: tuple[Array, Array, Array]) -> tuple[Params, None]:
-        x, g, weight = tile
+    def pulled(tile: tuple[Array, Array], weight: Array) -> Params:
+        x, g = tile
         _, pull = jax.vjp(lambda p: jax.vmap(apply, in_axes=(None, 0))(p, x), params)
-        return jax.tree.map(jnp.add, total, pull(weight[:, None] * g)[0]), None
+        return pull(weight[:, None].astype(g.dtype) * g)[0]
 
-    tiles = (*tiling.split((operator.x2, vector)), weights)
-    zero = jax.tree.map(jnp.zeros_like, params)
-    direction = precondition(operator.metric, jax.lax.scan(add, zero, tiles)[0])
+    direction = precondition(operator.metric, sum_in_tiles(pulled, (operator.x2, vector), size))
 
     def push(x: Array) -> Array:
         return jax.jvp(lambda p: apply(p, x), (params,), (direction,))[1]

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PyTree
 from corrections.parameters import check_batch, check_model, check_tree_like, Model, split
 from corrections.path import coefficients_along, path_of
 from corrections.smoothness import warn_at_kinks
-from zoo import checks
+from zoo import checks, forward_train
 from zoo.frozen import Frozen
 from zoo.precision import full_precision
 
@@ -81,6 +81,25 @@ class TaylorModel(eqx.Module):
         )
         return sum(terms[1:], start=terms[0])
 
+    def forward_train(self, xs: Float[Array, "n ..."]) -> tuple[Float[Array, "n k"], "TaylorModel"]:
+        """See `zoo.forward_train`: the expansion of what a batch gives in training, where batch
+        normalization takes the batch's own statistics, and those depend on the parameters.
+
+        The statistics that are kept move as those of the network at theta_0 do, whose expansion
+        this is.
+        """
+        params, static = eqx.partition(self.model, eqx.is_inexact_array)
+        terms = taylor_coefficients(
+            lambda p: forward_train(eqx.combine(p, static), xs)[0],
+            self.base,
+            [self.displacement],
+            self.order,
+        )
+        _, moved = forward_train(eqx.combine(self.base, static), xs)
+        model = eqx.combine(params, eqx.filter(moved, eqx.is_inexact_array, inverse=True))
+        outputs = sum(terms[1:], start=terms[0])
+        return outputs, eqx.tree_at(lambda taylor: taylor.model, self, model)
+
 
 def taylorize(model: Model, order: int, *, at: Model | None = None) -> TaylorModel:
     """The Taylor expansion of `model` in its parameters: a model in its own right.
@@ -92,7 +111,14 @@ def taylorize(model: Model, order: int, *, at: Model | None = None) -> TaylorMod
     - `model`: any callable PyTree; the parameters theta of the result start at its own.
     - `order`: q >= 0. Order 0 is constant, 1 the linearised network, 2 the quadratic model.
     - `at`: a model of the same structure whose parameters are theta_0 (default: `model` itself).
-      A frozen copy is kept.
+      A frozen copy is kept. It may be a network at any time of its training.
+
+    What is frozen inside `model`, such as the statistics of batch normalization, stays as it is:
+    the expansion is one of `model(x)` with these statistics. In training,
+    `zoo.forward_train(taylor, xs)` expands what the batch gives under its own statistics.
+
+    An order costs about two forward passes: 2 order + 1 in all, as nested JVPs after XLA has merged
+    what they compute twice (docs/linearity.md).
 
     The parameters of the result are those of `model`, under `.model`; a metric for `model` becomes
     one for the result by `eqx.tree_at(lambda t: t.model, eqx.filter(result, eqx.is_inexact_array),

@@ -95,3 +95,22 @@ def in_tiles(
     if tiling.count == 1:
         return whole(xs)
     return tiling.join(jax.lax.map(whole, tiling.split(xs)))
+
+
+def sum_in_tiles(fn: Callable[[Any, Array], _T], xs: PyTree, at_most: int) -> _T:
+    """The sum over tiles of what `fn` gives: at most so many examples at once.
+
+    `fn` takes a batch and a weight for each of its examples: 0 for one that is in a tile before.
+    """
+    n = len(jax.tree.leaves(xs)[0])
+    tiling = Tiling(n, at_most)
+    places = jnp.arange(tiling.count * tiling.size).reshape(tiling.count, tiling.size)
+    weights = (places < n).astype(float)
+
+    def add(total: _T, tile: tuple[Any, Array]) -> tuple[_T, None]:
+        return jax.tree.map(jnp.add, total, fn(*tile)), None
+
+    tiles = (tiling.split(xs), weights)
+    like = jax.eval_shape(fn, *jax.tree.map(lambda a: a[0], tiles))
+    zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+    return jax.lax.scan(add, zero, tiles)[0]

@@ -8,4 +8,8 @@ from solvers.losses import (
     MeanSquaredError as MeanSquaredError,
 )
 from solvers.parameter_flow import parameter_flow as parameter_flow
+from solvers.regression import (
+    kernel_regression as kernel_regression,
+    Regression as Regression,
+)
 from solvers.result import RESULTS as RESULTS, SolverError as SolverError, Trajectory as Trajectory

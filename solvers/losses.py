@@ -4,7 +4,6 @@ L = 1/D sum_examples l(f(x), y),       g = dL/df      (the residual carries the 
 """
 
 import abc
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -13,10 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from corrections import loss_function
+from corrections.loss_function import LossFunction
 from zoo import checks
-
-LossFunction = Callable[[Array, Array], Array]
-"""Per example: outputs (k,), target (k,) -> scalar. A `Loss` is one; so is any user's function."""
 
 
 class Loss(eqx.Module):
@@ -107,32 +105,10 @@ def check_targets(
 ) -> Float[Array, "n k"]:
     """`y` as targets for `loss`, of the shape (n, k) that they have `because` of something.
 
-    **Raises:** `TypeError` for integer labels, `ValueError` for targets of another shape, that are
-    not finite, or that `loss` does not accept.
+    **Raises:** as `corrections.loss_function.check_targets`; `ValueError` for targets that `loss`
+    does not accept.
     """
-    if not callable(loss):
-        raise TypeError(
-            f"`loss` is {loss!r}, expected a function (f (k,), y (k,)) -> scalar, such as "
-            "`CrossEntropy()`."
-        )
-    targets = checks.real_array(
-        "y", y, expected=f"targets {shape}, one-hot rows for a classification"
-    )
-    checks.shape("y", targets, shape, because=because)
-    checks.finite("y", targets)
-    row = jax.ShapeDtypeStruct(shape[1:], targets.dtype)
-    try:
-        value = jax.eval_shape(loss, row, row)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"`loss` does not take the outputs and the target of one example, {shape[1:]} each: "
-            f"{error}"
-        ) from error
-    if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
-        raise TypeError(
-            f"`loss(f, y)` gives {value} for the outputs and the target of one example, expected a "
-            "real scalar (the sum over outputs, say)."
-        )
+    targets = loss_function.check_targets(loss, y, shape, because=because)
     if isinstance(loss, Loss):
         loss.check_targets(targets)
     return targets

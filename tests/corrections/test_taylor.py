@@ -12,6 +12,18 @@ from jax.flatten_util import ravel_pytree
 from corrections import ntk, taylor_coefficients, taylor_terms, taylorize
 from corrections.parameters import split
 from tests.models import inputs, Polynomial, tanh_mlp
+from zoo import (
+    ACTIVATIONS,
+    BatchNorm,
+    Conv,
+    Dense,
+    Flatten,
+    forward_train,
+    Sequential,
+    WideResNet,
+)
+
+NORMS = (None, "layer", "group", "batch")
 
 
 def displaced(model, size, seed=5):
@@ -55,7 +67,7 @@ def test_a_polynomial_model_is_reproduced_at_its_degree():
     assert not np.allclose(jax.vmap(taylorize(moved, 2, at=model))(x), expected, rtol=1e-3)
 
 
-@pytest.mark.parametrize("order", range(4))
+@pytest.mark.parametrize("order", range(5))
 def test_error_falls_with_the_next_power_of_the_displacement(order):
     model, x = tanh_mlp(), inputs(4)
     sizes = np.array([0.02, 0.04, 0.08])
@@ -66,6 +78,30 @@ def test_error_falls_with_the_next_power_of_the_displacement(order):
         errors.append(float(jnp.linalg.norm(approximation - jax.vmap(moved)(x))))
     slope = np.polyfit(np.log(sizes), np.log(errors), 1)[0]
     assert slope == pytest.approx(order + 1, abs=0.1)
+
+
+def test_terms_are_finite_differences():
+    """Term j is the coefficient of s^j of f(theta + s d): by central differences in s."""
+    model, x = tanh_mlp(), inputs(2)
+    d = displaced(model, 1.0)
+    h = 0.01
+
+    def at(s):
+        return jax.vmap(eqx.apply_updates(model, jax.tree.map(lambda a: s * h * a, d)))(x)
+
+    terms = taylor_terms(model, x, d, 4)
+    values = {s: at(s) for s in range(-3, 4)}
+    weights = {  # sixth-, fourth- and again fourth-order formulas, coefficients / j!
+        1: ({1: 45, 2: -9, 3: 1}, -1, 60 * h),
+        2: ({0: -490, 1: 270, 2: -27, 3: 2}, 1, 2 * 180 * h**2),
+        3: ({1: -13, 2: 8, 3: -1}, -1, 6 * 8 * h**3),
+        4: ({0: 56, 1: -39, 2: 12, 3: -1}, 1, 24 * 6 * h**4),
+    }
+    for order, (half, parity, divisor) in weights.items():
+        total = sum(
+            w * (values[s] + parity * values[-s]) if s else w * values[0] for s, w in half.items()
+        )
+        np.testing.assert_allclose(terms[order], total / divisor, rtol=3e-4, atol=3e-5)
 
 
 def test_terms_are_the_jacobian_and_hessian_contractions():
@@ -127,6 +163,66 @@ def test_any_optimiser_trains_it_and_the_base_stays():
     assert eqx.tree_equal(taylor.base, split(model)[0])
     expected = jnp.sum(taylor_terms(model, x, taylor.displacement, 2), axis=0)
     np.testing.assert_allclose(jax.vmap(taylor)(x), expected, rtol=1e-12)
+
+
+def flops(model, x):
+    compiled = eqx.filter_jit(lambda m, x: jax.vmap(m)(x)).lower(model, x).compile()
+    found = compiled.compiled.cost_analysis()
+    return (found[0] if isinstance(found, list) else found)["flops"]
+
+
+@pytest.mark.parametrize(
+    "name", ["MLP", *(pytest.param(f"WideResNet {n}", marks=pytest.mark.slow) for n in NORMS)]
+)
+def test_cost_grows_by_two_forward_passes_an_order(name):
+    """Operations as the compiler counts them: at most 2 order + 1.3 times those of the network. The
+    entry-by-entry work of normalizations, 15 terms at order 4, adds 0.2.
+    """
+    if name == "MLP":
+        model = tanh_mlp(in_size=64, out_size=10, width=256, depth=3)
+        x, spare = jnp.zeros((16, 64)), 1.3
+    else:
+        norm = None if name.endswith("None") else name.split()[1]
+        spare = 1.3 if norm is None else 1.5
+        model = WideResNet((3, 16, 16), 10, norm=norm, activation="tanh", key=jr.key(0))
+        x = jnp.zeros((4, 3, 16, 16))
+    forward = flops(model, x)
+    for order in range(1, 5):
+        assert flops(taylorize(model, order), x) <= (2 * order + spare) * forward
+
+
+def batch_norm_network():
+    layers = [
+        Conv(1, 2, kernel_size=(3, 3), key=jr.key(0)),
+        BatchNorm(2),
+        ACTIVATIONS["tanh"],
+        Flatten(),
+    ]
+    return Sequential([*layers, Dense(32, 2, key=jr.key(1))])
+
+
+def test_batch_norm_keeps_its_statistics_in_evaluation_and_takes_the_batchs_in_training():
+    model, xs = batch_norm_network(), jr.normal(jr.key(2), (5, 1, 4, 4))
+    _, model = forward_train(model, 2 * xs + 1)
+    d = displaced(model, 0.3)
+    moved = eqx.apply_updates(model, d)
+    taylor = taylorize(moved, 2, at=model)
+    expected = jnp.sum(taylor_terms(model, xs, d, 2), axis=0)
+    np.testing.assert_allclose(jax.vmap(taylor)(xs), expected, rtol=1e-10)
+
+    params, static = eqx.partition(model, eqx.is_inexact_array)
+    terms = taylor_coefficients(
+        lambda p: forward_train(eqx.combine(p, static), xs)[0], params, [d], 2
+    )
+    outputs, trained = forward_train(taylor, xs)
+    np.testing.assert_allclose(outputs, sum(terms[1:], start=terms[0]), rtol=1e-10)
+    assert not np.allclose(outputs, jax.vmap(taylor)(xs), rtol=1e-2)
+    _, at_base = forward_train(model, xs)
+    norm, expected_norm = trained.model.layers[1], at_base.layers[1]
+    np.testing.assert_array_equal(norm.mean, expected_norm.mean)
+    np.testing.assert_array_equal(norm.variance, expected_norm.variance)
+    for got, kept in zip(*(jax.tree.leaves(split(m)[0]) for m in (trained, taylor)), strict=True):
+        np.testing.assert_array_equal(got, kept)
 
 
 @pytest.mark.parametrize("order", [-1, 1.5, True])

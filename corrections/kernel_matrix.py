@@ -1,0 +1,87 @@
+r"""A kernel as a matrix over (example, output), and labels as vectors that it acts on."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from zoo import checks
+from zoo.precision import full_precision
+
+
+def label_vector(y: Array, shape: tuple[int, ...]) -> Array:
+    """Labels as one vector over (example, output).
+
+    **Raises:** `ValueError` / `TypeError` for labels of another shape, or that are not finite.
+    """
+    labels = checks.real_array("y", y, expected=f"labels {shape}")
+    checks.shape("y", labels, shape, "one row for each example of `kernel`")
+    checks.finite("y", labels)
+    return labels.reshape(-1)
+
+
+def symmetric_matrix(kernel: Array) -> tuple[Array, tuple[int, ...]]:
+    """The kernel as a matrix, and the shape (n,) or (n, k) of what it acts on.
+
+    **Raises:** `ValueError` / `TypeError` for one that is not square, symmetric and finite.
+    """
+    kernel = checks.real_array("kernel", kernel, expected="a kernel (n, n) or (n, k, n, k)")
+    half = kernel.shape[: kernel.ndim // 2]
+    if kernel.ndim not in (2, 4) or kernel.shape != (*half, *half) or kernel.size == 0:
+        raise ValueError(
+            f"`kernel` has shape {kernel.shape}, expected (n, n) or (n, k, n, k) with n, k >= 1."
+        )
+    checks.finite("kernel", kernel)
+    size = half[0] * (half[1] if len(half) == 2 else 1)
+    matrix = kernel.reshape(size, size)
+    values = checks.concrete(matrix)
+    if values is not None:
+        asymmetry = abs(values - values.T).max()
+        if asymmetry > 1e-4 * abs(values).max():
+            raise ValueError(
+                f"`kernel` differs from its transpose by up to {asymmetry:.3g}, expected a "
+                "symmetric kernel: one of a set with itself."
+            )
+    return (matrix + matrix.T) / 2, half
+
+
+def label_vectors(y: Array, shape: tuple[int, ...]) -> Float[Array, "size count"]:
+    """Labels as the vectors that a kernel on `shape` acts on: one, or of a compact kernel (n, n)
+    one for each output.
+
+    **Raises:** as `label_vector`.
+    """
+    if len(shape) == 2:
+        return label_vector(y, shape)[:, None]
+    labels = checks.real_array("y", y, expected="labels (n, k)")
+    checks.shape("y", labels, (shape[0], "k"), "one row for each row of `kernel`")
+    checks.finite("y", labels)
+    return labels
+
+
+@full_precision
+def kernel_target_alignment(
+    kernel: Float[Array, "..."], y: Float[Array, "n k"]
+) -> Float[Array, ""]:
+    """The alignment y . K y / (|K|_F |y y^T|_F) of a kernel with labels, between -1 and 1, for a
+    positive kernel between 0 and 1, without unit: 1 where K is a multiple of y y^T.
+
+    **Arguments:**
+
+    - `kernel`: (n, n), read as Theta (x) I_k against all outputs at once, or (n, k, n, k);
+      symmetric.
+    - `y`: labels, (n, k).
+
+    **Raises:** `ValueError` / `TypeError` for a kernel that is not square, symmetric and finite, or
+    labels that do not fit.
+
+    Source: Cristianini, Shawe-Taylor, Elisseeff & Kandola (2001), definition 1.
+    """
+    matrix, shape = symmetric_matrix(kernel)
+    return alignment(matrix, label_vectors(y, shape).astype(matrix.dtype))
+
+
+def alignment(
+    matrix: Float[Array, "size size"], vectors: Float[Array, "size count"]
+) -> Float[Array, ""]:
+    """<K, Y Y^T>_F / (|K|_F |Y Y^T|_F)."""
+    norms = jnp.linalg.norm(matrix) * jnp.linalg.norm(vectors.T @ vectors)
+    return jnp.sum(vectors * (matrix @ vectors)) / norms

@@ -1,0 +1,127 @@
+r"""Regression with the tangent kernel of a network as it is: at the start, or partly trained.
+
+    f(x) = o(x) + Theta_t(x, X) (Theta_t(X, X) + ridge)^{-1} (y - o(X)),     o = f_t  or  0
+
+With o = f_t and no ridge it is where gradient flow of the squared loss takes the network that is
+linearised at time t; with o = 0 the kernel has to do all by itself (Fort et al. 2020, section 4).
+"""
+
+from typing import Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from corrections import ntk
+from corrections.parameters import check_batch, check_metric, check_model, Metric, Model
+from solvers.losses import check_targets, MeanSquaredError
+from zoo import checks
+from zoo.precision import full_precision
+
+Offset = Literal["model", "zero"]
+
+
+class Regression(NamedTuple):
+    """The solution of a kernel regression; see `kernel_regression`.
+
+    - `train`, `test`: predictions on the training points (n, k) and the test points (m, k) or None.
+    - `residual`: |prediction - y| on the training points, in units of the outputs: not zero with a
+      ridge, or where the kernel is singular.
+    - `rank`: directions of the kernel that were fitted, of n k (n with `outputs="mean"`). Those
+      whose eigenvalue is zero to rounding are left at the offset.
+    - `norm`: of what is added to the offset, in the space of the kernel (its RKHS norm).
+    """
+
+    train: Float[Array, "n k"]
+    test: Float[Array, "m k"] | None
+    residual: Float[Array, ""]
+    rank: Int[Array, ""]
+    norm: Float[Array, ""]
+
+
+@full_precision
+def kernel_regression(
+    model: Model,
+    x: Float[ArrayLike, "n ..."],
+    y: Float[ArrayLike, "n k"],
+    x_test: Float[ArrayLike, "m ..."] | None = None,
+    *,
+    offset: Offset = "model",
+    ridge: float = 0.0,
+    outputs: Literal["full", "mean"] = "full",
+    metric: Metric | None = None,
+    batch_size: int | None = None,
+) -> Regression:
+    """Regression with the data-dependent tangent kernel of a network, at its parameters.
+
+    f(x) = o(x) + Theta(x, X) (Theta(X, X) + ridge)^{-1} (y - o(X))
+
+    Beside it, linearised training from the same parameters, in time and for any loss:
+    `hierarchy_flow(model, x, y, ts, order=2, ...)`, whose limit for squared loss this is with
+    `offset="model"`. A singular kernel is solved in its range: the minimum-norm solution.
+
+    **Arguments:**
+
+    - `model`: any callable PyTree, at time t of its training.
+    - `x`, `y`: training examples (n, ...) and targets (n, k).
+    - `x_test`: test examples, (m, ...).
+    - `offset`: "model", o = f_t; or "zero", o = 0.
+    - `ridge`: added to the eigenvalues of Theta, in its units, >= 0.
+    - `outputs`: "full" takes the kernel (n, k, n, k); "mean" its average over equal outputs for
+      each output, k^2 times smaller.
+    - `metric`, `batch_size`: as in `corrections.ntk`.
+
+    **Raises:** `ValueError` / `TypeError` for arguments that do not fit, before any work.
+
+    Source: Fort et al. (2020), section 4; Jacot, Gabriel & Hongler (2018), section 5.
+    """
+    checks.choice("offset", offset, ("model", "zero"))
+    checks.choice("outputs", outputs, ("full", "mean"))
+    checks.nonnegative_number("ridge", ridge)
+    x = check_batch("x", x)
+    found = check_model(model, "x", x)
+    shape = (len(x), found.shape[0])
+    because = "a row for each example of `x`, a column for each output of `model`"
+    y = check_targets(MeanSquaredError(), y, shape, because=because).astype(found.dtype)
+    points = [x]
+    if x_test is not None:
+        points.append(check_batch("x_test", x_test))
+        check_model(model, "x_test", points[1], outputs=found)
+    check_metric(model, metric)
+    options = {"metric": metric, "outputs": outputs, "batch_size": batch_size}
+    kernels = [ntk(model, x, **options), *(ntk(model, p, x, **options) for p in points[1:])]
+    return _regression(model, points, y, kernels, offset == "model", ridge)
+
+
+@eqx.filter_jit
+def _regression(
+    model: Model,
+    points: list[Array],
+    y: Array,
+    kernels: list[Array],
+    from_model: bool,
+    ridge: float,
+) -> Regression:
+    n, k = y.shape
+    size = n if kernels[0].ndim == 2 else n * k
+    offsets = [
+        jax.vmap(model)(p) if from_model else jnp.zeros((len(p), k), y.dtype) for p in points
+    ]
+    values, vectors = jnp.linalg.eigh(kernels[0].reshape(size, size))
+    fitted = values > size * jnp.finfo(values.dtype).eps * values[-1]
+    target = (y - offsets[0]).reshape(size, -1)
+    along = (vectors.T @ target) / jnp.where(fitted, values + ridge, 1)[:, None]
+    along = jnp.where(fitted[:, None], along, 0)
+    weights = vectors @ along
+    predictions = [
+        o + (kernel.reshape(-1, size) @ weights).reshape(o.shape)
+        for o, kernel in zip(offsets, kernels, strict=True)
+    ]
+    return Regression(
+        train=predictions[0],
+        test=predictions[1] if len(predictions) == 2 else None,
+        residual=jnp.linalg.norm(predictions[0] - y),
+        rank=jnp.sum(fitted),
+        norm=jnp.sqrt(jnp.sum(values[:, None] * along**2)),
+    )
