@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from corrections.flat_model import root_of_metric
+from corrections.flat_model import metric_norm, root_of_metric
 from corrections.kernel import ntk
 from corrections.linearity import checked_estimate, hessian_norms, key_or_default, NormEstimate
 from corrections.parameters import (
@@ -85,7 +85,7 @@ def linearity_bound(
     x = checked_estimate(model, x, metric, matvecs, rtol)
     warn_at_kinks(model, 2)
     displacement = _checked(model, displacement, metric)
-    radius = _norm(displacement, metric)
+    radius = metric_norm(displacement, metric)
     places = jnp.linspace(0, 1, samples, dtype=radius.dtype)
     norms = []
     for place in places:
@@ -130,7 +130,7 @@ def row_space_fraction(
     check_model(model, "x", x)
     check_metric(model, metric)
     displacement = _checked(model, displacement, metric)
-    length = _norm(displacement, metric)
+    length = metric_norm(displacement, metric)
     known = checks.concrete(length)
     if known is not None and known == 0:
         raise ValueError("`displacement` is all zero, expected one that moves some parameter.")
@@ -174,16 +174,6 @@ def _checked(model: Model, displacement: PyTree, metric: Metric | None) -> Param
                 "zeros there: gradient flow under this metric does not move them."
             )
     return displacement
-
-
-def _norm(displacement: Params, metric: Metric | None) -> Float[Array, ""]:
-    """|M^{-1/2} d|, over the parameters whose metric is not 0."""
-    vector = ravel_pytree(displacement)[0]
-    if metric is None:
-        return jnp.linalg.norm(vector)
-    root = root_of_metric(metric, displacement)
-    moves = root > 0
-    return jnp.linalg.norm(jnp.where(moves, vector / jnp.where(moves, root, 1), 0))
 
 
 def _outside(displacement: Params, metric: Metric) -> Array:

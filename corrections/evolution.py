@@ -18,8 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from corrections.flat_model import metric_norm
 from corrections.kernel import ntk
-from corrections.parameters import check_batch, check_model, check_tree_like, Metric, Model
+from corrections.parameters import (
+    check_batch,
+    check_metric,
+    check_model,
+    check_tree_like,
+    Metric,
+    Model,
+)
 from corrections.tiles import in_tiles
 from zoo import Activation, checks, record
 from zoo.precision import full_precision
@@ -28,22 +36,29 @@ Space = Literal["outputs", "probabilities", "predictions"]
 SPACES: tuple[Space, ...] = ("outputs", "probabilities", "predictions")
 
 
-def relative_change(before: PyTree, after: PyTree) -> Float[Array, ""]:
+def relative_change(
+    before: PyTree, after: PyTree, *, metric: Metric | None = None
+) -> Float[Array, ""]:
     """|after - before| / |before|, the Euclidean norm over all inexact arrays: of parameters, or of
     kernels. Without unit, >= 0.
 
     **Arguments:**
 
     - `before`, `after`: models, trees or arrays of the same structure and shapes.
+    - `metric`: of models, the learning-rate multipliers M: the norm is then that of M^{-1/2} theta,
+      over the parameters that M lets move.
 
-    **Raises:** `ValueError` where they differ in structure or shapes, or `before` is zero.
+    **Raises:** `ValueError` where they differ in structure or shapes, the metric does not fit, or
+    `before` is zero.
     """
     trees = [eqx.filter(tree, eqx.is_inexact_array) for tree in (before, after)]
     check_tree_like("after", trees[1], trees[0], "`before`")
     if not jax.tree.leaves(trees[0]):
         raise ValueError("`before` holds no floating-point arrays, expected a model or a kernel.")
+    if metric is not None:
+        check_metric(before, metric)
     change = jax.tree.map(jnp.subtract, trees[1], trees[0])
-    moved, size = (_norm(tree) for tree in (change, trees[0]))
+    moved, size = (metric_norm(tree, metric) for tree in (change, trees[0]))
     known = checks.concrete(size)
     if known is not None and known == 0:
         raise ValueError("`before` is all zero, expected something that a change is relative to.")
@@ -220,10 +235,6 @@ def smallest_ntk_eigenvalue(
         size = kernel.shape[0] * kernel.shape[1]
         smallest.append(jnp.linalg.eigvalsh(kernel.reshape(size, size))[0])
     return jnp.stack(smallest)
-
-
-def _norm(tree: PyTree) -> Array:
-    return jnp.sqrt(sum(jnp.sum(jnp.abs(leaf) ** 2) for leaf in jax.tree.leaves(tree)))
 
 
 def _checked_pair(first: Model, second: Model, x: Any, batch_size: int | None) -> tuple[Array, int]:

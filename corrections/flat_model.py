@@ -76,3 +76,18 @@ def root_of_metric(metric: Metric, params: Params) -> Float[Array, " parameters"
         params,
     )
     return ravel_pytree(full)[0]
+
+
+def metric_norm(tree: Params, metric: Metric | None) -> Float[Array, ""]:
+    """|M^{-1/2} d| of a tree like the parameters, over those whose metric is not 0."""
+    return jnp.linalg.norm(without_metric(tree, metric))
+
+
+def without_metric(tree: Params, metric: Metric | None) -> Float[Array, " parameters"]:
+    """M^{-1/2} d as a vector; 0 where the metric is."""
+    vector = ravel_pytree(tree)[0]
+    if metric is None:
+        return vector
+    root = root_of_metric(metric, tree)
+    moves = root > 0
+    return jnp.where(moves, vector / jnp.where(moves, root, 1), 0)

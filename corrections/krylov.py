@@ -144,7 +144,7 @@ class _Estimate(NamedTuple):
 def _wish(values: Array, which: Which, exists: Array) -> Array:
     """Larger where an eigenvalue is more wanted."""
     wish = {"largest": values, "smallest": -values, "magnitude": jnp.abs(values)}[which]
-    return jnp.where(exists, wish, -jnp.inf)
+    return jnp.where(exists, wish, jnp.full_like(wish, -jnp.inf))
 
 
 CYCLE = 24

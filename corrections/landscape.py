@@ -14,7 +14,16 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from corrections.parameters import check_batch, check_model, check_tree_like, Model, split
+from corrections.flat_model import root_of_metric, without_metric
+from corrections.parameters import (
+    check_batch,
+    check_metric,
+    check_model,
+    check_tree_like,
+    Metric,
+    Model,
+    split,
+)
 from corrections.tiles import in_tiles
 from zoo import checks, Frozen
 from zoo.precision import full_precision
@@ -103,7 +112,8 @@ class WeightPath(NamedTuple):
 
     - `coordinates`: of each point in the plane, (t, 2), in the units of the parameters, about
       `center`.
-    - `axes`: two orthonormal directions, a tree like the parameters with 2 in front.
+    - `axes`: two orthonormal directions, a tree like the parameters with 2 in front. With a metric
+      M they are orthonormal as M^{-1/2} axes.
     - `center`: the mean of the points, a tree like the parameters.
     - `explained`: the part of the variance along each axis, (2,): between 0 and 1, descending, of
       sum <= 1.
@@ -115,18 +125,20 @@ class WeightPath(NamedTuple):
     explained: Float[Array, " 2"]
 
 
-def weight_path(models: Sequence[Model]) -> WeightPath:
+def weight_path(models: Sequence[Model], *, metric: Metric | None = None) -> WeightPath:
     """The two principal components of a path of parameters.
 
     **Arguments:**
 
     - `models`: the network at the points of the path, at least three, such as those that training
       saved. Their parameters are what is looked at.
+    - `metric`: the learning-rate multipliers M: lengths are then those of M^{-1/2} theta, and what
+      M holds is left out.
 
     The signs of the axes are such that the path ends at positive coordinates.
 
-    **Raises:** `ValueError` for fewer than three points, points of different structures, or points
-    that are all the same.
+    **Raises:** `ValueError` for fewer than three points, points of different structures, a metric
+    that does not fit, or points that are all the same.
 
     Source: Li et al. (2018), "Visualizing the loss landscape of neural nets", section 7.
     """
@@ -135,11 +147,13 @@ def weight_path(models: Sequence[Model]) -> WeightPath:
     params = [split(model)[0] for model in models]
     for i, point in enumerate(params[1:], start=1):
         check_tree_like(f"models[{i}]", point, params[0], "the parameters of `models[0]`")
+    check_metric(models[0], metric)
     _, unravel = ravel_pytree(params[0])
     points = jnp.stack([ravel_pytree(point)[0] for point in params])
     checks.finite("models", points)
     # From the first point: a path that does not move is zero, and small steps keep their digits.
-    shifts = points - points[:1]
+    moves = points - points[:1]
+    shifts = jnp.stack([without_metric(unravel(move), metric) for move in moves])
     mean = jnp.mean(shifts, axis=0)
     # Of t points in a space of many more dimensions: no matrix over the parameters.
     left, singular, axes = jnp.linalg.svd(shifts - mean[None], full_matrices=False)
@@ -152,10 +166,13 @@ def weight_path(models: Sequence[Model]) -> WeightPath:
         left, singular = jnp.pad(left, ((0, 0), (0, 1))), jnp.pad(singular, (0, 1))
     coordinates = left[:, :2] * singular[None, :2]
     signs = jnp.where(coordinates[-1] < 0, -1, 1).astype(points.dtype)
+    axes = axes[:2] * signs[:, None]
+    if metric is not None:
+        axes = axes * root_of_metric(metric, params[0])[None]
     return WeightPath(
         coordinates * signs[None],
-        jax.vmap(unravel)(axes[:2] * signs[:, None]),
-        unravel(points[0] + mean),
+        jax.vmap(unravel)(axes),
+        unravel(points[0] + jnp.mean(moves, axis=0)),
         singular[:2] ** 2 / variance,
     )
 

@@ -17,10 +17,14 @@ try:
 
     from scripts import runtime
     from scripts.benchmark import benchmark, BenchmarkConfig
-    from scripts.reproduce import CoordinateCheckConfig
+    from scripts.reproduce import CoordinateCheckConfig, LinearityConfig
     from scripts.reproduce.coordinate_check import (
         execute as execute_coordinate_check,
         prepare as prepare_coordinate_check,
+    )
+    from scripts.reproduce.linearity import (
+        execute as execute_linearity,
+        prepare as prepare_linearity,
     )
     from scripts.study import execute, prepare, StudyConfig
 except ModuleNotFoundError as error:
@@ -35,8 +39,9 @@ COMMANDS = {
     "study": StudyConfig,
     "benchmark": BenchmarkConfig,
     "coordinate-check": CoordinateCheckConfig,
+    "linearity": LinearityConfig,
 }
-Config = StudyConfig | BenchmarkConfig | CoordinateCheckConfig
+Config = StudyConfig | BenchmarkConfig | CoordinateCheckConfig | LinearityConfig
 
 
 def main() -> int:
@@ -66,6 +71,8 @@ def _prepared(config: Config) -> Callable[[], object]:
         return functools.partial(execute, prepare(config))
     if isinstance(config, CoordinateCheckConfig):
         return functools.partial(execute_coordinate_check, prepare_coordinate_check(config))
+    if isinstance(config, LinearityConfig):
+        return functools.partial(execute_linearity, prepare_linearity(config))
     config.check()
     return functools.partial(benchmark, config)
 

@@ -19,3 +19,39 @@ def slope_in_width(values: xr.DataArray) -> xr.DataArray:
     return xr.apply_ufunc(
         fit, values, values["width"], input_core_dims=[["width"], ["width"]], vectorize=True
     )
+
+
+def slope_interval(
+    values: xr.DataArray, abscissa: str, *, level: float = 0.95, resamples: int = 2000
+) -> tuple[float, float, float]:
+    """The slope of the mean log value over seeds against the log of a coordinate, with a bootstrap
+    interval: seeds are drawn anew, each with all its values, since one key gives related networks.
+
+    **Arguments:**
+
+    - `values`: over the coordinate and "seed". Sizes where a seed has no finite positive value are
+      fitted on the seeds that have.
+    - `abscissa`: the coordinate.
+    - `level`: of the interval, two-sided.
+    - `resamples`: of the seeds.
+
+    **Returns:** the slope, and the two ends of its interval; NaN where fewer than two sizes remain.
+    """
+    logs = np.log(values.transpose(abscissa, "seed").where(values > 0).values)
+    sizes = np.log(values[abscissa].values.astype(float))
+
+    def fit(seeds: np.ndarray) -> float:
+        drawn = logs[:, seeds]
+        counts = np.isfinite(drawn).sum(axis=1)
+        usable = counts > 0
+        if usable.sum() < 2:
+            return float("nan")
+        means = np.nansum(np.where(np.isfinite(drawn), drawn, 0), axis=1)[usable] / counts[usable]
+        return float(np.polyfit(sizes[usable], means, 1)[0])
+
+    count = logs.shape[1]
+    draws = np.random.default_rng(0).integers(0, count, (resamples, count))
+    slopes = [fit(seeds) for seeds in draws]
+    tail = (1 - level) / 2
+    low, high = np.nanquantile(slopes, [tail, 1 - tail])
+    return fit(np.arange(count)), float(low), float(high)

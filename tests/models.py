@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float
 
-from zoo import MLP
+from zoo import ACTIVATIONS, BatchNorm, Conv, Dense, Flatten, MLP, Sequential
 
 
 class TwoLayerLinear(eqx.Module):
@@ -43,6 +43,12 @@ def tanh_mlp(seed: int = 0, in_size: int = 3, out_size: int = 2, width: int = 8,
     """A small smooth network with biases."""
     options = {"bias_std": 0.5, "depth": 2, "activation": "tanh"} | options
     return MLP(in_size, out_size, width=width, key=jr.key(seed), **options)
+
+
+def batch_norm_network() -> Sequential:
+    """The smallest network with batch normalization, on images (1, 4, 4)."""
+    layers = [Conv(1, 2, kernel_size=(3, 3), key=jr.key(0)), BatchNorm(2), ACTIVATIONS["tanh"]]
+    return Sequential([*layers, Flatten(), Dense(32, 2, key=jr.key(1))])
 
 
 def inputs(n: int, d: int = 3, seed: int = 10) -> Array:

@@ -10,6 +10,7 @@ from scripts.benchmark.convolution import convolution
 from scripts.benchmark.growth import growth
 from scripts.benchmark.kernels import kernels
 from scripts.benchmark.operators import operators
+from scripts.benchmark.taylor import taylor
 from scripts.benchmark.tensors import tensors
 from scripts.benchmark.timing import Comparison, median_seconds
 from scripts.benchmark.training import NAME, training
@@ -58,6 +59,7 @@ PARTS = {
     "tensors": tensors,
     "operators": operators,
     "growth": growth,
+    "taylor": taylor,
     "flows": flows,
     "hierarchy": hierarchy,
     "convolution": convolution,

@@ -20,7 +20,7 @@ class BenchmarkConfig:
 
     parts: tuple[str, ...] = tuple(PARTS)
     """What to time: kernels (against neural-tangents, if `make peer` has been run), tensors (O_3,
-    O_4), operators, growth, flows, hierarchy, convolution."""
+    O_4), operators, growth, taylor, flows, hierarchy, convolution."""
     repeats: int = 5
     """Counted calls, of which the median is shown."""
     precision: runtime.Precision = "float32"

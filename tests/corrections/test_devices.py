@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from jax import export
 
-from corrections import ntk, NTKOperator, o3, o4
+from corrections import hessian_norm, ntk, NTKOperator, o3, o4, taylorize
 from tests.models import inputs, tanh_mlp
 from zoo import astype, CNN
 
@@ -20,6 +20,8 @@ CALLS = {
     "o3": lambda model, x: o3(model, x),
     "o4": lambda model, x: o4(model, x[:1]),
     "operator": lambda model, x: NTKOperator(model, x).mv(jnp.ones((len(x), 2), x.dtype)),
+    "Taylor model": lambda model, x: jax.vmap(taylorize(model, 2))(x),
+    "hessian_norm": lambda model, x: hessian_norm(model, x[:1]),
 }
 
 

@@ -19,6 +19,8 @@ from corrections import (
     smallest_ntk_eigenvalue,
     spectrum,
 )
+from tests import oracles
+from tests.corrections.test_anatomy import random_metric
 from tests.corrections.test_taylor import displaced
 from tests.models import inputs, one_hot, tanh_mlp
 from zoo import MLP, scaled
@@ -71,6 +73,10 @@ def test_relative_change_of_parameters_and_kernels():
     np.testing.assert_allclose(relative_change(model, moved), 0.1 / size, rtol=1e-10)
     np.testing.assert_allclose(relative_change(positive(0), 3 * positive(0)), 2, rtol=1e-12)
     assert float(relative_change(model, model)) == 0
+    _, _, m = oracles.flat(model, metric := random_metric(model))
+    before, after = (oracles.flat(each)[0] / jnp.sqrt(m) for each in (model, moved))
+    expected = jnp.linalg.norm(after - before) / jnp.linalg.norm(before)
+    np.testing.assert_allclose(relative_change(model, moved, metric=metric), expected, rtol=1e-12)
 
 
 def test_function_distances():

@@ -7,13 +7,15 @@ import jax.random as jr
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
+from jax.flatten_util import ravel_pytree
 
 from corrections import error_barrier, interpolate, weight_path
 from corrections.parameters import split
 from solvers import CrossEntropy
-from tests.corrections.test_architectures import residual
+from tests import oracles
+from tests.corrections.test_anatomy import random_metric
 from tests.corrections.test_taylor import displaced
-from tests.models import inputs, one_hot, tanh_mlp
+from tests.models import batch_norm_network, inputs, one_hot, tanh_mlp
 from zoo import forward_train
 
 
@@ -43,7 +45,7 @@ def test_ends_are_the_networks_bit_for_bit_and_the_middle_is_the_mean():
 
 
 def test_statistics_of_batch_norm_are_interpolated_too():
-    first = residual()
+    first = batch_norm_network()
     x = jr.normal(jr.key(0), (5, 1, 4, 4))
     _, second = forward_train(first, 3 * x + 1)
     between = interpolate(first, second, 0.5)
@@ -104,6 +106,22 @@ def test_plane_of_a_path_that_lies_in_one():
         sum(jnp.sum(a[i] * a[j]) for a in jax.tree.leaves(found.axes)) for i, j in ((0, 0), (0, 1))
     ]
     np.testing.assert_allclose(jnp.stack(products), [1, 0], atol=1e-12)
+
+
+def test_plane_under_a_metric_is_that_of_the_rescaled_parameters():
+    model = tanh_mlp()
+    metric = random_metric(model)
+    root = oracles.flat(model, metric)[2] ** 0.5
+    steps = [displaced(model, size, seed=i) for i, size in enumerate((0.0, 1.0, 3.0, 2.0))]
+    path = [eqx.apply_updates(model, step) for step in steps]
+    found = weight_path(path, metric=metric)
+    rescaled = jnp.stack([ravel_pytree(split(m)[0])[0] / root for m in path])
+    covariance = jnp.linalg.eigvalsh(jnp.cov(rescaled.T, bias=True))[::-1]
+    np.testing.assert_allclose(found.explained, covariance[:2] / covariance.sum(), rtol=1e-9)
+    axes = jax.vmap(lambda axis: ravel_pytree(axis)[0])(found.axes) / root[None]
+    np.testing.assert_allclose(axes @ axes.T, jnp.eye(2), atol=1e-12)
+    expected = (rescaled - rescaled.mean(axis=0, keepdims=True)) @ axes.T
+    np.testing.assert_allclose(found.coordinates, expected, atol=1e-12)
 
 
 def test_one_parameter_has_one_axis():

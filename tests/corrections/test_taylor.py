@@ -11,17 +11,8 @@ from jax.flatten_util import ravel_pytree
 
 from corrections import ntk, taylor_coefficients, taylor_terms, taylorize
 from corrections.parameters import split
-from tests.models import inputs, Polynomial, tanh_mlp
-from zoo import (
-    ACTIVATIONS,
-    BatchNorm,
-    Conv,
-    Dense,
-    Flatten,
-    forward_train,
-    Sequential,
-    WideResNet,
-)
+from tests.models import batch_norm_network, inputs, Polynomial, tanh_mlp
+from zoo import forward_train, WideResNet
 
 NORMS = (None, "layer", "group", "batch")
 
@@ -189,16 +180,6 @@ def test_cost_grows_by_two_forward_passes_an_order(name):
     forward = flops(model, x)
     for order in range(1, 5):
         assert flops(taylorize(model, order), x) <= (2 * order + spare) * forward
-
-
-def batch_norm_network():
-    layers = [
-        Conv(1, 2, kernel_size=(3, 3), key=jr.key(0)),
-        BatchNorm(2),
-        ACTIVATIONS["tanh"],
-        Flatten(),
-    ]
-    return Sequential([*layers, Dense(32, 2, key=jr.key(1))])
 
 
 def test_batch_norm_keeps_its_statistics_in_evaluation_and_takes_the_batchs_in_training():

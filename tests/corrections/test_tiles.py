@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import given, settings, strategies as st
 
-from corrections.tiles import in_tiles, shards_of, Tiling
+from corrections.tiles import in_tiles, shards_of, sum_in_tiles, Tiling
 
 
 @settings(deadline=None, max_examples=40)
@@ -34,3 +34,10 @@ def test_tiled_functions_give_what_they_give_at_once():
 
 def test_an_array_on_one_device_has_one_shard():
     assert shards_of(jnp.ones(3)) == shards_of(None) == 1
+
+
+def test_sums_over_tiles_count_every_example_once():
+    x = jnp.arange(10.0).reshape(5, 2)
+    for at_most in (1, 2, 3, 5, 9):
+        total = sum_in_tiles(lambda tile, w: {"sum": (w[:, None] * tile).sum(0)}, x, at_most)
+        np.testing.assert_array_equal(total["sum"], x.sum(axis=0))

@@ -27,8 +27,17 @@ def test_is_the_limit_of_linearised_training_from_a_partly_trained_network():
     loss = MeanSquaredError()
     flow = hierarchy_flow(model, X, Y, end, loss=loss, order=2, x_test=X_TEST, rtol=1e-9)
     np.testing.assert_allclose(found.test, flow.test[0], atol=1e-6)
+
+
+@pytest.mark.slow
+def test_is_the_limit_of_training_the_first_taylor_model():
+    model = partly_trained()
+    slowest = jnp.linalg.eigvalsh(ntk(model, X).reshape(8, 8))[0]
+    end, loss = [float(40 * len(X) / slowest)], MeanSquaredError()
     linear = parameter_flow(taylorize(model, 1), X, Y, end, loss=loss, x_test=X_TEST, rtol=1e-9)
-    np.testing.assert_allclose(found.test, linear.test[0], atol=1e-6)
+    np.testing.assert_allclose(
+        kernel_regression(model, X, Y, X_TEST).test, linear.test[0], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("outputs", ["full", "mean"])
