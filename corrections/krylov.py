@@ -147,5 +147,5 @@ def _wish(values: Array, which: Which, exists: Array) -> Array:
     return jnp.where(exists, wish, jnp.full_like(wish, -jnp.inf))
 
 
-CYCLE = 24
+CYCLE = 12
 """Products between two restarts: as many vectors like the parameters are stored."""

@@ -15,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from corrections.flat_model import root_of_metric, without_metric
+from corrections.loss_function import target_array
 from corrections.parameters import (
     check_batch,
     check_metric,
@@ -97,9 +98,7 @@ def error_barrier(
         checks.integer("batch_size", batch_size)
     x = check_batch("x", x)
     outputs = check_model(first, "x", x)
-    y = checks.real_array("y", y, expected=f"targets {(len(x), *outputs.shape)}")
-    checks.shape("y", y, (len(x), *outputs.shape), "a row for each example of `x`")
-    checks.finite("y", y)
+    y = target_array(y, (len(x), outputs.shape[0]), because="a row for each example of `x`")
     interpolate(first, second, 0.0)
     at_once = len(x) if batch_size is None else batch_size
     fractions = jnp.linspace(0, 1, points)

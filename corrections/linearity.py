@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from corrections.flat_model import FlatModel
 from corrections.krylov import CYCLE, extreme_eigenpairs
+from corrections.loss_function import target_array
 from corrections.operator import NTKOperator
 from corrections.parameters import (
     Apply,
@@ -180,9 +181,7 @@ def kappa(
     checks.integer("starts", starts)
     checks.integer("iterations", iterations)
     outputs = check_model(model, "x", x)
-    y = checks.real_array("y", y, expected=f"targets {(len(x), *outputs.shape)}")
-    checks.shape("y", y, (len(x), *outputs.shape), "a row for each example of `x`")
-    checks.finite("y", y)
+    y = target_array(y, (len(x), outputs.shape[0]), because="a row for each example of `x`")
     warn_at_kinks(model, 2)
     first, second = jr.split(key_or_default(key))
     jacobian = jacobian_norm(
@@ -289,7 +288,7 @@ def _second_derivative(
     def improved(state: State) -> State:
         product = flat.hessian_product(_weighted, (x, state.weights), batch_size)
         found = extreme_eigenpairs(
-            product, state.vector[None], which="magnitude", matvecs=matvecs, rtol=rtol / 10
+            product, state.vector[None], which="magnitude", matvecs=matvecs, rtol=rtol / 3
         )
         u = found.vectors[0]
         image = second(u)

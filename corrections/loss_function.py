@@ -17,24 +17,34 @@ LossFunction = Callable[[Array, Array], Array]
 """Per example: outputs (k,), target (k,) -> scalar."""
 
 
+def target_array(y: Any, shape: tuple[int, int], *, because: str) -> Float[Array, "n k"]:
+    """`y` as targets of the shape (n, k) that they have `because` of something.
+
+    **Raises:** `TypeError` for integer labels; `ValueError` for targets of another shape, or that
+    are not finite.
+    """
+    targets = checks.real_array(
+        "y", y, expected=f"targets {shape}, one-hot rows for a classification"
+    )
+    checks.shape("y", targets, shape, because=because)
+    checks.finite("y", targets)
+    return targets
+
+
 def check_targets(
     loss: LossFunction, y: Any, shape: tuple[int, int], *, because: str
 ) -> Float[Array, "n k"]:
-    """`y` as targets of the shape (n, k) that they have `because` of something.
+    """`target_array`, for a loss.
 
-    **Raises:** `TypeError` for integer labels, or a loss that is no function of the outputs and the
-    target of one example; `ValueError` for targets of another shape, or that are not finite.
+    **Raises:** as `target_array`; `TypeError` for a loss that is no function of the outputs and the
+    target of one example.
     """
     if not callable(loss):
         raise TypeError(
             f"`loss` is {loss!r}, expected a function (f (k,), y (k,)) -> scalar, such as "
             "`CrossEntropy()`."
         )
-    targets = checks.real_array(
-        "y", y, expected=f"targets {shape}, one-hot rows for a classification"
-    )
-    checks.shape("y", targets, shape, because=because)
-    checks.finite("y", targets)
+    targets = target_array(y, shape, because=because)
     row = jax.ShapeDtypeStruct(shape[1:], targets.dtype)
     try:
         value = jax.eval_shape(loss, row, row)

@@ -29,15 +29,16 @@ def slope_interval(
 
     **Arguments:**
 
-    - `values`: over the coordinate and "seed". Sizes where a seed has no finite positive value are
-      fitted on the seeds that have.
+    - `values`: over the coordinate and "seed". Where a seed has no finite positive value, the size
+      is fitted on the seeds that have.
     - `abscissa`: the coordinate.
     - `level`: of the interval, two-sided.
     - `resamples`: of the seeds.
 
     **Returns:** the slope, and the two ends of its interval; NaN where fewer than two sizes remain.
     """
-    logs = np.log(values.transpose(abscissa, "seed").where(values > 0).values)
+    drawn_at_all = values.transpose(abscissa, "seed").where(values > 0).dropna("seed", how="all")
+    logs = np.log(drawn_at_all.values)
     sizes = np.log(values[abscissa].values.astype(float))
 
     def fit(seeds: np.ndarray) -> float:

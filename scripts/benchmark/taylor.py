@@ -72,9 +72,12 @@ class _Compiled:
     """A function compiled for its arguments: how long that took, and what the compiler counts."""
 
     def __init__(self, fn: Callable[..., Any], *args: Any):
+        cached = jax.config.jax_enable_compilation_cache  # pyright: ignore
+        jax.config.update("jax_enable_compilation_cache", False)
         start = time.perf_counter()
         compiled = eqx.filter_jit(fn).lower(*args).compile()
         self.seconds = time.perf_counter() - start
+        jax.config.update("jax_enable_compilation_cache", cached)
         counted = compiled.compiled.cost_analysis()
         self.flops = (counted[0] if isinstance(counted, list) else counted)["flops"]
         self.run = lambda: compiled(*args)

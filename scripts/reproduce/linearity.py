@@ -55,6 +55,8 @@ class LinearityConfig:
     """Width of the centered network."""
     seeds: int = 20
     """Number of draws of each network."""
+    bottleneck_seeds: int = 200
+    """The same with a bottleneck, whose one unit makes everything vary by orders of magnitude."""
     in_size: int = 4
     """Entries of an example: few, since width counts against them in STANDARD parameterization."""
     n_train: int = 8
@@ -83,7 +85,7 @@ class LinearityConfig:
             checks.integer("widths", width)
         for alpha in self.alphas:
             checks.nonnegative_number("alphas", alpha, strictly=True)
-        for field in ("seeds", "in_size", "n_train", "n_hessian"):
+        for field in ("seeds", "bottleneck_seeds", "in_size", "n_train", "n_hessian"):
             checks.integer(field, getattr(self, field))
         if self.n_hessian > self.n_train:
             raise ValueError(
@@ -105,6 +107,8 @@ class Law(NamedTuple):
     measure: Callable[..., Any]
     """Config, network, x (n, in_size), y (n, 1) -> the quantity, and whether it can be trusted."""
     abscissa: str = "width"
+    seeds: str = "seeds"
+    """The field of the config that says how many."""
 
 
 def linearity(
@@ -121,7 +125,7 @@ def linearity(
     - `console`: where progress and the table go (default: the terminal).
 
     **Returns:** a data set with one variable for each law, over its sizes and the seeds, and the
-    expected slope in its attributes. What did not converge is NaN.
+    expected slope in its attributes. What did not converge, or was not drawn, is NaN.
 
     **Raises:** before any work, `ValueError` for a config that makes no sense, `FileExistsError`
     where the folder exists.
@@ -165,11 +169,12 @@ def execute(run: LinearityRun, *, console: Console | None = None) -> xr.Dataset:
 
 def _measured(config: LinearityConfig, console: Console) -> xr.Dataset:
     sizes = {"width": sorted(config.widths), "alpha": sorted(config.alphas)}
-    values = {law: np.full((len(sizes[law.abscissa]), config.seeds), np.nan) for law in LAWS}
+    most = max(config.seeds, config.bottleneck_seeds)
+    values = {law: np.full((len(sizes[law.abscissa]), most), np.nan) for law in LAWS}
     x, y = examples(config)
     todo = [(law, i) for law in LAWS for i in range(len(sizes[law.abscissa]))]
     for law, i in track(todo, description="laws", console=console):
-        for seed in range(config.seeds):
+        for seed in range(getattr(config, law.seeds)):
             model = law.make(config, sizes[law.abscissa][i], jr.key(seed))
             value, trusted = law.measure(config, model, x, y)
             values[law][i, seed] = float(value) if bool(trusted) else np.nan
@@ -182,7 +187,7 @@ def _measured(config: LinearityConfig, console: Console) -> xr.Dataset:
             )
             for law, measured in values.items()
         },
-        coords={**sizes, "seed": np.arange(config.seeds)},
+        coords={**sizes, "seed": np.arange(most)},
     )
 
 
@@ -231,7 +236,7 @@ def _hessian_norm(config: LinearityConfig, model: Any, x: Any, y: Any) -> tuple[
 
 
 def _kappa(config: LinearityConfig, model: Any, x: Any, y: Any) -> tuple[Any, Any]:
-    found = kappa(model, x[: config.n_hessian], y[: config.n_hessian])
+    found = kappa(model, x[: config.n_hessian], y[: config.n_hessian], starts=2)
     return found.value, found.converged
 
 
@@ -247,10 +252,17 @@ def _kernel_change(config: LinearityConfig, model: Any, x: Any, y: Any) -> tuple
 LAWS = (
     Law("|H|", "linear output", -0.5, _deep, _hessian_norm),
     Law("|H|", "tanh output", 0.0, _with_tanh_output, _hessian_norm),
-    Law("|H|", "bottleneck", 0.0, _with_bottleneck, _hessian_norm),
+    Law("|H|", "bottleneck", 0.0, _with_bottleneck, _hessian_norm, seeds="bottleneck_seeds"),
     Law("kernel change", "linear output", -1.0, _deep, _kernel_change),
     Law("kernel change", "tanh output", 0.0, _with_tanh_output, _kernel_change),
-    Law("kernel change", "bottleneck", 0.0, _with_bottleneck, _kernel_change),
+    Law(
+        "kernel change",
+        "bottleneck",
+        0.0,
+        _with_bottleneck,
+        _kernel_change,
+        seeds="bottleneck_seeds",
+    ),
     Law("kappa", "NTK, two hidden layers", -0.5, _deep, _kappa),
     Law("kappa", "STANDARD, one hidden layer", -1.0, _shallow_standard, _kappa),
     Law("kernel change", "alpha (f - f_0)", -1.0, _scaled_centered, _kernel_change, "alpha"),

@@ -36,7 +36,8 @@ def test_laws_hold_at_their_full_size(tmp_path):
     found, _ = run(tmp_path)
     slopes = {}
     for name, values in found.data_vars.items():
-        assert float(np.isfinite(values).mean()) > 0.95
+        drawn = 200 if "bottleneck" in name else 20
+        assert float(np.isfinite(values).sum(dim="seed").min()) > 0.95 * drawn
         slopes[name] = slope_interval(values, values.dims[0])[0]
     outside = {n: s for n, s in slopes.items() if not BANDS[n][0] <= s <= BANDS[n][1]}
     assert set(slopes) == set(BANDS)
@@ -46,6 +47,7 @@ def test_laws_hold_at_their_full_size(tmp_path):
 @pytest.mark.slow
 def test_a_small_run_leaves_its_files(tmp_path):
     options = {"widths": (4, 8), "alphas": (4.0, 8.0), "seeds": 2, "n_train": 3, "n_hessian": 1}
+    options["bottleneck_seeds"] = 3
     found, printed = run(tmp_path, alpha_width=8, time=1.0, **options)
     assert set(found.data_vars) == set(BANDS)
     alpha = found["kernel change, alpha (f - f_0)"]
