@@ -66,24 +66,86 @@ class CrossEntropy(Loss):
         """**Raises:** `ValueError` unless each row of `y` holds probabilities of two classes or
         more, which sum to 1.
         """
-        if y.shape[-1] < 2:
-            raise ValueError(
-                f"`y` has shape {y.shape}, expected a column for each of at least two classes: "
-                "CrossEntropy of one class is constant."
-            )
+        _check_probabilities("CrossEntropy", y)
+
+
+class Brier(Loss):
+    """l(f, y) = |softmax(f) - y|^2, summed over classes.
+
+    Source: Brier (1950).
+    """
+
+    def __call__(self, f: Float[Array, " k"], y: Float[Array, " k"]) -> Float[Array, ""]:
+        return jnp.sum((jax.nn.softmax(f) - y) ** 2)
+
+    def check_targets(self, y: Float[Array, "n k"]) -> None:
+        """**Raises:** `ValueError` unless each row of `y` holds probabilities of two classes or
+        more, which sum to 1.
+        """
+        _check_probabilities("Brier", y)
+
+
+class Hinge(Loss):
+    """The margin loss: for k >= 2 classes that of Crammer & Singer,
+
+        l(f, y) = max(0, 1 + max_{j != c} f_j - f_c),      c the class of the one-hot row y,
+
+    for one output max(0, 1 - y f) with y in {-1, 1}. At its kinks the gradient is one of the two
+    sides': (f_c - max f_j) = 1 counts as the flat side, and the first of equal largest f_j is
+    taken.
+
+    Source: Crammer & Singer (2001), "On the algorithmic implementation of multiclass kernel-based
+    vector machines", eq. 4.
+    """
+
+    def __call__(self, f: Float[Array, " k"], y: Float[Array, " k"]) -> Float[Array, ""]:
+        if f.shape[0] == 1:
+            return _positive_part(1 - (y * f)[0])
+        is_class = y > 0.5
+        rivals = jnp.where(is_class, jnp.full_like(f, -jnp.inf), f)
+        rival = f[jnp.argmax(rivals)]  # not a maximum: that splits its gradient between ties
+        return _positive_part(1 + rival - jnp.sum(jnp.where(is_class, f, 0)))
+
+    def check_targets(self, y: Float[Array, "n k"]) -> None:
+        """**Raises:** `ValueError` unless each row of `y` is one-hot, or 1 or -1 for one output."""
         values = checks.concrete(y)
         if values is None:
             return
-        off = np.flatnonzero(
-            np.any(values < 0, axis=-1) | (np.abs(np.sum(values, axis=-1) - 1) > 1e-4)
+        if y.shape[-1] == 1:
+            off, expected = np.flatnonzero(np.abs(values[:, 0]) != 1), "1 or -1 for one output"
+        else:
+            one_hot = np.all((values == 0) | (values == 1), axis=-1) & (values.sum(axis=-1) == 1)
+            off, expected = np.flatnonzero(~one_hot), "one-hot rows"
+        _check_rows("Hinge", values, off, expected)
+
+
+def _positive_part(value: Array) -> Array:
+    return jnp.where(value > 0, value, 0)
+
+
+def _check_probabilities(loss: str, y: Float[Array, "n k"]) -> None:
+    """**Raises:** `ValueError` unless rows of `y` hold probabilities of at least two classes."""
+    if y.shape[-1] < 2:
+        raise ValueError(
+            f"`y` has shape {y.shape}, expected a column for each of at least two classes: "
+            f"{loss} of one class is constant."
         )
-        if off.size:
-            raise ValueError(
-                f"`y` does not hold labels for CrossEntropy: row {off[0]} is "
-                f"{np.array2string(values[off[0]], threshold=10)} ({off.size} of {len(values)} "
-                "rows like it), expected probabilities, a one-hot row say: entries >= 0 that sum "
-                "to 1."
-            )
+    values = checks.concrete(y)
+    if values is None:
+        return
+    off = np.flatnonzero(np.any(values < 0, axis=-1) | (np.abs(np.sum(values, axis=-1) - 1) > 1e-4))
+    expected = "probabilities, a one-hot row say: entries >= 0 that sum to 1"
+    _check_rows(loss, values, off, expected)
+
+
+def _check_rows(loss: str, values: np.ndarray, off: np.ndarray, expected: str) -> None:
+    """**Raises:** `ValueError` that shows the first of the rows that are `off`."""
+    if off.size:
+        raise ValueError(
+            f"`y` does not hold labels for {loss}: row {off[0]} is "
+            f"{np.array2string(values[off[0]], threshold=10)} ({off.size} of {len(values)} "
+            f"rows like it), expected {expected}."
+        )
 
 
 def mean_loss(

@@ -93,6 +93,7 @@ def test_short_runs_say_so():
     assert bool(jnp.all(hessian_norm(model, x, matvecs=3).value < full.value))
 
 
+@pytest.mark.slow
 def test_second_derivative_of_a_set_is_a_stationary_lower_bound():
     """Against a dense search over unit vectors w of outputs: max |sum_a w_a H_a|."""
     model, x, y = tanh_mlp(width=4), inputs(2), jnp.ones((2, 2))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from solvers import CrossEntropy, gradient_flow, MeanSquaredError
+from solvers import Brier, CrossEntropy, gradient_flow, Hinge, MeanSquaredError
 from solvers.losses import mean_loss, residual
 from tests.models import inputs, one_hot
 
@@ -62,3 +62,48 @@ def test_labels_that_do_not_match_are_named(unchecked, y, error, message):
 def test_a_loss_that_is_no_function_is_named(unchecked):
     with pytest.raises(TypeError, match="`loss` is 'mse', expected a function"):
         gradient_flow(jnp.eye(2), one_hot(2, 2), [0.0, 1.0], loss="mse")
+
+
+def test_brier_is_the_formula():
+    f, y = 2 * inputs(5, 3), one_hot(5, 3)
+    p = np.exp(log_softmax(f, axis=1))
+    np.testing.assert_allclose(jax.vmap(Brier())(f, y), np.sum((p - y) ** 2, axis=1), rtol=1e-12)
+    slopes = np.stack([np.diag(q) - np.outer(q, q) for q in p])
+    expected = np.einsum("na,nab->nb", 2 * (p - y), slopes) / 5
+    np.testing.assert_allclose(residual(Brier(), f, y), expected, rtol=1e-11, atol=1e-15)
+
+
+def test_hinge_is_that_of_crammer_and_singer():
+    f = jnp.array([[2.0, 0.5, -1.0], [0.2, 0.9, 0.8], [0.0, 0.0, 3.0]])
+    y = one_hot(3, 3)
+    np.testing.assert_allclose(jax.vmap(Hinge())(f, y), [0.0, 0.9, 0.0], rtol=1e-12)
+    expected = np.array([[0, 0, 0], [0, -1, 1], [0, 0, 0]]) / 3
+    np.testing.assert_allclose(residual(Hinge(), f, y), expected, atol=1e-15)
+
+
+def test_hinge_of_one_output():
+    f, y = jnp.array([[0.3], [-2.0], [1.5]]), jnp.array([[1.0], [1.0], [-1.0]])
+    np.testing.assert_allclose(jax.vmap(Hinge())(f, y), [0.7, 3.0, 2.5], rtol=1e-12)
+    np.testing.assert_allclose(residual(Hinge(), f, y)[:, 0], jnp.array([-1.0, -1.0, 1.0]) / 3)
+
+
+def test_gradients_at_the_kinks_of_hinge_are_those_of_one_side():
+    """Flat where the margin is exactly 1; of equal rivals the first is pulled, all of it."""
+    flat = jax.grad(Hinge())(jnp.array([1.0, 0.0]), jnp.array([1.0, 0.0]))
+    np.testing.assert_array_equal(flat, 0.0)
+    tied = jax.grad(Hinge())(jnp.array([0.0, 0.5, 0.5]), jnp.array([1.0, 0.0, 0.0]))
+    np.testing.assert_array_equal(tied, [-1.0, 1.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("loss", "y", "message"),
+    [
+        (Brier(), [[0.7, 0.7], [1, 0]], "`y` does not hold labels for Brier: row 0 is [0.7 0.7]"),
+        (Brier(), [[1.0], [1.0]], "expected a column for each of at least two classes: Brier of"),
+        (Hinge(), [[0.5, 0.5], [1, 0]], "labels for Hinge: row 0 is [0.5 0.5] (1 of 2 rows like"),
+        (Hinge(), [[1.0], [0.0]], "row 1 is [0.] (1 of 2 rows like it), expected 1 or -1 for one"),
+    ],
+)
+def test_labels_that_brier_and_hinge_refuse(unchecked, loss, y, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        gradient_flow(jnp.eye(2), jnp.array(y, float), [0.0, 1.0], loss=loss)
