@@ -28,9 +28,9 @@ def test_deviation_is_below_the_bound_of_a_fine_sample():
     assert bool(found.converged)
     np.testing.assert_allclose(found.radius, 1.5, rtol=1e-12)
     np.testing.assert_allclose(found.places[jnp.array([0, -1])], [0.0, 1.0])
-    np.testing.assert_allclose(found.hessian.value[0], hessian_norm(model, x).value, rtol=1e-4)
+    np.testing.assert_allclose(found.hessian.value[0], hessian_norm(model, x, rtol=1e-3).value)
     moved = eqx.apply_updates(model, d)
-    np.testing.assert_allclose(found.hessian.value[-1], hessian_norm(moved, x).value, rtol=1e-4)
+    np.testing.assert_allclose(found.hessian.value[-1], hessian_norm(moved, x, rtol=1e-3).value)
     np.testing.assert_allclose(found.bound, found.hessian.value.max(axis=0) * 1.5**2 / 2)
 
 

@@ -18,6 +18,7 @@ def partly_trained():
     return parameter_flow(model, X, Y, [0.5], loss=MeanSquaredError()).final
 
 
+@pytest.mark.slow
 def test_is_the_limit_of_linearised_training_from_a_partly_trained_network():
     model = partly_trained()
     found = kernel_regression(model, X, Y, X_TEST)
