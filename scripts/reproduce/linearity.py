@@ -194,8 +194,9 @@ def _measured(config: LinearityConfig, console: Console) -> xr.Dataset:
 def examples(config: LinearityConfig) -> tuple[jax.Array, jax.Array]:
     """Random examples of Euclidean norm in_size^{1/2}, and targets of both signs in turn."""
     x = jr.normal(jr.key(0), (config.n_train, config.in_size))
-    x *= jnp.sqrt(config.in_size) / jnp.linalg.norm(x, axis=1, keepdims=True)
-    return x, config.target * (-1.0) ** jnp.arange(config.n_train)[:, None]
+    x *= config.in_size**0.5 / jnp.linalg.norm(x, axis=1, keepdims=True)
+    even = jnp.arange(config.n_train)[:, None] % 2 == 0
+    return x, jnp.where(even, config.target, -config.target)
 
 
 def _mlp(config: LinearityConfig, width: Any, key: Any, parameterization: Any = NTK) -> MLP:

