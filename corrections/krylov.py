@@ -102,8 +102,8 @@ def extreme_eigenpairs(
 
         def cycle(start: Array) -> _Estimate:
             ritz = lanczos(lambda v: outside(product(outside(v))), outside(start), steps)
-            # Again, for what rounding and the normalization of a small vector left.
             best = jnp.argmax(_wish(ritz.values, which, ritz.exists))
+            # Outside once more: of what was found before rounding has left some in the basis.
             vector = outside(ritz.vectors[:, best] @ ritz.basis)
             vector /= jnp.linalg.norm(vector)
             image = product(vector)

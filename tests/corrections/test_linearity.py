@@ -40,6 +40,7 @@ CASES = {
             pytest.param(name, with_metric, marks=pytest.mark.slow)
             for name in CASES
             for with_metric in (False, True)
+            if (name, with_metric) != ("MLP", True)
         ),
     ],
 )
