@@ -8,21 +8,39 @@ hierarchy, each kernel of the tower is moved by the next and the last one is fro
     O_s' = - sum_c O_{s+1}(.., c) g_c,      O_1 = f,  O_2 = Theta
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import diffrax
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from solvers.integrate import (
     check_tolerances,
+    Ending,
     Flow,
     integrate,
     Observation,
     Tolerances,
 )
-from solvers.kernel_problem import check_kernel_problem
+from solvers.kernel_problem import (
+    check_kernel_problem,
+    check_start,
+    check_weights,
+    contract,
+    Kernel,
+    KernelProblem,
+    OperatorRows,
+    spread_of,
+    Targets,
+    TestKernel,
+)
 from solvers.losses import LossFunction, mean_loss, residual
 from solvers.result import check_times, Times, Trajectory
+from solvers.stopping import AtSteadyState, Stop
+from zoo import checks
 from zoo.precision import full_precision
 
 Tower = tuple[Array, ...]
@@ -36,10 +54,11 @@ class KernelFlow(Flow):
     (n + m, n) stands for Theta (x) I_k, (n + m, n, k) for one kernel an output.
     """
 
-    frozen: Array
+    frozen: Array | OperatorRows
     y: Float[Array, "n k"]
     loss: LossFunction
     observes_kernel: bool = eqx.field(static=True)
+    weights: Float[Array, " n"] | None = None
 
     def velocity(self, state: Tower) -> Tower:
         g = self._residual(state)
@@ -55,42 +74,88 @@ class KernelFlow(Flow):
         )
 
     def loss_and_rate(self, state: Tower, velocity: Tower) -> tuple[Array, Array]:
-        return function_space_loss(self.loss, self.y, state[0], velocity[0])
+        return function_space_loss(self.loss, self.y, state[0], velocity[0], self.weights)
 
     def _residual(self, state: Tower) -> Float[Array, "n k"]:
-        return residual(self.loss, state[0][: self.y.shape[0]], self.y)
+        return residual(self.loss, state[0][: self.y.shape[0]], self.y, self.weights)
 
     def _train_kernel(self, state: Tower) -> Array:
-        return (*state, self.frozen)[1][: self.y.shape[0]]
+        kernel = (*state, self.frozen)[1]
+        assert not isinstance(kernel, OperatorRows)
+        return kernel[: self.y.shape[0]]
 
 
 def function_space_loss(
-    loss: LossFunction, y: Float[Array, "n k"], f: Array, velocity: Array
+    loss: LossFunction,
+    y: Float[Array, "n k"],
+    f: Array,
+    velocity: Array,
+    weights: Float[Array, " n"] | None = None,
 ) -> tuple[Array, Array]:
     """L and dL/dt = g . f' of outputs (training rows first) that move with this velocity."""
     n = y.shape[0]
-    return mean_loss(loss, f[:n], y), jnp.sum(residual(loss, f[:n], y) * velocity[:n])
+    g = residual(loss, f[:n], y, weights)
+    return mean_loss(loss, f[:n], y, weights), jnp.sum(g * velocity[:n])
 
 
-def contract(kernel: Array, g: Float[Array, "n k"]) -> Array:
-    """sum_c O(.., c) g_c over the last slot of a kernel, which may be compact."""
-    if kernel.ndim == 2:
-        return jnp.einsum("ab,bk->ak", kernel, g)
-    if kernel.ndim == 3:
-        return jnp.einsum("abk,bk->ak", kernel, g)
-    return jnp.tensordot(kernel, g, axes=2)
+class DampedKernelFlow(Flow):
+    """f' = Theta p, p' = -c p - g: heavy-ball momentum under a frozen kernel.
+
+    Its energy L + p . Theta p / 2 falls at the rate c p . Theta p, as long as Theta is positive.
+    """
+
+    kernel: Array | OperatorRows
+    y: Float[Array, "n k"]
+    loss: LossFunction
+    friction: Float[Array, ""]
+    weights: Float[Array, " n"] | None
+
+    def velocity(self, state: Tower) -> Tower:
+        f, p = state
+        g = residual(self.loss, f[: self.y.shape[0]], self.y, self.weights)
+        return contract(self.kernel, p), -self.friction * p - g
+
+    def observe(self, state: Tower) -> Observation:
+        n = self.y.shape[0]
+        f = state[0]
+        return Observation(f[:n], f[n:] if f.shape[0] > n else None, None)
+
+    def loss_and_rate(self, state: Tower, velocity: Tower) -> tuple[Array, Array]:
+        f, p = state
+        n = self.y.shape[0]
+        twice_kinetic = jnp.sum(p * velocity[0][:n])
+        energy = mean_loss(self.loss, f[:n], self.y, self.weights) + jnp.abs(twice_kinetic) / 2
+        return energy, -self.friction * twice_kinetic
+
+
+class _Margin(eqx.Module):
+    """How far a flow under a kernel is from where it should stop."""
+
+    stop: Stop
+    y: Float[Array, "n k"]
+    loss: LossFunction
+    weights: Float[Array, " n"] | None
+
+    def __call__(self, state: Tower) -> Array:
+        f = state[0][: self.y.shape[0]]
+        assert not isinstance(self.stop, AtSteadyState)
+        return self.stop.margin(f, self.y, mean_loss(self.loss, f, self.y, self.weights))
 
 
 @full_precision
 def gradient_flow(
-    kernel: Float[ArrayLike, "n *points"],
-    y: Float[ArrayLike, "n k"],
+    kernel: Kernel,
+    y: Targets,
     ts: Times,
     *,
     loss: LossFunction,
     f0: Float[ArrayLike, "n k"] | None = None,
-    kernel_test: Float[ArrayLike, "m *points"] | None = None,
+    kernel_test: TestKernel | None = None,
     f0_test: Float[ArrayLike, "m k"] | None = None,
+    friction: float | None = None,
+    weights: Float[ArrayLike, " n"] | None = None,
+    stop: Stop | None = None,
+    start: Sequence[Array] | None = None,
     solver: diffrax.AbstractSolver | None = None,
     rtol: float = 1e-6,
     atol: float = 1e-8,
@@ -100,36 +165,88 @@ def gradient_flow(
 ) -> Trajectory:
     """Solves f' = -Theta g, gradient flow under a frozen kernel, for any loss.
 
+    With `friction` c it solves f'' = -c f' - Theta g from f' = 0, the flow of heavy-ball momentum
+    m: c = (1 - m) / sqrt(eta), and time is sqrt(eta) x number of steps.
+
     **Arguments:**
 
     - `kernel`: Theta on the n training points: (n, n), read as Theta (x) I_k; (n, n, k), one
-      kernel an output; or (n, k, n, k). Symmetric and positive semidefinite. Its dtype is that of
-      the solve.
-    - `y`: targets, (n, k); one-hot rows for a classification.
-    - `ts`: increasing times >= 0, (t,). Time is learning rate x number of steps.
+      kernel an output; (n, k, n, k); or an operator on vectors (n, k), `corrections.NTKOperator` or
+      a lineax operator, which is never formed. Symmetric and positive semidefinite. Its dtype is
+      that of the solve.
+    - `y`: targets, (n, k); one-hot rows for a classification, or for `CrossEntropy`, `Brier` and
+      `Hinge` its integer labels (n,).
+    - `ts`: increasing times >= 0, (t,). Time is learning rate x number of steps. The last may be
+      inf, the limit of training: the state in which outputs move no more than their tolerance.
     - `loss`: per example, (f (k,), y (k,)) -> scalar. Its mean over examples is what is descended.
     - `f0`: outputs at t = 0 on the training points, (n, k) (default: 0).
     - `kernel_test`, `f0_test`: the kernel's rows and the outputs at t = 0 for m test points:
-      (m, n), (m, n, k) or (m, k, n, k), as `kernel`; and (m, k) (default: 0).
-    - `solver`: a diffrax solver (default: `diffrax.Tsit5()`; for a stiff problem, that is a large
-      lambda_max t / n, `diffrax.Kvaerno5()`).
-    - `rtol`, `atol`: tolerances of a step, relative and absolute (in units of the outputs).
+      (m, n), (m, n, k), (m, k, n, k) or an operator, as `kernel`; and (m, k) (default: 0).
+    - `friction`: c > 0.
+    - `weights`: of the examples, (n,), >= 0: what is descended is 1/n sum_i w_i l_i.
+    - `stop`: `AtLoss`, `AtAccuracy` or `AtSteadyState`: ends the solve there, with
+      `RESULTS.event_occurred` and `t_reached`, and `.final` as it is then.
+    - `start`: `.final` of an earlier trajectory, to go on from in the place of `f0` and `f0_test`;
+      `ts` count from there.
+    - `solver`: a diffrax solver. Default: `diffrax.Tsit5()`, and if it has not arrived after 500
+      steps on a problem that is stiff, `RungeKuttaChebyshev` from there on.
+    - `rtol`, `atol`: tolerances of a step, relative (at least ten times the rounding of the dtype)
+      and absolute (in units of the outputs).
     - `max_steps`: after so many steps the solve gives up.
     - `throw`: raise on failure (default), or return what there is, marked.
     - `progress`: a diffrax progress meter.
 
-    **Returns:** a `Trajectory`; its `.final` is the tuple (f,), training rows then test rows.
+    **Returns:** a `Trajectory`; its `.final` is the tuple (f,), training rows then test rows; with
+    friction (f, p), f' = Theta p.
 
     **Raises:** `ValueError` / `TypeError` for arguments that do not fit, before any work;
     `SolverError` where the solve fails and `throw=True`.
 
     Source: Jacot, Gabriel & Hongler (2018), section 4; Lee et al. (2019), eq. 7.
     """
-    ts = check_times(ts)
+    ts = check_times(ts, infinite=True)
     tolerances = Tolerances(solver, rtol, atol, max_steps, progress)
     check_tolerances(tolerances)
+    if friction is not None:
+        checks.nonnegative_number("friction", friction, strictly=True)
+    if stop is not None and not isinstance(stop, Stop):
+        raise TypeError(
+            f"`stop` is {stop!r}, expected `AtLoss`, `AtAccuracy`, `AtSteadyState` or None."
+        )
     problem = check_kernel_problem(
         kernel, y, loss=loss, f0=f0, kernel_test=kernel_test, f0_test=f0_test
     )
-    flow = KernelFlow(frozen=problem.kernel, y=problem.y, loss=loss, observes_kernel=False)
-    return integrate(flow, (problem.f0,), ts, tolerances=tolerances, throw=throw)
+    rows, f, targets = problem
+    w = check_weights(weights, targets)
+    parts = (f,) if friction is None else (f, jnp.zeros_like(targets))
+    state = check_start(start, parts, given=f0 is not None or f0_test is not None)
+    flow: Flow
+    if friction is None:
+        flow = KernelFlow(rows, targets, loss, observes_kernel=False, weights=w)
+    else:
+        flow = DampedKernelFlow(rows, targets, loss, jnp.asarray(friction, targets.dtype), w)
+    return integrate(
+        flow,
+        state,
+        ts,
+        tolerances=tolerances,
+        throw=throw,
+        ending=_ending(stop, problem, loss, w, ts),
+        stabilise=friction is None,  # with friction the eigenvalues are complex
+    )
+
+
+def _ending(
+    stop: Stop | None,
+    problem: KernelProblem,
+    loss: LossFunction,
+    weights: Float[Array, " n"] | None,
+    ts: Array,
+) -> Ending:
+    known = checks.concrete(ts)
+    limit = known is not None and bool(np.isinf(known[-1]))
+    settles = limit or isinstance(stop, AtSteadyState)
+    margin: Any = None
+    if stop is not None and not isinstance(stop, AtSteadyState):
+        margin = _Margin(stop, problem.y, loss, weights)
+    return Ending(margin, settles, spread_of(problem.kernel, len(problem.y)) if settles else 1.0)

@@ -17,6 +17,7 @@ from corrections.parameters import Metric, Model
 from corrections.smoothness import warn_at_kinks
 from solvers.flow import KernelFlow
 from solvers.integrate import check_tolerances, integrate, Tolerances
+from solvers.kernel_problem import Targets
 from solvers.losses import LossFunction
 from solvers.matrix_free import MatrixFreeFlow, start
 from solvers.problem import check_problem
@@ -29,7 +30,7 @@ from zoo.precision import full_precision
 def hierarchy_flow(
     model: Model,
     x: Float[ArrayLike, "n ..."],
-    y: Float[ArrayLike, "n k"],
+    y: Targets,
     ts: Times,
     *,
     loss: LossFunction,

@@ -2,26 +2,92 @@
 
 from typing import Any, NamedTuple
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
-from solvers.losses import check_targets, LossFunction
+from corrections import KernelOperator
+from solvers.blocks import KernelBlocks
+from solvers.iterative import (
+    check_kernel_operator,
+    check_test_operator,
+    Operator,
+    OPERATORS,
+    space_of,
+)
+from solvers.losses import check_targets, LossFunction, one_hot_labels
 from zoo import checks
+
+Kernel = Float[ArrayLike, "n *points"] | Operator
+"""A kernel on the training points: an array, or an operator on vectors (n, k)."""
+TestKernel = Float[ArrayLike, "m *points"] | Operator
+Targets = Float[ArrayLike, "n k"] | Int[ArrayLike, " n"]
+TestTargets = Float[ArrayLike, "m k"] | Int[ArrayLike, " m"]
+"""Targets, or integer labels for a loss of classes."""
+
+
+class OperatorRows(eqx.Module):
+    """A kernel that is not formed: an operator for training rows, and one for test rows."""
+
+    train: Operator
+    test: Operator | None
+
+    def mv(self, g: Float[Array, "n k"]) -> Float[Array, "points k"]:
+        """The rows times g, training points first."""
+        moved = _times(self.train, g)
+        return moved if self.test is None else jnp.concatenate([moved, _times(self.test, g)])
+
+
+def _times(operator: Operator, g: Float[Array, "n k"]) -> Float[Array, "points k"]:
+    if isinstance(operator, KernelBlocks | KernelOperator) or space_of("", operator).outputs:
+        return operator.mv(g)
+    return jax.vmap(operator.mv, in_axes=1, out_axes=1)(g)  # it acts on each output alike
 
 
 class KernelProblem(NamedTuple):
     """What a solve under a kernel starts from: arrays that fit each other, of the kernel's dtype.
 
     - `kernel`: rows of training points, then of test points: (n + m, n), (n + m, n, k) or
-      (n + m, k, n, k).
+      (n + m, k, n, k); or operators.
     - `f0`: outputs at t = 0, (n + m, k).
     - `y`: targets, (n, k).
     """
 
-    kernel: Array
+    kernel: Array | OperatorRows
     f0: Float[Array, "points k"]
     y: Float[Array, "n k"]
+
+
+def contract(kernel: Array | OperatorRows, g: Float[Array, "n k"]) -> Array:
+    """sum_c O(.., c) g_c over the last slot of a kernel, which may be compact or an operator."""
+    if isinstance(kernel, OperatorRows):
+        return kernel.mv(g)
+    if kernel.ndim == 2:
+        return jnp.einsum("ab,bk->ak", kernel, g)
+    if kernel.ndim == 3:
+        return jnp.einsum("abk,bk->ak", kernel, g)
+    return jnp.tensordot(kernel, g, axes=2)
+
+
+def check_weights(weights: Any, y: Float[Array, "n k"]) -> Float[Array, " n"] | None:
+    """`weights` as weights of the examples, of the dtype of `y`.
+
+    **Raises:** `ValueError` / `TypeError` unless they are n finite numbers >= 0.
+    """
+    if weights is None:
+        return None
+    array = checks.real_array("weights", weights, expected="a weight for each example, (n,)")
+    checks.shape("weights", array, y.shape[:1], because="one for each training point")
+    checks.finite("weights", array)
+    values = checks.concrete(array)
+    if values is not None and values.min() < 0:
+        raise ValueError(
+            f"`weights` holds {values.min()} (at index {int(values.argmin())}), expected numbers "
+            ">= 0."
+        )
+    return array.astype(y.dtype)
 
 
 def check_kernel_problem(
@@ -31,12 +97,16 @@ def check_kernel_problem(
 
     **Raises:** `ValueError` / `TypeError` that names the argument which does not fit.
     """
+    if isinstance(kernel, OPERATORS):
+        return _check_operators(kernel, y, loss, f0, kernel_test, f0_test)
     kernel = checks.real_array("kernel", kernel, expected="(n, n), (n, n, k) or (n, k, n, k)")
     if kernel.ndim not in (2, 3, 4) or kernel.size == 0:
         raise ValueError(
             f"`kernel` has shape {kernel.shape}, expected (n, n), (n, n, k) or (n, k, n, k)."
         )
     n = kernel.shape[0]
+    shape = kernel.shape[1:] if kernel.ndim > 2 else np.shape(() if f0 is None else f0)[1:]
+    y = one_hot_labels(loss, y, shape[-1] if shape else None)
     k = jnp.shape(y)[-1] if jnp.ndim(y) == 2 else 1
     target = check_targets(
         loss, y, (n, k), because=f"a row for each point of `kernel`, which has {n}"
@@ -59,6 +129,65 @@ def check_kernel_problem(
             "the test outputs move."
         )
     return KernelProblem(kernel, f, target.astype(kernel.dtype))
+
+
+def check_start(start: Any, parts: tuple[Array, ...], *, given: bool) -> tuple[Array, ...]:
+    """The state to go on from, like the `parts` of one at t = 0; those where there is none.
+
+    **Raises:** `ValueError` / `TypeError` for a state of another structure, or where outputs at
+    t = 0 were `given` too.
+    """
+    if start is None:
+        return parts
+    if given:
+        raise ValueError("`start` was given with `f0` or `f0_test`, expected one of them.")
+    shapes = [part.shape for part in parts]
+    if not isinstance(start, tuple | list) or [jnp.shape(part) for part in start] != shapes:
+        raise ValueError(
+            f"`start` has parts of shape {[jnp.shape(part) for part in jax.tree.leaves(start)]}, "
+            f"expected {shapes}: `.final` of a trajectory of the same problem."
+        )
+    arrays = [
+        checks.real_array("start", part, expected="`.final`", integers=True) for part in start
+    ]
+    for array in arrays:
+        checks.finite("start", array)
+    return tuple(array.astype(part.dtype) for array, part in zip(arrays, parts, strict=True))
+
+
+def spread_of(kernel: Array | OperatorRows, n: int) -> float:
+    """Smallest over largest eigenvalue on the training points, of those that are not zero to
+    rounding; 1 where they are not known: for an operator, or a kernel that is traced.
+    """
+    values = None if isinstance(kernel, OperatorRows) else checks.concrete(kernel)
+    if values is None:
+        return 1.0
+    if values.ndim == 3:
+        blocks = np.moveaxis(values[:n], 2, 0)
+    else:
+        size = n * (values.shape[1] if values.ndim == 4 else 1)
+        blocks = values[:n].reshape(1, size, size)
+    found = np.linalg.eigvalsh(blocks)
+    rounding = found.shape[1] * np.finfo(values.dtype).eps * np.max(found)
+    seen = found[found > rounding]
+    return float(seen.min() / seen.max()) if seen.size else 1.0
+
+
+def _check_operators(
+    kernel: Operator, y: Any, loss: LossFunction, f0: Any, kernel_test: Any, f0_test: Any
+) -> KernelProblem:
+    space = check_kernel_operator("kernel", kernel)
+    y = one_hot_labels(loss, y, space.outputs)
+    k = space.outputs or (jnp.shape(y)[-1] if jnp.ndim(y) == 2 else 1)
+    target = check_targets(loss, y, (space.points, k), because="what `kernel` acts on")
+    like = jnp.zeros((), space.dtype)
+    f = _start("f0", f0, (space.points, k), like)
+    if kernel_test is not None:
+        m = check_test_operator("kernel_test", kernel_test, space)
+        f = jnp.concatenate([f, _start("f0_test", f0_test, (m, k), like)])
+    elif f0_test is not None:
+        raise ValueError("`f0_test` was given without `kernel_test`, expected both.")
+    return KernelProblem(OperatorRows(kernel, kernel_test), f, target.astype(space.dtype))
 
 
 def _start(name: str, value: Any, shape: tuple[int, int], like: Array) -> Array:

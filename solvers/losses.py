@@ -149,17 +149,47 @@ def _check_rows(loss: str, values: np.ndarray, off: np.ndarray, expected: str) -
 
 
 def mean_loss(
-    loss: LossFunction, f: Float[Array, "n k"], y: Float[Array, "n k"]
+    loss: LossFunction,
+    f: Float[Array, "n k"],
+    y: Float[Array, "n k"],
+    weights: Float[Array, " n"] | None = None,
 ) -> Float[Array, ""]:
-    """L = 1/D sum_examples l(f, y)."""
-    return jnp.mean(jax.vmap(loss)(f, y))
+    """L = 1/D sum_examples w l(f, y), with weights w = 1 unless they are given."""
+    losses = jax.vmap(loss)(f, y)
+    return jnp.mean(losses if weights is None else weights * losses)
 
 
 def residual(
-    loss: LossFunction, f: Float[Array, "n k"], y: Float[Array, "n k"]
+    loss: LossFunction,
+    f: Float[Array, "n k"],
+    y: Float[Array, "n k"],
+    weights: Float[Array, " n"] | None = None,
 ) -> Float[Array, "n k"]:
-    """G = dL/df, the 1/D included."""
-    return jax.vmap(jax.grad(loss))(f, y) / f.shape[0]
+    """G = dL/df, the 1/D and the weights included."""
+    g = jax.vmap(jax.grad(loss))(f, y) / f.shape[0]
+    return g if weights is None else weights[:, None] * g
+
+
+def one_hot_labels(loss: LossFunction, y: Any, classes: int | None) -> Any:
+    """Integer labels (n,) as one-hot rows for a loss of classes; all else as it came.
+
+    Without `classes` there are as many as the largest label says.
+
+    **Raises:** `ValueError` for labels outside 0 .. classes - 1.
+    """
+    if not isinstance(loss, CrossEntropy | Brier | Hinge) or classes == 1:
+        return y
+    labels = checks.concrete(y)
+    if labels is None or labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        return y
+    count = max(int(labels.max(initial=0)) + 1, 2) if classes is None else classes
+    outside = np.flatnonzero((labels < 0) | (labels >= count))
+    if outside.size:
+        raise ValueError(
+            f"`y` holds the label {labels[outside[0]]} (at index {outside[0]}), expected labels "
+            f"from 0 to {count - 1}, or one-hot rows (n, {count})."
+        )
+    return np.eye(count)[labels]
 
 
 def check_targets(
@@ -167,9 +197,12 @@ def check_targets(
 ) -> Float[Array, "n k"]:
     """`y` as targets for `loss`, of the shape (n, k) that they have `because` of something.
 
+    Integer labels (n,) become one-hot rows for the losses of classes.
+
     **Raises:** as `corrections.loss_function.check_targets`; `ValueError` for targets that `loss`
     does not accept.
     """
+    y = one_hot_labels(loss, y, shape[1])
     targets = loss_function.check_targets(loss, y, shape, because=because)
     if isinstance(loss, Loss):
         loss.check_targets(targets)

@@ -17,7 +17,6 @@ from typing import Any, Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from corrections.parameters import (
@@ -29,9 +28,16 @@ from corrections.parameters import (
     precondition,
     split,
 )
-from solvers.kernel_problem import check_kernel_problem, KernelProblem
+from solvers.kernel_problem import check_kernel_problem, KernelProblem, OperatorRows
 from solvers.losses import MeanSquaredError
-from solvers.result import finish, RESULTS, Times, Trajectory
+from solvers.result import (
+    check_increasing,
+    check_steps,
+    finish,
+    RESULTS,
+    Times,
+    Trajectory,
+)
 from zoo import checks
 from zoo.precision import full_precision
 
@@ -75,10 +81,11 @@ def mse_flow(
 
     Source: Lee et al. (2019), eqs. 8-11; docs/theory.md, section 5 (f0).
     """
-    ts = _check_ends("ts", ts, expected="times (t,)")
+    ts = check_increasing("ts", ts, expected="times (t,)")
     problem = check_kernel_problem(
         kernel, y, loss=MeanSquaredError(), f0=f0, kernel_test=kernel_test, f0_test=f0_test
     )
+    _check_stored(problem)
     reg = _check_regularization(diag_reg, diag_reg_scale)
     return finish(_solved(problem, ts, _Flow(), reg), throw=throw)
 
@@ -116,10 +123,7 @@ def mse_descent(
 
     **Raises:** as `mse_flow`.
     """
-    counts = _check_ends("steps", steps, expected="counts of steps (t,)")
-    known = checks.concrete(counts)
-    if known is not None and (np.any(known != np.round(known)) or not np.all(np.isfinite(known))):
-        raise ValueError(f"`steps` is {known}, expected whole numbers >= 0.")
+    counts = check_steps(steps)
     checks.nonnegative_number("learning_rate", learning_rate, strictly=True)
     checks.nonnegative_number("momentum", momentum)
     if momentum >= 1:
@@ -127,6 +131,7 @@ def mse_descent(
     problem = check_kernel_problem(
         kernel, y, loss=MeanSquaredError(), f0=f0, kernel_test=kernel_test, f0_test=f0_test
     )
+    _check_stored(problem)
     reg = _check_regularization(diag_reg, diag_reg_scale)
     rule = _Descent(float(learning_rate), float(momentum))
     return finish(_solved(problem, counts, rule, reg), throw=throw)
@@ -211,31 +216,29 @@ class _Ridge(NamedTuple):
     relative: bool
 
 
+def _check_stored(problem: KernelProblem) -> None:
+    """**Raises:** `TypeError` for a kernel that is an operator."""
+    if isinstance(problem.kernel, OperatorRows):
+        raise TypeError(
+            "`kernel` is an operator, expected an array: its eigenvectors are needed. Use "
+            "`mse_flow_operator`, or `gradient_descent` for steps."
+        )
+
+
 def _check_regularization(diag_reg: float, scale: Regularization) -> _Ridge:
     checks.nonnegative_number("diag_reg", diag_reg)
     checks.choice("diag_reg_scale", scale, ("absolute", "relative"))
     return _Ridge(float(diag_reg), scale == "relative")
 
 
-def _check_ends(name: str, values: Any, *, expected: str) -> Float[Array, " t"]:
-    """Increasing numbers >= 0, the last of which may be infinite."""
-    array = checks.real_array(name, values, expected=expected, integers=True)
-    if array.ndim != 1 or array.size == 0:
-        raise ValueError(f"`{name}` has shape {array.shape}, expected {expected}.")
-    known = checks.concrete(array)
-    if known is None:
-        return array
-    if np.any(np.isnan(known)) or np.any(known < 0) or np.any(np.diff(known) <= 0):
-        raise ValueError(f"`{name}` is {known}, expected strictly increasing numbers >= 0.")
-    return array
-
-
 @eqx.filter_jit
 def _solved(problem: KernelProblem, ts: Array, rule: _Flow | _Descent, ridge: _Ridge) -> Trajectory:
     n, k = problem.y.shape
-    ts = ts.astype(problem.kernel.dtype)
-    blocks = _blocks(problem.kernel, n)  # (count, points, size)
-    size = blocks.shape[1] * n // problem.kernel.shape[0]
+    kernel = problem.kernel
+    assert not isinstance(kernel, OperatorRows)
+    ts = ts.astype(kernel.dtype)
+    blocks = _blocks(kernel, n)  # (count, points, size)
+    size = blocks.shape[1] * n // kernel.shape[0]
     values, vectors = jnp.linalg.eigh(blocks[:, :size])
     largest = jnp.max(jnp.abs(values), axis=1, keepdims=True)
     rounding = size * jnp.finfo(values.dtype).eps * largest
@@ -243,14 +246,14 @@ def _solved(problem: KernelProblem, ts: Array, rule: _Flow | _Descent, ridge: _R
     seen = values > rounding
     diagonal = jnp.mean(values, axis=1, keepdims=True)
     damped = values + (ridge.size * diagonal if ridge.relative else ridge.size)
-    missing = _to_blocks(problem.y - problem.f0[:n], problem.kernel.ndim)
+    missing = _to_blocks(problem.y - problem.f0[:n], kernel.ndim)
     along = jnp.swapaxes(vectors, 1, 2) @ missing
 
     def at(t: Array) -> tuple[Array, Array]:
         learned = jnp.where(seen, rule.learned(jnp.where(seen, damped, 1), n, t), 0)
         weights = vectors @ (learned[..., None] * along)
-        moved = _from_blocks(blocks @ weights, (len(problem.f0), k), problem.kernel.ndim)
-        return problem.f0 + moved, _from_blocks(weights, (n, k), problem.kernel.ndim)
+        moved = _from_blocks(blocks @ weights, (len(problem.f0), k), kernel.ndim)
+        return problem.f0 + moved, _from_blocks(weights, (n, k), kernel.ndim)
 
     outputs, weights = jax.lax.map(at, ts)
     finite = jnp.all(jnp.isfinite(outputs), axis=(1, 2))

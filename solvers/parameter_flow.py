@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from corrections.parameters import Metric, Model, Params, precondition
 from solvers.integrate import check_tolerances, Flow, integrate, Observation, Tolerances
+from solvers.kernel_problem import Targets
 from solvers.losses import LossFunction, mean_loss
 from solvers.problem import check_problem
 from solvers.result import Times, Trajectory
@@ -61,7 +62,7 @@ class ParameterFlow(Flow):
 def parameter_flow(
     model: Model,
     x: Float[ArrayLike, "n ..."],
-    y: Float[ArrayLike, "n k"],
+    y: Targets,
     ts: Times,
     *,
     loss: LossFunction,

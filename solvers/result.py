@@ -21,6 +21,11 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "late times; stop at an earlier time or use a wider network. A kernel that was passed in "
         "should be symmetric and positive semidefinite."
     )
+    no_limit = (
+        "The outputs did not settle: training has no limit here that this solve could reach. "
+        "Cross-entropy of classes that can be told apart has none (use `label_smoothing`); else "
+        "ask for a large finite time."
+    )
     diverged = (
         "The solution or its velocity is not finite. Check the loss for values that overflow, try "
         "smaller times or a tighter `rtol`."
@@ -35,10 +40,12 @@ class Trajectory(eqx.Module):
     - `test`: outputs on the test points, (t, m, k), or None.
     - `kernel`: the kernel that the solve predicts on the training points, (t, n, k, n, k), or None
       where it predicts none.
-    - `valid`: which rows hold numbers, (t,). Rows after a breakdown are NaN and not valid.
+    - `valid`: which rows hold numbers, (t,). Rows after a breakdown, or after the time at which
+      the solve was asked to stop, are NaN and not valid.
     - `t_reached`: the time up to which the solve went.
-    - `result`: a member of `RESULTS`.
-    - `stats`: counts of steps taken, as diffrax gives them.
+    - `result`: a member of `RESULTS`; `RESULTS.event_occurred` where a `stop` ended the solve.
+    - `stats`: counts of steps taken, as diffrax gives them; with `num_velocities`, the right-hand
+      sides that they took (those of rejected steps at the mean cost of a step).
     - `final`: the state at `t_reached` (a trained model for `parameter_flow`).
     """
 
@@ -54,8 +61,9 @@ class Trajectory(eqx.Module):
 
     @property
     def successful(self) -> Bool[Array, ""]:
-        """Whether the solve went to the end."""
-        return jnp.asarray(self.result == RESULTS.successful)
+        """Whether the solve went to the end, or to where it was asked to stop."""
+        to_the_end = self.result == RESULTS.successful
+        return jnp.asarray(to_the_end | (self.result == RESULTS.event_occurred))
 
 
 class SolverError(RuntimeError):
@@ -92,18 +100,20 @@ Times = Float[ArrayLike, " t"] | Sequence[float]
 """What a solve takes as times."""
 
 
-def check_times(ts: Any) -> Float[Array, " t"]:
+def check_times(ts: Any, *, infinite: bool = False) -> Float[Array, " t"]:
     """`ts` as times of a solve.
 
-    **Raises:** `TypeError` / `ValueError` unless it holds finite numbers >= 0 that increase.
+    **Raises:** `TypeError` / `ValueError` unless it holds finite numbers >= 0 that increase; with
+    `infinite` the last may be inf.
     """
     array = checks.real_array("ts", ts, expected="times (t,)", integers=True)
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"`ts` has shape {array.shape}, expected a vector of times, (t,).")
-    checks.finite("ts", array)
     values = checks.concrete(array)
     if values is None:
         return array
+    if not (infinite and values[-1] == np.inf and np.all(np.isfinite(values[:-1]))):
+        checks.finite("ts", array)
     if values.min() < 0:
         raise ValueError(
             f"`ts` has the negative time {values.min()} (at index {int(values.argmin())}), "
@@ -118,3 +128,31 @@ def check_times(ts: Any) -> Float[Array, " t"]:
             "`jnp.unique(ts)`."
         )
     return array
+
+
+def check_increasing(name: str, values: Any, *, expected: str) -> Float[Array, " t"]:
+    """`values` as increasing numbers >= 0, the last of which may be infinite.
+
+    **Raises:** `TypeError` / `ValueError` unless they are.
+    """
+    array = checks.real_array(name, values, expected=expected, integers=True)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"`{name}` has shape {array.shape}, expected {expected}.")
+    known = checks.concrete(array)
+    if known is None:
+        return array
+    if np.any(np.isnan(known)) or np.any(known < 0) or np.any(np.diff(known) <= 0):
+        raise ValueError(f"`{name}` is {known}, expected strictly increasing numbers >= 0.")
+    return array
+
+
+def check_steps(steps: Any) -> Float[Array, " t"]:
+    """`steps` as increasing counts of steps.
+
+    **Raises:** `TypeError` / `ValueError` unless they are whole numbers >= 0 that increase.
+    """
+    counts = check_increasing("steps", steps, expected="counts of steps (t,)")
+    known = checks.concrete(counts)
+    if known is not None and (np.any(known != np.round(known)) or not np.all(np.isfinite(known))):
+        raise ValueError(f"`steps` is {known}, expected whole numbers >= 0.")
+    return counts

@@ -36,6 +36,10 @@ def test_the_page_on_linearity_runs(float32, unchecked):
     run("linearity", 6)
 
 
+def test_the_page_on_dynamics_runs(float32, unchecked):
+    run("dynamics", 1)
+
+
 @pytest.mark.parametrize("package", ["zoo", "corrections", "solvers"])
 def test_every_public_name_is_on_its_api_page(package):
     page = (ROOT / "docs" / "api" / f"{package}.md").read_text()

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from scripts.benchmark.convolution import convolution
+from scripts.benchmark.dynamics import dynamics
 from scripts.benchmark.growth import growth
 from scripts.benchmark.kernels import kernels
 from scripts.benchmark.operators import operators
@@ -62,5 +63,6 @@ PARTS = {
     "taylor": taylor,
     "flows": flows,
     "hierarchy": hierarchy,
+    "dynamics": dynamics,
     "convolution": convolution,
 }

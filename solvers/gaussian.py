@@ -1,0 +1,111 @@
+r"""Jointly Gaussian outputs: what infinitely wide networks predict, with their uncertainty.
+
+Samples are m + R z with z ~ N(0, 1) and C = R R^T, R from eigenvectors: a covariance that is
+singular (training points without noise, a point that is there twice) has such a root as well.
+"""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from solvers.result import RESULTS
+from zoo import checks
+from zoo.precision import full_precision
+
+
+class Gaussian(eqx.Module):
+    """Jointly Gaussian outputs on a set of points, at one time or at several.
+
+    - `mean`: (p, k), or (t, p, k).
+    - `covariance`: (p, p), or (t, p, p), the same for each output, which are independent of each
+      other; (p, k, p, k) for a kernel that couples them; or None where only the mean is known.
+    """
+
+    mean: Float[Array, "*t p k"]
+    covariance: Float[Array, "..."] | None
+
+    @property
+    def std(self) -> Float[Array, "*t p k"]:
+        """The standard deviation of each output.
+
+        **Raises:** `ValueError` where only the mean is known.
+        """
+        covariance = self._flat_covariance()
+        variance = jnp.maximum(jnp.diagonal(covariance, axis1=-2, axis2=-1), 0)
+        coupled = covariance.shape[-1] != self.mean.shape[-2]
+        variance = variance.reshape(self.mean.shape) if coupled else variance[..., None]
+        return jnp.sqrt(jnp.broadcast_to(variance, self.mean.shape))
+
+    @full_precision
+    def sample(self, key: PRNGKeyArray, count: int) -> Float[Array, "count *t p k"]:
+        """Samples, independent of each other also between times.
+
+        **Raises:** `ValueError` where only the mean is known, or for a `count` below 1.
+        """
+        checks.integer("count", count)
+        covariance = self._flat_covariance()
+        size = covariance.shape[-1]
+        columns = self.mean.shape[-2] * self.mean.shape[-1] // size
+        shape = (count, *covariance.shape[:-1], columns)
+        noise = jr.normal(key, shape, covariance.dtype)
+        moved = jnp.einsum("...pq,c...qk->c...pk", positive_root(covariance).root, noise)
+        return self.mean[None] + moved.reshape(count, *self.mean.shape)
+
+    def _flat_covariance(self) -> Float[Array, "*t size size"]:
+        if self.covariance is None:
+            raise ValueError(
+                "Only the mean is known here, expected a covariance: `posterior` needs "
+                '`kernel_test_test` for that of test points, and `method="exact"` for that of '
+                "training points."
+            )
+        p, k = self.mean.shape[-2:]
+        coupled = self.covariance.ndim == self.mean.ndim + 2
+        size = p * k if coupled else p
+        return self.covariance.reshape(*self.mean.shape[:-2], size, size)
+
+
+class Root(NamedTuple):
+    """A root R of symmetric matrices, M = R R^T, and whether they are positive to rounding."""
+
+    root: Float[Array, "*t p p"]
+    positive: Bool[Array, ""]
+
+
+def positive_root(matrices: Float[Array, "*t p p"]) -> Root:
+    """Roots from eigenvectors, which a singular matrix has as well; below rounding all is zero."""
+    values, vectors = jnp.linalg.eigh(matrices)
+    largest = jnp.max(jnp.abs(values), axis=-1, keepdims=True)
+    rounding = matrices.shape[-1] * jnp.finfo(values.dtype).eps * largest
+    clipped = jnp.where(values > rounding, values, 0)
+    root = vectors * jnp.sqrt(clipped)[..., None, :]
+    return Root(root, jnp.all(values > -100 * rounding))
+
+
+class PredictionError(RuntimeError):
+    """A prediction failed under `throw=True`. `.prediction` is what there is, marked: NaN."""
+
+    def __init__(self, message: str, prediction: eqx.Module):
+        super().__init__(message)
+        self.prediction = prediction
+
+
+def raise_unless_successful(prediction: Any, advice: str = "", *, throw: bool) -> Any:
+    """A prediction itself, or a `PredictionError` where it failed and `throw` asks for that."""
+    if not throw:
+        return prediction
+    successful = checks.concrete(prediction.successful)
+    if successful is None:  # traced: the error has to wait for the run time
+        return prediction.result.error_if(prediction, ~prediction.successful)
+    if successful:
+        return prediction
+    if bool(prediction.result == RESULTS.max_steps_reached):
+        text = "A solve with the kernel did not converge." + advice
+    else:
+        text = RESULTS[prediction.result]
+    raise PredictionError(
+        f"{text} `throw=False` returns what there is, and so does `.prediction` of this error.",
+        prediction,
+    )

@@ -1,0 +1,364 @@
+r"""Regression with Gaussian processes whose kernels are those of infinitely wide networks.
+
+    mean        m(x)     = f_0(x) + K(x, X) (K(X, X) + s^2)^{-1} (y - f_0(X))
+    covariance  C(x, x') = K(x, x') - K(x, X) (K(X, X) + s^2)^{-1} K(X, x')
+
+With A = K(., X) (K + s^2)^{-1} and B = [-A, 1], C = B K B^T + s^2 A A^T: so it is computed,
+symmetric and positive, with errors of second order in those of A.
+
+Sources: Rasmussen & Williams (2006), eqs. 2.23-2.24, 2.30; for networks Lee et al. (2018),
+Matthews et al. (2018).
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, ArrayLike, Bool, Float
+
+from solvers.blocks import check_symmetric
+from solvers.gaussian import Gaussian, positive_root, raise_unless_successful
+from solvers.iterative import (
+    check_kernel_operator,
+    check_krylov_options,
+    check_test_operator,
+    Operator,
+    OPERATORS,
+    outcome,
+    product,
+    solve,
+    Space,
+)
+from solvers.losses import check_targets, MeanSquaredError
+from solvers.result import RESULTS
+from zoo import checks
+from zoo.precision import full_precision
+
+Method = Literal["auto", "exact", "iterative"]
+
+
+class Posterior(eqx.Module):
+    """What the data leave of a Gaussian process; see `posterior`.
+
+    - `train`, `test`: the function, without noise, on training points and on test points (or None).
+    - `log_marginal_likelihood`: log p(y), summed over outputs. NaN where K + noise is singular, so
+      that y has no density; None from `method="iterative"`.
+    - `result`: a member of `RESULTS`.
+    - `stats`: of an iterative solve `num_products`, evaluations of the kernel, and `error`, the
+      largest relative residual.
+    """
+
+    train: Gaussian
+    test: Gaussian | None
+    log_marginal_likelihood: Float[Array, ""] | None
+    result: Any
+    stats: dict[str, Any]
+
+    @property
+    def successful(self) -> Bool[Array, ""]:
+        """Whether the numbers can be used. All are NaN otherwise."""
+        return jnp.asarray(self.result == RESULTS.successful)
+
+
+@full_precision
+def posterior(
+    kernel: Float[ArrayLike, "n *points"] | Operator,
+    y: Float[ArrayLike, "n k"],
+    *,
+    kernel_test: Float[ArrayLike, "m *points"] | Operator | None = None,
+    kernel_test_test: Float[ArrayLike, "m *queries"] | None = None,
+    noise: float = 0.0,
+    f0: Float[ArrayLike, "n k"] | None = None,
+    f0_test: Float[ArrayLike, "m k"] | None = None,
+    method: Method = "auto",
+    rtol: float = 1e-6,
+    max_iterations: int = 1000,
+    preconditioner_rank: int = 32,
+    throw: bool = True,
+) -> Posterior:
+    """The posterior of a Gaussian process under observations y = f(x) + noise.
+
+    m(x) = f_0(x) + K(x, X) (K + noise)^{-1} (y - f_0(X)),
+    C(x, x') = K(x, x') - K(x, X) (K + noise)^{-1} K(X, x')
+
+    With the covariance K of an infinitely wide network at initialisation it is the Bayesian network
+    (NNGP), and also the network of which gradient flow trains the readout alone, at t = inf:
+
+        k = limit(model).nngp
+        posterior(k(x), y, kernel_test=k(x_test, x), kernel_test_test=k(x_test), noise=0.1)
+
+    With its tangent kernel Theta it is the NTK-GP, Bayesian regression in the tangent features:
+
+        k = limit(model).ntk
+        posterior(k(x), y, kernel_test=k(x_test, x), kernel_test_test=k(x_test), noise=0.1)
+
+    The mean of the NTK-GP without noise is that of `ensemble` at t = inf, networks that were
+    trained by gradient flow. Their covariance differs, for they start from functions of covariance
+    K, not Theta: no posterior has it unless K = Theta.
+
+    **Arguments:**
+
+    - `kernel`: K(X, X) on the training points, the prior covariance: (n, n), read as K (x) I_k;
+      (n, k, n, k); or an operator: `KernelBlocks`, `corrections.NTKOperator`, or a lineax operator
+      that is tagged symmetric or positive semidefinite, on (n,) or on (n, k).
+    - `y`: observations, (n, k).
+    - `kernel_test`: K(x, X) for m test points, (m, n), (m, k, n, k), or an operator as `kernel` is.
+    - `kernel_test_test`: K(x, x) of the test points, (m, m) or (m, k, m, k); without it their
+      covariance is not computed.
+    - `noise`: the variance of the observation noise, in squared units of the outputs. Without noise
+      a singular kernel is inverted in its range.
+    - `f0`, `f0_test`: the prior mean, (n, k) and (m, k) (default: 0).
+    - `method`: "exact", in eigenvectors of the stored kernel; "iterative", by preconditioned
+      conjugate gradients, from products with vectors alone, which knows no covariance of training
+      points; "auto", iterative for an operator.
+    - `rtol`, `max_iterations`, `preconditioner_rank`: of an iterative solve: the largest residual
+      of a column relative to its right-hand side, the steps for one, and the rank of the
+      approximation of the kernel that speeds it up (0: none).
+    - `throw`: raise on failure (default), or return NaN, marked.
+
+    **Returns:** a `Posterior`, of the function without noise.
+
+    **Raises:** `ValueError` / `TypeError` for arguments that do not fit, before any work;
+    `PredictionError` for a kernel with a negative eigenvalue, or a solve that did not reach `rtol`.
+
+    Source: Rasmussen & Williams (2006), eqs. 2.23-2.24, 2.30 and 5.8.
+    """
+    checks.choice("method", method, ("auto", "exact", "iterative"))
+    checks.nonnegative_number("noise", noise)
+    check_krylov_options(rtol, max_iterations, preconditioner_rank)
+    is_operator = isinstance(kernel, OPERATORS)
+    if is_operator and method == "exact":
+        raise ValueError(
+            '`method` is "exact" and `kernel` an operator, expected a stored kernel or "iterative".'
+        )
+    problem = _check_problem(kernel, y, kernel_test, kernel_test_test, f0, f0_test)
+    variance = jnp.asarray(noise, problem.y.dtype)
+    if is_operator or method == "iterative":
+        tolerance = jnp.asarray(rtol, problem.y.dtype)
+        found = _iterative(problem, variance, tolerance, max_iterations, preconditioner_rank)
+    else:
+        found = _exact(problem, variance)
+    message = (
+        ""
+        if not is_operator and method != "iterative"
+        else (
+            f" It came to the relative residual {found.stats['error']}, expected at most `rtol` = "
+            f"{rtol} within `max_iterations` = {max_iterations}: take more iterations, a larger "
+            "`preconditioner_rank`, or `noise` > 0."
+        )
+    )
+    return raise_unless_successful(found, message, throw=throw)
+
+
+class _Problem(NamedTuple):
+    """Everything as columns, of `space`; kernels as matrices (size, size), or operators."""
+
+    space: Space
+    kernel: Any
+    kernel_test: Any
+    kernel_test_test: Array | None
+    y: Float[Array, "n k"]
+    f0: Float[Array, "n k"]
+    f0_test: Array | None
+
+
+def _check_problem(
+    kernel: Any, y: Any, kernel_test: Any, kernel_test_test: Any, f0: Any, f0_test: Any
+) -> _Problem:
+    if isinstance(kernel, OPERATORS):
+        space = check_kernel_operator("kernel", kernel)
+    else:
+        kernel = checks.real_array("kernel", kernel, expected="(n, n) or (n, k, n, k)")
+        square = kernel.ndim in (2, 4) and kernel.shape == 2 * kernel.shape[: kernel.ndim // 2]
+        if not square or kernel.size == 0:
+            raise ValueError(f"`kernel` has shape {kernel.shape}, expected (n, n) or (n, k, n, k).")
+        outputs = kernel.shape[1] if kernel.ndim == 4 else None
+        space = Space(kernel.shape[0], outputs, kernel.dtype)
+        checks.finite("kernel", kernel)
+        kernel = kernel.reshape(space.size, space.size)
+        check_symmetric("kernel", kernel)
+    k = space.outputs or (jnp.shape(y)[-1] if jnp.ndim(y) == 2 else 1)
+    because = f"a row for each point of `kernel`, which has {space.points}"
+    target = check_targets(MeanSquaredError(), y, (space.points, k), because=because)
+    start = _mean("f0", f0, target.shape, space.dtype)
+    start_test = None
+    if kernel_test is None:
+        for name, value in (("kernel_test_test", kernel_test_test), ("f0_test", f0_test)):
+            if value is not None:
+                raise ValueError(f"`{name}` was given without `kernel_test`, expected both.")
+    else:
+        kernel_test, m = _check_rows(kernel_test, space, isinstance(kernel, OPERATORS))
+        start_test = _mean("f0_test", f0_test, (m, k), space.dtype)
+        if kernel_test_test is not None:
+            corner = checks.real_array("kernel_test_test", kernel_test_test, expected="K(x, x)")
+            expected = (m, m) if space.outputs is None else (m, k, m, k)
+            checks.shape(
+                "kernel_test_test", corner, expected, "of the test points of `kernel_test`"
+            )
+            checks.finite("kernel_test_test", corner)
+            side = m * (space.outputs or 1)
+            kernel_test_test = corner.astype(space.dtype).reshape(side, side)
+            check_symmetric("kernel_test_test", kernel_test_test)
+    return _Problem(
+        space,
+        kernel,
+        kernel_test,
+        kernel_test_test,
+        target.astype(space.dtype),
+        start,
+        start_test,
+    )
+
+
+def _check_rows(kernel_test: Any, space: Space, with_operator: bool) -> tuple[Any, int]:
+    """K(x, X) as a matrix, or an operator, and the number of test points."""
+    if isinstance(kernel_test, OPERATORS):
+        if not with_operator:
+            raise TypeError("`kernel_test` is an operator, expected an array, as `kernel` is one.")
+        return kernel_test, check_test_operator("kernel_test", kernel_test, space)
+    rows = checks.real_array("kernel_test", kernel_test, expected="the kernel's test rows")
+    k, n = space.outputs, space.points
+    checks.shape("kernel_test", rows, ("m", n) if k is None else ("m", k, n, k), "as `kernel`")
+    checks.finite("kernel_test", rows)
+    return rows.astype(space.dtype).reshape(-1, space.size), len(rows)
+
+
+def _mean(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    if value is None:
+        return jnp.zeros(shape, dtype)
+    array = checks.real_array(name, value, expected=f"the prior mean, {shape}")
+    checks.shape(name, array, shape, because="the prior mean, one row a point")
+    checks.finite(name, array)
+    return array.astype(dtype)
+
+
+@eqx.filter_jit
+def _exact(problem: _Problem, noise: Array) -> Posterior:
+    space, kernel = problem.space, problem.kernel
+    values, vectors = jnp.linalg.eigh(kernel)
+    rounding = space.size * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
+    positive = jnp.all(values > -100 * rounding)
+    clipped = jnp.where(values > rounding, values, 0)
+    total = clipped + noise
+    invertible = total > rounding
+    inverse = jnp.where(invertible, 1 / jnp.where(invertible, total, 1), 0)
+    along = vectors.T @ space.columns(problem.y - problem.f0)
+    weights = vectors @ (inverse[:, None] * along)
+    density = -0.5 * (
+        jnp.sum(along**2 * inverse[:, None])
+        + along.shape[1] * jnp.sum(jnp.log(2 * jnp.pi * jnp.where(invertible, total, 1)))
+    )
+    train = Gaussian(
+        problem.f0 + space.rows(kernel @ weights),
+        _unflattened((vectors * (clipped * inverse * noise)[None]) @ vectors.T, space),
+    )
+    test = None
+    if problem.f0_test is not None:
+        rows = problem.kernel_test
+        covariance = None
+        if problem.kernel_test_test is not None:
+            reach = (rows @ vectors) * inverse[None]
+            joint = jnp.block([[kernel, rows.T], [rows, problem.kernel_test_test]])
+            root = positive_root(joint)
+            left = root.root[space.size :] - (reach @ vectors.T) @ root.root[: space.size]
+            covariance = _unflattened(left @ left.T + noise * (reach @ reach.T), space)
+            positive = positive & root.positive
+        test = Gaussian(problem.f0_test + space.rows(rows @ weights), covariance)
+    ok, failed = RESULTS.successful, RESULTS.kernel_not_positive
+    result = RESULTS.where(positive, ok, failed)  # pyright: ignore
+    density = jnp.where(jnp.all(invertible), density, jnp.nan)
+    return _marked(Posterior(train, test, density, result, {}))
+
+
+@eqx.filter_jit
+def _iterative(
+    problem: _Problem, noise: Array, rtol: Array, max_iterations: int, preconditioner_rank: int
+) -> Posterior:
+    space = problem.space
+    kernel = _as_operator(problem.kernel, space)
+    right = space.columns(problem.y - problem.f0)
+    across, prior = None, problem.kernel_test_test
+    if prior is not None:
+        across = _transposed_columns(problem.kernel_test, len(prior), space)
+        right = jnp.concatenate([right, across], axis=1)
+    found = solve(
+        kernel,
+        right,
+        damping=noise,
+        rtol=rtol,
+        max_iterations=max_iterations,
+        preconditioner_rank=preconditioner_rank,
+    )
+    split = space.columns(problem.y).shape[1]
+    weights, reach = found.solution[:, :split], found.solution[:, split:]
+    train = Gaussian(problem.f0 + space.rows(found.image[:, :split]), None)
+    test, positive = None, found.positive
+    if problem.f0_test is not None:
+        rows = problem.kernel_test
+        is_operator = isinstance(rows, OPERATORS)
+        moved = product(rows, weights) if is_operator else rows @ weights
+        covariance = None
+        if across is not None and prior is not None:
+            learned = across.T @ reach
+            corrected = reach.T @ (found.image[:, split:] + noise * reach)
+            matrix = prior - learned - learned.T + corrected
+            matrix = (matrix + matrix.T) / 2
+            # The error of CG is of second order here: well below what the slack allows.
+            values = jnp.linalg.eigvalsh(matrix)
+            slack = jnp.linalg.norm(across) * jnp.linalg.norm(reach) * rtol
+            slack = slack + 100 * len(values) * jnp.finfo(values.dtype).eps * jnp.max(
+                jnp.abs(jnp.diagonal(prior))
+            )
+            positive = positive & jnp.all(values > -slack)
+            covariance = _unflattened(matrix, space)
+        test = Gaussian(problem.f0_test + space.rows(moved), covariance)
+    result = outcome(found.error, positive, rtol)
+    stats = {"num_products": found.products, "error": found.error}
+    return _marked(Posterior(train, test, None, result, stats))
+
+
+def _as_operator(kernel: Any, space: Space) -> Operator:
+    """A stored kernel as an operator on the vectors of its space."""
+    if isinstance(kernel, OPERATORS):
+        return kernel
+    if space.outputs is None:
+        return lx.MatrixLinearOperator(kernel, lx.positive_semidefinite_tag)
+    structure = jax.ShapeDtypeStruct((space.points, space.outputs), space.dtype)
+
+    def mv(vector: Array) -> Array:
+        return (kernel @ vector.reshape(-1)).reshape(vector.shape)
+
+    return lx.FunctionLinearOperator(mv, structure, lx.positive_semidefinite_tag)
+
+
+def _transposed_columns(kernel_test: Any, side: int, space: Space) -> Float[Array, "size side"]:
+    """K(X, x), a column for each test output."""
+    if not isinstance(kernel_test, OPERATORS):
+        return kernel_test.T
+    is_lineax = isinstance(kernel_test, lx.AbstractLinearOperator)
+    transposed = kernel_test.T if is_lineax else kernel_test.transpose()
+    return product(transposed, jnp.eye(side, dtype=space.dtype))
+
+
+def _unflattened(matrix: Float[Array, "size size"], space: Space) -> Array:
+    if space.outputs is None:
+        return matrix
+    points = len(matrix) // space.outputs
+    return matrix.reshape(points, space.outputs, points, space.outputs)
+
+
+def _marked(found: Posterior) -> Posterior:
+    """NaN in the place of numbers that cannot be used."""
+
+    def mark(tree: Any) -> Any:
+        return jax.tree.map(lambda a: jnp.where(found.successful, a, jnp.nan), tree)
+
+    return Posterior(
+        mark(found.train),
+        mark(found.test),
+        mark(found.log_marginal_likelihood),
+        found.result,
+        found.stats,
+    )
