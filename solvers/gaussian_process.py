@@ -20,18 +20,16 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 
 from solvers.blocks import check_symmetric
 from solvers.gaussian import Gaussian, positive_root, raise_unless_successful
-from solvers.iterative import (
+from solvers.iterative import check_krylov_options, outcome, solve
+from solvers.losses import check_targets, MeanSquaredError
+from solvers.operators import (
     check_kernel_operator,
-    check_krylov_options,
     check_test_operator,
     Operator,
     OPERATORS,
-    outcome,
     product,
-    solve,
     Space,
 )
-from solvers.losses import check_targets, MeanSquaredError
 from solvers.result import RESULTS
 from zoo import checks
 from zoo.precision import full_precision

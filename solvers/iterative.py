@@ -15,6 +15,7 @@ Sources: Saad (1992), "Analysis of some Krylov subspace approximations to the ma
 operator"; Frangella, Tropp & Udell (2021), "Randomized Nystrom preconditioning".
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,113 +26,17 @@ import jax.random as jr
 import lineax as lx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from corrections import KernelOperator
-from solvers.blocks import KernelBlocks
+from solvers.operators import (
+    check_kernel_operator as check_kernel_operator,
+    check_test_operator as check_test_operator,
+    Operator as Operator,
+    OPERATORS as OPERATORS,
+    product,
+    Space,
+    space_of as space_of,
+)
 from solvers.result import RESULTS
 from zoo import checks
-
-Operator = KernelBlocks | KernelOperator | lx.AbstractLinearOperator
-OPERATORS = (KernelBlocks, KernelOperator, lx.AbstractLinearOperator)
-
-
-class Space(NamedTuple):
-    """What an operator acts on, and how its vectors are laid out as columns.
-
-    - `points`: n.
-    - `outputs`: k of an operator that couples the outputs: one column of n k numbers. None for one
-      that acts on each output alike, K (x) I: a column for each, which share the products.
-    - `dtype`: of the vectors.
-    """
-
-    points: int
-    outputs: int | None
-    dtype: Any
-
-    @property
-    def size(self) -> int:
-        """Numbers in a column."""
-        return self.points * (self.outputs or 1)
-
-    def columns(self, vector: Float[Array, "n k"]) -> Float[Array, "size columns"]:
-        """Outputs as columns."""
-        return vector if self.outputs is None else vector.reshape(-1, 1)
-
-    def rows(self, columns: Float[Array, "size columns"]) -> Float[Array, "n k"]:
-        """The inverse of `columns`, also for another number of points."""
-        return columns if self.outputs is None else columns.reshape(-1, self.outputs)
-
-
-def space_of(name: str, operator: Operator, *, given: bool = False) -> Space:
-    """The space that an operator takes its vectors from, or gives them in.
-
-    **Raises:** `ValueError` unless they are (n,) or (n, k).
-    """
-    if isinstance(operator, KernelBlocks):
-        found = operator.out_structure if given else operator.in_structure
-        return Space(found.shape[0], None, found.dtype)
-    if isinstance(operator, KernelOperator):
-        found = operator.out_structure if given else operator.in_structure
-    else:
-        found = operator.out_structure() if given else operator.in_structure()
-    shape: Any = getattr(found, "shape", ())
-    if len(shape) not in (1, 2):
-        raise ValueError(f"`{name}` acts on {found}, expected vectors (n,) or (n, k).")
-    return Space(shape[0], shape[1] if len(shape) == 2 else None, found.dtype)
-
-
-def check_kernel_operator(name: str, operator: Any) -> Space:
-    """The space of the kernel of a set with itself.
-
-    **Raises:** `TypeError` / `ValueError` for what is no operator, or not known to be symmetric.
-    """
-    if not isinstance(operator, OPERATORS):
-        raise TypeError(
-            f"`{name}` is of type {type(operator).__name__}, expected an operator: `KernelBlocks`, "
-            "`corrections.NTKOperator` or one of lineax."
-        )
-    if isinstance(operator, lx.AbstractLinearOperator):
-        symmetric = lx.is_symmetric(operator) or lx.is_positive_semidefinite(operator)
-    else:
-        symmetric = operator.symmetric
-    if not symmetric:
-        raise ValueError(
-            f"`{name}` is not known to be symmetric, expected the kernel of the training points "
-            "with themselves: leave `x2` out, or give the lineax operator "
-            "`lineax.symmetric_tag` or `lineax.positive_semidefinite_tag`."
-        )
-    return space_of(name, operator)
-
-
-def check_test_operator(name: str, operator: Any, space: Space) -> int:
-    """The number of test points of an operator from the training points to them.
-
-    **Raises:** `TypeError` / `ValueError` unless it is an operator on that space.
-    """
-    if not isinstance(operator, OPERATORS):
-        raise TypeError(
-            f"`{name}` is of type {type(operator).__name__}, expected an operator, as `kernel` is."
-        )
-    taken, given = space_of(name, operator), space_of(name, operator, given=True)
-    if taken != space or given.outputs != space.outputs:
-        raise ValueError(
-            f"`{name}` goes from {tuple(taken)} to {tuple(given)} (points, outputs that it couples,"
-            f" dtype), expected it to take {tuple(space)}, as `kernel` does."
-        )
-    return given.points
-
-
-def product(operator: Operator, columns: Float[Array, "size c"]) -> Float[Array, "rows c"]:
-    """The operator applied to columns: one evaluation of the kernel where it couples no outputs."""
-    if isinstance(operator, KernelBlocks):
-        return operator.mv(columns)
-    space = space_of("operator", operator)
-    if space.outputs is None:
-        return jax.vmap(operator.mv, in_axes=1, out_axes=1)(columns)
-
-    def single(column: Array) -> Array:
-        return operator.mv(column.reshape(space.points, -1)).reshape(-1)
-
-    return jax.lax.map(single, columns.T).T
 
 
 class Learned(NamedTuple):
@@ -167,20 +72,21 @@ def learned_at(
     steps = min(space.size, max_iterations)
     start, norms, safe = _started(right, steps)
 
-    def unfinished(state: _Krylov) -> Array:
-        return (state.error > rtol) & (state.size < steps)
+    def unfinished(carry: tuple[_Krylov, _Small]) -> Array:
+        state, found = carry
+        return (found.error[-1] > rtol) & (state.size < steps)
 
-    def grow(state: _Krylov) -> _Krylov:
+    def grow(carry: tuple[_Krylov, _Small]) -> tuple[_Krylov, _Small]:
+        state, _ = carry
         upto = jnp.minimum(state.size + jnp.maximum(state.size // 2, 4), steps)
         state = jax.lax.fori_loop(state.size, upto, lambda _, s: _one_more(operator, s), state)
-        return state._replace(error=_small(state, ts[-1:], damping).error[0])
+        return state, _small(state, ts, damping)
 
-    last = jax.lax.while_loop(unfinished, grow, start)
-    found = _small(last, ts, damping)
-    basis, scale = last.basis[:-1], norms[None, None]
-    solution = jnp.einsum("snc,tsc->tnc", basis, found.weights) * scale
+    last, found = jax.lax.while_loop(unfinished, grow, (start, _nothing(start, ts)))
+    basis, scale = last.basis[:, :steps], norms[None, None]
+    solution = jnp.einsum("csn,tsc->tnc", basis, found.weights) * scale
     image = _at_each(operator, solution)
-    known = jnp.einsum("snc,tsc->tnc", basis, found.images) * scale
+    known = jnp.einsum("csn,tsc->tnc", basis, found.images) * scale
     # The image is K u, or differs from it by the residual alone: whatever else there is, rounding
     # or an operator that is not linear and symmetric, is an error as well.
     departure = jnp.linalg.norm(image - known, axis=1) / safe[None]
@@ -195,13 +101,14 @@ def learned_at(
 
 
 class _Krylov(NamedTuple):
-    """An orthonormal basis (steps + 1, size, columns), and T by its two diagonals."""
+    """Orthonormal bases (columns, room, size), zero where nothing is yet; T by its two diagonals
+    (steps, columns); `size` steps so far.
+    """
 
     basis: Array
     diagonal: Array
     off: Array
     size: Array
-    error: Array
 
 
 class _Small(NamedTuple):
@@ -216,57 +123,95 @@ def _started(right: Float[Array, "size c"], steps: int) -> tuple[_Krylov, Array,
     """The space of the columns alone, room for `steps` more; norms, and 1 in the place of 0."""
     norms = jnp.linalg.norm(right, axis=0)
     safe = jnp.where(norms == 0, 1, norms)
+    size, columns = right.shape
+    chunk = min(CHUNK, steps + 1)
+    room = -(-(steps + 1) // chunk) * chunk
+    basis = jnp.zeros((columns, room, size), right.dtype)
     state = _Krylov(
-        basis=jnp.zeros((steps + 1, *right.shape), right.dtype).at[0].set(right / safe[None]),
-        diagonal=jnp.zeros((steps, right.shape[1]), right.dtype),
-        off=jnp.zeros((steps, right.shape[1]), right.dtype),
+        basis=basis.at[:, 0].set((right / safe[None]).T),
+        diagonal=jnp.zeros((steps, columns), right.dtype),
+        off=jnp.zeros((steps, columns), right.dtype),
         size=jnp.asarray(0),
-        error=jnp.asarray(jnp.inf, right.dtype),
     )
     return state, norms, safe
 
 
 def _one_more(operator: Operator, state: _Krylov) -> _Krylov:
-    """One step of Lanczos' method; rows of the basis that do not exist yet are zero."""
+    """One step of Lanczos' method with full reorthogonalisation, twice."""
     i = state.size
-    image = product(operator, state.basis[i])
-    along = jnp.einsum("snc,nc->sc", state.basis, image)
-    rest = image - jnp.einsum("snc,sc->nc", state.basis, along)
-    rest = rest - jnp.einsum("snc,sc->nc", state.basis, jnp.einsum("snc,nc->sc", state.basis, rest))
-    beta = jnp.linalg.norm(rest, axis=0)
-    ended = beta <= 10 * jnp.finfo(beta.dtype).eps * jnp.linalg.norm(image, axis=0)
-    following = jnp.where(ended[None], 0, rest / jnp.where(ended, 1, beta)[None])
+    last = state.basis[:, i]
+    image = product(operator, last.T).T
+    chunk = min(CHUNK, state.basis.shape[1])
+    chunks = i // chunk + 1
+
+    def remove(which: Array, rest: Array) -> Array:
+        start = jnp.mod(which, chunks) * chunk
+        rows = jax.lax.dynamic_slice_in_dim(state.basis, start, chunk, axis=1)
+        return rest - jnp.einsum("csn,cs->cn", rows, jnp.einsum("csn,cn->cs", rows, rest))
+
+    rest = jax.lax.fori_loop(0, 2 * chunks, remove, image)
+    beta = jnp.linalg.norm(rest, axis=1)
+    ended = beta <= 10 * jnp.finfo(beta.dtype).eps * jnp.linalg.norm(image, axis=1)
+    following = jnp.where(ended[:, None], 0, rest / jnp.where(ended, 1, beta)[:, None])
     return state._replace(
-        basis=state.basis.at[i + 1].set(following),
-        diagonal=state.diagonal.at[i].set(along[i]),
+        basis=state.basis.at[:, i + 1].set(following),
+        diagonal=state.diagonal.at[i].set(jnp.sum(last * image, axis=1)),
         off=state.off.at[i].set(jnp.where(ended, 0, beta)),
         size=i + 1,
     )
 
 
+def _nothing(state: _Krylov, ts: Float[Array, " t"]) -> _Small:
+    """What the space knows of U(t) before the first step."""
+    zeros = jnp.zeros((len(ts), *state.off.shape), ts.dtype)
+    return _Small(
+        zeros, zeros, jnp.full_like(ts, jnp.inf), jnp.zeros((), ts.dtype), jnp.array(True)
+    )
+
+
 def _small(state: _Krylov, ts: Float[Array, " t"], damping: Array) -> _Small:
-    """U(t) e_1 and T u(t) e_1 in the basis; the bound on what is missing."""
-    steps = len(state.diagonal)
+    """U(t) e_1 and T u(t) e_1 in the basis; the bound on what is missing. In the eigenvectors of a
+    corner of T that holds all there is: there are few shapes of it.
+    """
+    steps = len(state.off)
+    corners = [min(CHUNK, steps)]
+    while corners[-1] < steps:
+        corners.append(min(2 * corners[-1], steps))
+    branches = [functools.partial(_of_corner, corner) for corner in corners]
+    return jax.lax.switch(
+        jnp.searchsorted(jnp.asarray(corners), state.size), branches, state, ts, damping
+    )
+
+
+def _of_corner(corner: int, state: _Krylov, ts: Float[Array, " t"], damping: Array) -> _Small:
     last = state.size - 1
+    diagonal, off = state.diagonal[:corner], state.off[:corner]
     # The link to the next vector is no part of T.
-    inside = jnp.where(jnp.arange(steps)[:, None] < last, state.off, 0)[:-1]
+    inside = jnp.where(jnp.arange(corner)[:, None] < last, off, 0)[:-1]
 
     def tridiagonal(diagonal: Array, off: Array) -> Array:
         return jnp.diag(diagonal) + jnp.diag(off, 1) + jnp.diag(off, -1)
 
-    matrix = jax.vmap(tridiagonal, in_axes=1)(state.diagonal, inside)
-    values, vectors = jnp.linalg.eigh(matrix)  # (columns, steps), (columns, steps, steps)
+    matrix = jax.vmap(tridiagonal, in_axes=1)(diagonal, inside)
+    values, vectors = jnp.linalg.eigh(matrix)  # (columns, corner), (columns, corner, corner)
     largest = jnp.max(jnp.abs(values))
-    rounding = state.basis.shape[1] * jnp.finfo(values.dtype).eps * largest
+    rounding = state.basis.shape[-1] * jnp.finfo(values.dtype).eps * largest
     seen = values > rounding
-    damped = jnp.where(seen, values + damping, 1)
-    learned = jnp.where(seen[None], -jnp.expm1(-damped[None] * ts[:, None, None]) / damped[None], 0)
+    damped = jnp.where(seen, values + damping, 1)[None]
+    learned = jnp.where(seen[None], -jnp.expm1(-damped * ts[:, None, None]) / damped, 0)
     along = learned * vectors[:, 0][None]
     weights = jnp.einsum("csr,tcr->tsc", vectors, along)
     images = jnp.einsum("csr,tcr->tsc", vectors, values[None] * along)
-    missing = jnp.abs(state.off[last][None] * weights[:, last])
+    missing = jnp.abs(off[last][None] * weights[:, last])
     positive = jnp.all(values > -100 * rounding)
-    return _Small(weights, images, jnp.max(missing, axis=1), largest, positive)
+    room = ((0, 0), (0, len(state.off) - corner), (0, 0))
+    return _Small(
+        weights=jnp.pad(weights, room),
+        images=jnp.pad(images, room),
+        error=jnp.max(missing, axis=1),
+        largest=largest,
+        positive=positive,
+    )
 
 
 def _at_each(operator: Operator, vectors: Float[Array, "t size c"]) -> Float[Array, "t rows c"]:
@@ -389,6 +334,9 @@ def outcome(error: Array, positive: Array, rtol: Array) -> Any:
     arrived = RESULTS.where(jnp.all(error <= rtol), ok, failed)  # pyright: ignore
     return RESULTS.where(positive, arrived, RESULTS.kernel_not_positive)  # pyright: ignore
 
+
+CHUNK = 32
+"""Vectors of a basis that are taken at once: the work grows with those that there are."""
 
 PROBE = 20
 """Products that look for the largest eigenvalue and for negative ones."""

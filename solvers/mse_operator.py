@@ -12,18 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from solvers.iterative import (
+from solvers.iterative import check_krylov_options, learned_at, outcome, solve
+from solvers.losses import check_targets, MeanSquaredError
+from solvers.operators import (
     check_kernel_operator,
-    check_krylov_options,
     check_test_operator,
-    learned_at,
     Operator,
-    outcome,
     product,
-    solve,
     space_of,
 )
-from solvers.losses import check_targets, MeanSquaredError
 from solvers.result import check_times, RESULTS, SolverError, Times, Trajectory
 from zoo import checks
 from zoo.precision import full_precision

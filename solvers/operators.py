@@ -1,0 +1,117 @@
+r"""Kernels as operators that solvers take: what they act on, and products with many vectors.
+
+An operator on (n,) or `KernelBlocks` stands for K (x) I_k, the same kernel for each output; one on
+(n, k) couples the outputs.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import lineax as lx
+from jaxtyping import Array, Float
+
+from corrections import KernelOperator
+from solvers.blocks import KernelBlocks
+
+Operator = KernelBlocks | KernelOperator | lx.AbstractLinearOperator
+OPERATORS = (KernelBlocks, KernelOperator, lx.AbstractLinearOperator)
+
+
+class Space(NamedTuple):
+    """What an operator acts on, and how its vectors are laid out as columns.
+
+    - `points`: n.
+    - `outputs`: k of an operator that couples the outputs: one column of n k numbers. None for one
+      that acts on each output alike, K (x) I: a column for each, which share the products.
+    - `dtype`: of the vectors.
+    """
+
+    points: int
+    outputs: int | None
+    dtype: Any
+
+    @property
+    def size(self) -> int:
+        """Numbers in a column."""
+        return self.points * (self.outputs or 1)
+
+    def columns(self, vector: Float[Array, "n k"]) -> Float[Array, "size columns"]:
+        """Outputs as columns."""
+        return vector if self.outputs is None else vector.reshape(-1, 1)
+
+    def rows(self, columns: Float[Array, "size columns"]) -> Float[Array, "n k"]:
+        """The inverse of `columns`, also for another number of points."""
+        return columns if self.outputs is None else columns.reshape(-1, self.outputs)
+
+
+def space_of(name: str, operator: Operator, *, given: bool = False) -> Space:
+    """The space that an operator takes its vectors from, or gives them in.
+
+    **Raises:** `ValueError` unless they are (n,) or (n, k).
+    """
+    if isinstance(operator, KernelBlocks):
+        found = operator.out_structure if given else operator.in_structure
+        return Space(found.shape[0], None, found.dtype)
+    if isinstance(operator, KernelOperator):
+        found = operator.out_structure if given else operator.in_structure
+    else:
+        found = operator.out_structure() if given else operator.in_structure()
+    shape: Any = getattr(found, "shape", ())
+    if len(shape) not in (1, 2):
+        raise ValueError(f"`{name}` acts on {found}, expected vectors (n,) or (n, k).")
+    return Space(shape[0], shape[1] if len(shape) == 2 else None, found.dtype)
+
+
+def check_kernel_operator(name: str, operator: Any) -> Space:
+    """The space of the kernel of a set with itself.
+
+    **Raises:** `TypeError` / `ValueError` for what is no operator, or not known to be symmetric.
+    """
+    if not isinstance(operator, OPERATORS):
+        raise TypeError(
+            f"`{name}` is of type {type(operator).__name__}, expected an operator: `KernelBlocks`, "
+            "`corrections.NTKOperator` or one of lineax."
+        )
+    if isinstance(operator, lx.AbstractLinearOperator):
+        symmetric = lx.is_symmetric(operator) or lx.is_positive_semidefinite(operator)
+    else:
+        symmetric = operator.symmetric
+    if not symmetric:
+        raise ValueError(
+            f"`{name}` is not known to be symmetric, expected the kernel of the training points "
+            "with themselves: leave `x2` out, or give the lineax operator "
+            "`lineax.symmetric_tag` or `lineax.positive_semidefinite_tag`."
+        )
+    return space_of(name, operator)
+
+
+def check_test_operator(name: str, operator: Any, space: Space) -> int:
+    """The number of test points of an operator from the training points to them.
+
+    **Raises:** `TypeError` / `ValueError` unless it is an operator on that space.
+    """
+    if not isinstance(operator, OPERATORS):
+        raise TypeError(
+            f"`{name}` is of type {type(operator).__name__}, expected an operator, as `kernel` is."
+        )
+    taken, given = space_of(name, operator), space_of(name, operator, given=True)
+    if taken != space or given.outputs != space.outputs:
+        raise ValueError(
+            f"`{name}` goes from {tuple(taken)} to {tuple(given)} (points, outputs that it couples,"
+            f" dtype), expected it to take {tuple(space)}, as `kernel` does."
+        )
+    return given.points
+
+
+def product(operator: Operator, columns: Float[Array, "size c"]) -> Float[Array, "rows c"]:
+    """The operator applied to columns: one evaluation of the kernel where it couples no outputs."""
+    if isinstance(operator, KernelBlocks):
+        return operator.mv(columns)
+    space = space_of("operator", operator)
+    if space.outputs is None:
+        return jax.vmap(operator.mv, in_axes=1, out_axes=1)(columns)
+
+    def single(column: Array) -> Array:
+        return operator.mv(column.reshape(space.points, -1)).reshape(-1)
+
+    return jax.lax.map(single, columns.T).T
