@@ -17,14 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from solvers.integrate import (
-    check_tolerances,
-    Ending,
-    Flow,
-    integrate,
-    Observation,
-    Tolerances,
-)
+from solvers.integrate import integrate
 from solvers.kernel_problem import (
     check_kernel_problem,
     check_start,
@@ -38,6 +31,7 @@ from solvers.kernel_problem import (
     TestKernel,
 )
 from solvers.losses import LossFunction, mean_loss, residual
+from solvers.ode import check_tolerances, Ending, Flow, Observation, Tolerances
 from solvers.result import check_times, Times, Trajectory
 from solvers.stopping import AtSteadyState, Stop
 from zoo import checks

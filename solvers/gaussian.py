@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from solvers.result import RESULTS
+from solvers.result import raise_where_failed, RESULTS
 from zoo import checks
 from zoo.precision import full_precision
 
@@ -94,18 +94,15 @@ class PredictionError(RuntimeError):
 
 def raise_unless_successful(prediction: Any, advice: str = "", *, throw: bool) -> Any:
     """A prediction itself, or a `PredictionError` where it failed and `throw` asks for that."""
-    if not throw:
-        return prediction
-    successful = checks.concrete(prediction.successful)
-    if successful is None:  # traced: the error has to wait for the run time
-        return prediction.result.error_if(prediction, ~prediction.successful)
-    if successful:
-        return prediction
-    if bool(prediction.result == RESULTS.max_steps_reached):
-        text = "A solve with the kernel did not converge." + advice
-    else:
-        text = RESULTS[prediction.result]
-    raise PredictionError(
-        f"{text} `throw=False` returns what there is, and so does `.prediction` of this error.",
-        prediction,
-    )
+
+    def error() -> PredictionError:
+        if bool(prediction.result == RESULTS.max_steps_reached):
+            text = "A solve with the kernel did not converge." + advice
+        else:
+            text = RESULTS[prediction.result]
+        return PredictionError(
+            f"{text} `throw=False` returns what there is, and so does `.prediction` of this error.",
+            prediction,
+        )
+
+    return raise_where_failed(prediction, error, throw=throw)

@@ -27,6 +27,7 @@ from solvers.operators import (
     check_test_operator,
     Operator,
     OPERATORS,
+    outputs_or_zero,
     product,
     Space,
 )
@@ -180,7 +181,7 @@ def _check_problem(
     k = space.outputs or (jnp.shape(y)[-1] if jnp.ndim(y) == 2 else 1)
     because = f"a row for each point of `kernel`, which has {space.points}"
     target = check_targets(MeanSquaredError(), y, (space.points, k), because=because)
-    start = _mean("f0", f0, target.shape, space.dtype)
+    start = outputs_or_zero("f0", f0, target.shape, space.dtype, what="the prior mean")
     start_test = None
     if kernel_test is None:
         for name, value in (("kernel_test_test", kernel_test_test), ("f0_test", f0_test)):
@@ -188,7 +189,7 @@ def _check_problem(
                 raise ValueError(f"`{name}` was given without `kernel_test`, expected both.")
     else:
         kernel_test, m = _check_rows(kernel_test, space, isinstance(kernel, OPERATORS))
-        start_test = _mean("f0_test", f0_test, (m, k), space.dtype)
+        start_test = outputs_or_zero("f0_test", f0_test, (m, k), space.dtype, what="the prior mean")
         if kernel_test_test is not None:
             corner = checks.real_array("kernel_test_test", kernel_test_test, expected="K(x, x)")
             expected = (m, m) if space.outputs is None else (m, k, m, k)
@@ -221,15 +222,6 @@ def _check_rows(kernel_test: Any, space: Space, with_operator: bool) -> tuple[An
     checks.shape("kernel_test", rows, ("m", n) if k is None else ("m", k, n, k), "as `kernel`")
     checks.finite("kernel_test", rows)
     return rows.astype(space.dtype).reshape(-1, space.size), len(rows)
-
-
-def _mean(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> Array:
-    if value is None:
-        return jnp.zeros(shape, dtype)
-    array = checks.real_array(name, value, expected=f"the prior mean, {shape}")
-    checks.shape(name, array, shape, because="the prior mean, one row a point")
-    checks.finite(name, array)
-    return array.astype(dtype)
 
 
 @eqx.filter_jit

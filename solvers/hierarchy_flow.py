@@ -16,10 +16,11 @@ from corrections import ntk, o3
 from corrections.parameters import Metric, Model
 from corrections.smoothness import warn_at_kinks
 from solvers.flow import KernelFlow
-from solvers.integrate import check_tolerances, integrate, Tolerances
+from solvers.integrate import integrate
 from solvers.kernel_problem import Targets
 from solvers.losses import LossFunction
 from solvers.matrix_free import MatrixFreeFlow, start
+from solvers.ode import check_tolerances, Tolerances
 from solvers.problem import check_problem
 from solvers.result import Times, Trajectory
 from zoo import checks

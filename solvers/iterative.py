@@ -26,15 +26,7 @@ import jax.random as jr
 import lineax as lx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from solvers.operators import (
-    check_kernel_operator as check_kernel_operator,
-    check_test_operator as check_test_operator,
-    Operator as Operator,
-    OPERATORS as OPERATORS,
-    product,
-    Space,
-    space_of as space_of,
-)
+from solvers.operators import Operator, product, Space, space_of
 from solvers.result import RESULTS
 from zoo import checks
 

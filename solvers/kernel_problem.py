@@ -8,16 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from corrections import KernelOperator
-from solvers.blocks import KernelBlocks
-from solvers.iterative import (
+from solvers.losses import check_targets, LossFunction, one_hot_labels
+from solvers.operators import (
     check_kernel_operator,
     check_test_operator,
     Operator,
     OPERATORS,
-    space_of,
+    outputs_or_zero,
+    times,
 )
-from solvers.losses import check_targets, LossFunction, one_hot_labels
 from zoo import checks
 
 Kernel = Float[ArrayLike, "n *points"] | Operator
@@ -36,14 +35,8 @@ class OperatorRows(eqx.Module):
 
     def mv(self, g: Float[Array, "n k"]) -> Float[Array, "points k"]:
         """The rows times g, training points first."""
-        moved = _times(self.train, g)
-        return moved if self.test is None else jnp.concatenate([moved, _times(self.test, g)])
-
-
-def _times(operator: Operator, g: Float[Array, "n k"]) -> Float[Array, "points k"]:
-    if isinstance(operator, KernelBlocks | KernelOperator) or space_of("", operator).outputs:
-        return operator.mv(g)
-    return jax.vmap(operator.mv, in_axes=1, out_axes=1)(g)  # it acts on each output alike
+        moved = times(self.train, g)
+        return moved if self.test is None else jnp.concatenate([moved, times(self.test, g)])
 
 
 class KernelProblem(NamedTuple):
@@ -116,13 +109,15 @@ def check_kernel_problem(
     checks.shape("kernel", kernel, (n, *outer, *compact), because=f"`y` has shape {target.shape}")
     checks.finite("kernel", kernel)
     _check_symmetric(kernel)
-    f = _start("f0", f0, (n, k), kernel)
+    f = outputs_or_zero("f0", f0, (n, k), kernel.dtype)
     if kernel_test is not None:
         rows = checks.real_array("kernel_test", kernel_test, expected="the kernel's test rows")
         checks.shape("kernel_test", rows, ("m", *kernel.shape[1:]), because="as `kernel`")
         checks.finite("kernel_test", rows)
         kernel = jnp.concatenate([kernel, rows.astype(kernel.dtype)])
-        f = jnp.concatenate([f, _start("f0_test", f0_test, (rows.shape[0], k), kernel)])
+        f = jnp.concatenate(
+            [f, outputs_or_zero("f0_test", f0_test, (rows.shape[0], k), kernel.dtype)]
+        )
     elif f0_test is not None:
         raise ValueError(
             "`f0_test` was given without `kernel_test`, expected both: the kernel's rows say how "
@@ -180,23 +175,13 @@ def _check_operators(
     y = one_hot_labels(loss, y, space.outputs)
     k = space.outputs or (jnp.shape(y)[-1] if jnp.ndim(y) == 2 else 1)
     target = check_targets(loss, y, (space.points, k), because="what `kernel` acts on")
-    like = jnp.zeros((), space.dtype)
-    f = _start("f0", f0, (space.points, k), like)
+    f = outputs_or_zero("f0", f0, (space.points, k), space.dtype)
     if kernel_test is not None:
         m = check_test_operator("kernel_test", kernel_test, space)
-        f = jnp.concatenate([f, _start("f0_test", f0_test, (m, k), like)])
+        f = jnp.concatenate([f, outputs_or_zero("f0_test", f0_test, (m, k), space.dtype)])
     elif f0_test is not None:
         raise ValueError("`f0_test` was given without `kernel_test`, expected both.")
     return KernelProblem(OperatorRows(kernel, kernel_test), f, target.astype(space.dtype))
-
-
-def _start(name: str, value: Any, shape: tuple[int, int], like: Array) -> Array:
-    if value is None:
-        return jnp.zeros(shape, like.dtype)
-    array = checks.real_array(name, value, expected=f"outputs at t = 0, {shape}")
-    checks.shape(name, array, shape, because="outputs at t = 0, one row a point")
-    checks.finite(name, array)
-    return array.astype(like.dtype)
 
 
 def _check_symmetric(kernel: Array) -> None:

@@ -17,8 +17,8 @@ from jaxtyping import Array, Float, PyTree
 from corrections import taylor_coefficients
 from corrections.parameters import Metric, Model, Params, precondition, split
 from solvers.flow import function_space_loss
-from solvers.integrate import Flow, Observation
 from solvers.losses import LossFunction, residual
+from solvers.ode import Flow, Observation
 
 State = tuple[PyTree, ...]
 """f (n + m, k), training rows then test rows; theta_1 .. theta_{p-2}, trees of parameters."""

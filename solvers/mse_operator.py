@@ -13,15 +13,17 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from solvers.iterative import check_krylov_options, learned_at, outcome, solve
-from solvers.losses import check_targets, MeanSquaredError
-from solvers.operators import (
-    check_kernel_operator,
-    check_test_operator,
-    Operator,
-    product,
-    space_of,
+from solvers.kernel_problem import check_kernel_problem
+from solvers.losses import MeanSquaredError
+from solvers.operators import check_kernel_operator, Operator, product, space_of
+from solvers.result import (
+    check_times,
+    raise_where_failed,
+    RESULTS,
+    SolverError,
+    Times,
+    Trajectory,
 )
-from solvers.result import check_times, RESULTS, SolverError, Times, Trajectory
 from zoo import checks
 from zoo.precision import full_precision
 
@@ -75,23 +77,19 @@ def mse_flow_operator(
     """
     ts = check_times(ts, infinite=True)
     space = check_kernel_operator("kernel", kernel)
-    k = space.outputs or (jnp.shape(y)[-1] if jnp.ndim(y) == 2 else 1)
-    y = check_targets(MeanSquaredError(), y, (space.points, k), because="what `kernel` acts on")
-    start = _outputs("f0", f0, y.shape, space.dtype)
-    start_test = None
-    if kernel_test is not None:
-        m = check_test_operator("kernel_test", kernel_test, space)
-        start_test = _outputs("f0_test", f0_test, (m, k), space.dtype)
-    elif f0_test is not None:
-        raise ValueError("`f0_test` was given without `kernel_test`, expected both.")
+    problem = check_kernel_problem(
+        kernel, y, loss=MeanSquaredError(), f0=f0, kernel_test=kernel_test, f0_test=f0_test
+    )
+    n = space.points
+    starts = problem.f0[:n], problem.f0[n:] if len(problem.f0) > n else None
     checks.nonnegative_number("diag_reg", diag_reg)
     check_krylov_options(rtol, max_iterations, preconditioner_rank)
     known = checks.concrete(ts)
     trajectory = _flow(
         kernel,
         kernel_test,
-        y.astype(space.dtype),
-        (start, start_test),
+        problem.y,
+        starts,
         ts.astype(space.dtype),
         known is not None and bool(np.isinf(known[-1])),
         jnp.asarray(diag_reg, space.dtype),
@@ -156,34 +154,23 @@ def _flow(
     )
 
 
-def _outputs(name: str, value: Any, shape: tuple[int, ...], dtype: Any) -> Array:
-    if value is None:
-        return jnp.zeros(shape, dtype)
-    array = checks.real_array(name, value, expected=f"outputs at t = 0, {shape}")
-    checks.shape(name, array, shape, because="outputs at t = 0, one row a point")
-    checks.finite(name, array)
-    return array.astype(dtype)
-
-
 def _finish(trajectory: Trajectory, rtol: float, max_iterations: int, *, throw: bool) -> Trajectory:
-    if not throw:
-        return trajectory
-    successful = checks.concrete(trajectory.successful)
-    if successful is None:
-        return trajectory.result.error_if(trajectory, ~trajectory.successful)
-    if successful:
-        return trajectory
-    if bool(trajectory.result == RESULTS.kernel_not_positive):
-        message = RESULTS[trajectory.result]
-    else:
-        message = (
-            f"The Krylov solves came to relative errors {trajectory.stats['error']} at the times "
-            f"{trajectory.ts}, expected at most `rtol` = {rtol} within `max_iterations` = "
-            f"{max_iterations}. Take more iterations or a larger `rtol`; for t = inf a larger "
-            "`preconditioner_rank`. A singular kernel fits no targets outside its range: there "
-            "t = inf needs `diag_reg` > 0."
+
+    def error() -> SolverError:
+        if bool(trajectory.result == RESULTS.kernel_not_positive):
+            message = RESULTS[trajectory.result]
+        else:
+            message = (
+                f"The Krylov solves came to relative errors {trajectory.stats['error']} at the "
+                f"times {trajectory.ts}, expected at most `rtol` = {rtol} within `max_iterations` "
+                f"= {max_iterations}. Take more iterations or a larger `rtol`; for t = inf a "
+                "larger `preconditioner_rank`. A singular kernel fits no targets outside its "
+                "range: there t = inf needs `diag_reg` > 0."
+            )
+        return SolverError(
+            f"{message} `throw=False` returns what is valid, and so does `.trajectory` of this "
+            "error.",
+            trajectory,
         )
-    raise SolverError(
-        f"{message} `throw=False` returns what is valid, and so does `.trajectory` of this error.",
-        trajectory,
-    )
+
+    return raise_where_failed(trajectory, error, throw=throw)

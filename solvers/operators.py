@@ -7,11 +7,13 @@ An operator on (n,) or `KernelBlocks` stands for K (x) I_k, the same kernel for 
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float
 
 from corrections import KernelOperator
 from solvers.blocks import KernelBlocks
+from zoo import checks
 
 Operator = KernelBlocks | KernelOperator | lx.AbstractLinearOperator
 OPERATORS = (KernelBlocks, KernelOperator, lx.AbstractLinearOperator)
@@ -115,3 +117,30 @@ def product(operator: Operator, columns: Float[Array, "size c"]) -> Float[Array,
         return operator.mv(column.reshape(space.points, -1)).reshape(-1)
 
     return jax.lax.map(single, columns.T).T
+
+
+def times(operator: Operator, g: Float[Array, "n k"]) -> Float[Array, "points k"]:
+    """The operator applied to vectors of outputs."""
+    if isinstance(operator, KernelBlocks) or space_of("operator", operator).outputs:
+        return operator.mv(g)
+    return product(operator, g)
+
+
+def outputs_or_zero(
+    name: str,
+    value: Any,
+    shape: tuple[int, ...],
+    dtype: Any,
+    *,
+    what: str = "outputs at t = 0",
+) -> Float[Array, "points k"]:
+    """`value` as outputs of a shape; zero where there is none.
+
+    **Raises:** `TypeError` / `ValueError` that names the argument which does not fit.
+    """
+    if value is None:
+        return jnp.zeros(shape, dtype)
+    array = checks.real_array(name, value, expected=f"{what}, {shape}")
+    checks.shape(name, array, shape, because=f"{what}, one row a point")
+    checks.finite(name, array)
+    return array.astype(dtype)

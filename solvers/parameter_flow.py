@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from corrections.parameters import Metric, Model, Params, precondition
-from solvers.integrate import check_tolerances, Flow, integrate, Observation, Tolerances
+from solvers.integrate import integrate
 from solvers.kernel_problem import Targets
 from solvers.losses import LossFunction, mean_loss
+from solvers.ode import check_tolerances, Flow, Observation, Tolerances
 from solvers.problem import check_problem
 from solvers.result import Times, Trajectory
 from zoo.precision import full_precision

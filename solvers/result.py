@@ -1,6 +1,6 @@
 """What every solve returns: the numbers, and whether they can be trusted."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import diffrax
@@ -77,23 +77,34 @@ class SolverError(RuntimeError):
         self.trajectory = trajectory
 
 
+def raise_where_failed(record: Any, error: Callable[[], Exception], *, throw: bool) -> Any:
+    """A record (with `.result` and `.successful`) itself, or the `error` where it failed and
+    `throw` asks for that.
+    """
+    if not throw:
+        return record
+    successful = checks.concrete(record.successful)
+    if successful is None:  # traced: the error has to wait for the run time
+        return record.result.error_if(record, ~record.successful)
+    if successful:
+        return record
+    raise error()
+
+
 def finish(trajectory: Trajectory, *, throw: bool) -> Trajectory:
     """The trajectory itself, or a `SolverError` where it failed and `throw` asks for that."""
-    if not throw:
-        return trajectory
-    successful = checks.concrete(trajectory.successful)
-    if successful is None:  # traced: the error has to wait for the run time
-        return trajectory.result.error_if(trajectory, ~trajectory.successful)
-    if successful:
-        return trajectory
-    reached = float(trajectory.t_reached)
-    raise SolverError(
-        f"{RESULTS[trajectory.result]} Reached t = {reached:.6g} of "
-        f"{float(trajectory.ts[-1]):.6g}; {int(np.sum(trajectory.valid))} of "
-        f"{len(trajectory.ts)} times are valid (`throw=False` returns them, and so does "
-        "`.trajectory` of this error).",
-        trajectory,
-    )
+
+    def error() -> SolverError:
+        reached = float(trajectory.t_reached)
+        return SolverError(
+            f"{RESULTS[trajectory.result]} Reached t = {reached:.6g} of "
+            f"{float(trajectory.ts[-1]):.6g}; {int(np.sum(trajectory.valid))} of "
+            f"{len(trajectory.ts)} times are valid (`throw=False` returns them, and so does "
+            "`.trajectory` of this error).",
+            trajectory,
+        )
+
+    return raise_where_failed(trajectory, error, throw=throw)
 
 
 Times = Float[ArrayLike, " t"] | Sequence[float]

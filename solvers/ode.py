@@ -1,0 +1,80 @@
+"""What is solved in time: a flow, how closely, and what ends it."""
+
+import abc
+from collections.abc import Callable
+from typing import NamedTuple
+
+import diffrax
+import equinox as eqx
+from jaxtyping import Array, Float, PyTree
+
+from zoo import checks
+
+
+class Observation(NamedTuple):
+    """What a flow shows of its state: outputs on training and test points, and its kernel."""
+
+    train: Float[Array, "n k"]
+    test: Float[Array, "m k"] | None
+    kernel: Float[Array, "n k n k"] | None
+
+
+State = tuple[PyTree, ...]
+"""The parts of a flow's state, such as outputs and parameters: a step's error is held below the
+tolerance in each part on its own, or a large part would hide a small one."""
+
+
+class Flow(eqx.Module):
+    """An autonomous ODE y' = velocity(y) with outputs to observe."""
+
+    @abc.abstractmethod
+    def velocity(self, state: State) -> State:
+        """y', shaped like the state."""
+
+    @abc.abstractmethod
+    def observe(self, state: State) -> Observation:
+        """The outputs in this state."""
+
+    @abc.abstractmethod
+    def loss_and_rate(self, state: State, velocity: State) -> tuple[Array, Array]:
+        """The training loss L and dL/dt, two scalars, in this state with this velocity."""
+
+
+class Tolerances(NamedTuple):
+    """How a flow is solved; `solver=None` leaves the choice to `integrate`."""
+
+    solver: diffrax.AbstractSolver | None
+    rtol: float
+    atol: float
+    max_steps: int
+    progress: diffrax.AbstractProgressMeter | None
+
+
+def check_tolerances(tolerances: Tolerances) -> None:
+    """**Raises:** `ValueError` / `TypeError` for tolerances that are not positive, step counts
+    that are not, a solver that cannot adapt its steps, a progress meter that is none.
+    """
+    checks.nonnegative_number("rtol", tolerances.rtol, strictly=True)
+    checks.nonnegative_number("atol", tolerances.atol, strictly=True)
+    checks.integer("max_steps", tolerances.max_steps)
+    for name, value, kind in (
+        ("solver", tolerances.solver, diffrax.AbstractAdaptiveSolver),
+        ("progress", tolerances.progress, diffrax.AbstractProgressMeter),
+    ):
+        if value is not None and not isinstance(value, kind):
+            raise TypeError(f"`{name}` is {value!r}, expected a diffrax {kind.__name__} or None.")
+
+
+class Ending(NamedTuple):
+    """What ends a solve before its last time.
+
+    - `margin`: of a state, a number that passes through zero where the solve should stop; or true
+      where it should.
+    - `settles`: whether it ends where the outputs have settled.
+    - `spread`: smallest over largest eigenvalue of the kernel, of those that are not zero: so much
+      slower than the fastest the slowest outputs are.
+    """
+
+    margin: Callable[[State], Array] | None = None
+    settles: bool = False
+    spread: float = 1.0
