@@ -158,6 +158,11 @@ def spectral_radius(
     return radius, direction, count
 
 
+def radius_at(vector_field: Callable[[PyTree], PyTree], y: PyTree) -> Array:
+    """The spectral radius of the Jacobian of `vector_field` at `y`, from below."""
+    return spectral_radius(vector_field, y, vector_field(y), some_direction(y))[0]
+
+
 class _Polynomial(NamedTuple):
     """T_j, T_j' and T_j'' at w0 = 1 + excess, and their last increments.
 

@@ -9,14 +9,13 @@ hierarchy, each kernel of the tower is moved by the next and the last one is fro
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import diffrax
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from solvers.chebyshev import radius_at
 from solvers.integrate import integrate
 from solvers.kernel_problem import (
     check_kernel_problem,
@@ -24,7 +23,6 @@ from solvers.kernel_problem import (
     check_weights,
     contract,
     Kernel,
-    KernelProblem,
     OperatorRows,
     spread_of,
     Targets,
@@ -32,7 +30,7 @@ from solvers.kernel_problem import (
 )
 from solvers.losses import LossFunction, mean_loss, residual
 from solvers.ode import check_tolerances, Ending, Flow, Observation, Tolerances
-from solvers.result import check_times, Times, Trajectory
+from solvers.result import check_times, ends_at_infinity, Times, Trajectory
 from solvers.stopping import AtSteadyState, Stop
 from zoo import checks
 from zoo.precision import full_precision
@@ -136,6 +134,27 @@ class _Margin(eqx.Module):
         return self.stop.margin(f, self.y, mean_loss(self.loss, f, self.y, self.weights))
 
 
+class SlowestRate(eqx.Module):
+    """How fast the slowest outputs of a flow under a kernel move, in a state.
+
+    Without friction it is lambda, the spectral radius times the smallest eigenvalue of the kernel
+    over the largest, its `spread`; with friction c the real part of
+    the slower root of mu^2 - c mu + lambda = 0.
+    """
+
+    undamped: KernelFlow
+    spread: Float[Array, ""]
+    friction: Float[Array, ""] | None
+
+    def __call__(self, state: Tower) -> Float[Array, ""]:
+        rate = radius_at(self.undamped.velocity, state[:1]) * self.spread
+        if self.friction is None:
+            return rate
+        c = self.friction
+        overdamped = 2 * rate / (c + jnp.sqrt(jnp.maximum(c**2 - 4 * rate, 0)))
+        return jnp.minimum(overdamped, c / 2)
+
+
 @full_precision
 def gradient_flow(
     kernel: Kernel,
@@ -165,13 +184,15 @@ def gradient_flow(
     **Arguments:**
 
     - `kernel`: Theta on the n training points: (n, n), read as Theta (x) I_k; (n, n, k), one
-      kernel an output; (n, k, n, k); or an operator on vectors (n, k), `corrections.NTKOperator` or
-      a lineax operator, which is never formed. Symmetric and positive semidefinite. Its dtype is
-      that of the solve.
+      kernel an output; (n, k, n, k); or an operator, which is never formed: `KernelBlocks`,
+      `corrections.NTKOperator`, or one of lineax on (n, k), or on (n,) for Theta (x) I_k. Symmetric
+      and positive semidefinite. Its dtype is that of the solve.
     - `y`: targets, (n, k); one-hot rows for a classification, or for `CrossEntropy`, `Brier` and
       `Hinge` its integer labels (n,).
     - `ts`: increasing times >= 0, (t,). Time is learning rate x number of steps. The last may be
-      inf, the limit of training: the state in which outputs move no more than their tolerance.
+      inf, the limit of training: the state in which outputs move no more than their tolerance,
+      once the slowest have had the time to move. How slow they are is known of arrays alone: under
+      an operator whose eigenvalues lie decades apart, ask for a large finite time.
     - `loss`: per example, (f (k,), y (k,)) -> scalar. Its mean over examples is what is descended.
     - `f0`: outputs at t = 0 on the training points, (n, k) (default: 0).
     - `kernel_test`, `f0_test`: the kernel's rows and the outputs at t = 0 for m test points:
@@ -214,10 +235,8 @@ def gradient_flow(
     w = check_weights(weights, targets)
     parts = (f,) if friction is None else (f, jnp.zeros_like(targets))
     state = check_start(start, parts, given=f0 is not None or f0_test is not None)
-    flow: Flow
-    if friction is None:
-        flow = KernelFlow(rows, targets, loss, observes_kernel=False, weights=w)
-    else:
+    flow = undamped = KernelFlow(rows, targets, loss, observes_kernel=False, weights=w)
+    if friction is not None:
         flow = DampedKernelFlow(rows, targets, loss, jnp.asarray(friction, targets.dtype), w)
     return integrate(
         flow,
@@ -225,22 +244,20 @@ def gradient_flow(
         ts,
         tolerances=tolerances,
         throw=throw,
-        ending=_ending(stop, problem, loss, w, ts),
+        ending=_ending(stop, undamped, friction, ts),
         stabilise=friction is None,  # with friction the eigenvalues are complex
     )
 
 
-def _ending(
-    stop: Stop | None,
-    problem: KernelProblem,
-    loss: LossFunction,
-    weights: Float[Array, " n"] | None,
-    ts: Array,
-) -> Ending:
-    known = checks.concrete(ts)
-    limit = known is not None and bool(np.isinf(known[-1]))
-    settles = limit or isinstance(stop, AtSteadyState)
-    margin: Any = None
-    if stop is not None and not isinstance(stop, AtSteadyState):
-        margin = _Margin(stop, problem.y, loss, weights)
-    return Ending(margin, settles, spread_of(problem.kernel, len(problem.y)) if settles else 1.0)
+def _ending(stop: Stop | None, undamped: KernelFlow, friction: float | None, ts: Array) -> Ending:
+    if isinstance(stop, AtSteadyState) or ends_at_infinity(ts):
+        kernel, y = undamped.frozen, undamped.y
+        spread = jnp.asarray(spread_of(kernel, len(y)), y.dtype)
+        slowest = SlowestRate(
+            undamped, spread, None if friction is None else jnp.asarray(friction, y.dtype)
+        )
+    else:
+        slowest = None
+    if stop is None or isinstance(stop, AtSteadyState):
+        return Ending(slowest=slowest)
+    return Ending(_Margin(stop, undamped.y, undamped.loss, undamped.weights), slowest)

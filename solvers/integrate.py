@@ -6,13 +6,12 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from solvers.chebyshev import RungeKuttaChebyshev, some_direction, spectral_radius
+from solvers.chebyshev import radius_at, RungeKuttaChebyshev
 from solvers.leg import largest_rms, Leg, most_rise, solve_leg
 from solvers.ode import Ending, Flow, State, Tolerances
-from solvers.result import finish, RESULTS, Trajectory
+from solvers.result import ends_at_infinity, finish, RESULTS, Trajectory
 from zoo import checks
 
 _EXPLICIT_STEPS = 500
@@ -48,8 +47,7 @@ def integrate(
     The limit t = inf is the state that differs from itself some time t / 10 ago by no more than the
     tolerance, once the slowest outputs have had the time to move; if there is none, `no_limit`.
     """
-    known = checks.concrete(ts)
-    limit = known is not None and bool(np.isinf(known[-1]))
+    limit = ends_at_infinity(ts)
     ending = Ending() if ending is None else ending
     given = tolerances.solver is not None
     first = tolerances._replace(solver=tolerances.solver or diffrax.Tsit5())
@@ -75,9 +73,7 @@ def _first_leg(
 ) -> tuple[Leg, Trajectory]:
     dtype = jnp.result_type(*jax.tree.leaves(state))
     finite_ts = (ts[:-1] if limit else ts).astype(dtype)
-    slowest = jnp.zeros((), dtype)
-    if limit or ending.settles:
-        slowest = _slowest(flow, state, ending.spread)
+    slowest = jnp.zeros((), dtype) if ending.slowest is None else ending.slowest(state)
     end = _time_limit(flow, state, slowest) if limit else finite_ts[-1]
     start = jnp.zeros((2,), dtype)
     leg = solve_leg(flow, state, state, start, end, finite_ts, tolerances, ending, slowest)
@@ -89,9 +85,7 @@ def _second_leg(
     flow: Flow, leg: Leg, ts: Array, tolerances: Tolerances, ending: Ending, limit: bool
 ) -> Trajectory:
     finite_ts = (ts[:-1] if limit else ts).astype(leg.t.dtype)
-    slowest = jnp.zeros_like(leg.t)
-    if limit or ending.settles:
-        slowest = _slowest(flow, leg.state, ending.spread)
+    slowest = jnp.zeros_like(leg.t) if ending.slowest is None else ending.slowest(leg.state)
     start = jnp.stack([leg.t, leg.rise])
     following = solve_leg(
         flow, leg.state, leg.lag, start, leg.end, finite_ts, tolerances, ending, slowest
@@ -133,17 +127,8 @@ def _stabilised(tolerances: Tolerances, leg: Leg) -> RungeKuttaChebyshev:
 
 @eqx.filter_jit
 def _is_stiff(flow: Flow, leg: Leg) -> Array:
-    radius = _radius(flow, leg.state)
+    radius = radius_at(flow.velocity, leg.state)
     return radius * (leg.end - leg.t) > _STABLE_STEP * _STIFF
-
-
-def _radius(flow: Flow, state: State) -> Array:
-    return spectral_radius(flow.velocity, state, flow.velocity(state), some_direction(state))[0]
-
-
-def _slowest(flow: Flow, state: State, spread: float) -> Array:
-    """The rate of the slowest outputs."""
-    return _radius(flow, state) * spread
 
 
 def _time_limit(flow: Flow, state: State, slowest: Array) -> Array:

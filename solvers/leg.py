@@ -102,7 +102,7 @@ def solve_leg(
             return at_once | margin
         return jnp.where(at_once, -1 - jnp.abs(margin), margin)
 
-    begin = (state, rise0, lag) if ending.settles else (state, rise0)
+    begin = (state, rise0, lag) if ending.slowest is not None else (state, rise0)
     # A velocity that is not finite would be tried again with smaller steps for ever.
     at_start = velocity(t0, begin, None)
     healthy = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(at_start)]).all()
@@ -153,7 +153,7 @@ def solve_leg(
         rises=rise_rows,
         reached=jnp.isfinite(row_ts) & healthy & (ts <= t),
         state=final[0],
-        lag=final[-1] if ending.settles else final[0],
+        lag=final[-1] if ending.slowest is not None else final[0],
         rise=final[1],
         t=t,
         end=end,
@@ -182,7 +182,7 @@ def _stats(
         count = 6 * steps + 3
     else:
         return stats
-    return stats | {"num_velocities": count + (steps if ending.settles else 0)}
+    return stats | {"num_velocities": count + (steps if ending.slowest is not None else 0)}
 
 
 def _largest_part(whole: Whole) -> Float[Array, ""]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from solvers.iterative import check_krylov_options, learned_at, outcome, solve
@@ -18,6 +17,7 @@ from solvers.losses import MeanSquaredError
 from solvers.operators import check_kernel_operator, Operator, product, space_of
 from solvers.result import (
     check_times,
+    ends_at_infinity,
     raise_where_failed,
     RESULTS,
     SolverError,
@@ -84,14 +84,13 @@ def mse_flow_operator(
     starts = problem.f0[:n], problem.f0[n:] if len(problem.f0) > n else None
     checks.nonnegative_number("diag_reg", diag_reg)
     check_krylov_options(rtol, max_iterations, preconditioner_rank)
-    known = checks.concrete(ts)
     trajectory = _flow(
         kernel,
         kernel_test,
         problem.y,
         starts,
         ts.astype(space.dtype),
-        known is not None and bool(np.isinf(known[-1])),
+        ends_at_infinity(ts),
         jnp.asarray(diag_reg, space.dtype),
         jnp.asarray(rtol, space.dtype),
         max_iterations,

@@ -70,11 +70,9 @@ class Ending(NamedTuple):
 
     - `margin`: of a state, a number that passes through zero where the solve should stop; or true
       where it should.
-    - `settles`: whether it ends where the outputs have settled.
-    - `spread`: smallest over largest eigenvalue of the kernel, of those that are not zero: so much
-      slower than the fastest the slowest outputs are.
+    - `slowest`: of a state, the rate of the slowest outputs, for a solve that ends where they have
+      settled; else None.
     """
 
     margin: Callable[[State], Array] | None = None
-    settles: bool = False
-    spread: float = 1.0
+    slowest: Callable[[State], Array] | None = None

@@ -141,6 +141,12 @@ def check_times(ts: Any, *, infinite: bool = False) -> Float[Array, " t"]:
     return array
 
 
+def ends_at_infinity(ts: Array) -> bool:
+    """Whether the last time is known to be inf."""
+    known = checks.concrete(ts)
+    return known is not None and bool(np.isinf(known[-1]))
+
+
 def check_increasing(name: str, values: Any, *, expected: str) -> Float[Array, " t"]:
     """`values` as increasing numbers >= 0, the last of which may be infinite.
 

@@ -27,6 +27,7 @@ import numpy as np
 
 from corrections import ntk
 from scripts import runtime
+from scripts.benchmark.kernels import PEER_PYTHON
 from scripts.benchmark.timing import Comparison
 from solvers import CrossEntropy, gradient_flow, RESULTS, Trajectory
 from zoo import load, MLP
@@ -35,10 +36,7 @@ Problem = dict[str, np.ndarray]
 """What both solve: kernel (n, n), y (n, k), f0 (n, k), kernel_test (m, n), f0_test (m, k)."""
 
 _ROOT = Path(__file__).resolve().parents[2]
-PEER = (
-    str(_ROOT / ".venv-peer" / "bin" / "python"),
-    str(Path(__file__).with_name("peer_dynamics.py")),
-)
+PEER = (str(PEER_PYTHON), str(Path(__file__).with_name("peer_dynamics.py")))
 OURS = (sys.executable, "-c", "from scripts.benchmark.dynamics import main; main()")
 
 # Of `jax.experimental.ode.odeint`, which the peer does not let its users set.
@@ -203,7 +201,7 @@ def _outputs(trajectory: Trajectory) -> np.ndarray:
 
 
 def _peer(setting: Setting) -> Measurement:
-    if not Path(PEER[0]).exists():
+    if not PEER_PYTHON.exists():
         return Measurement("not here: make peer")
     return measured(PEER, setting)
 

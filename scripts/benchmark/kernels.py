@@ -14,7 +14,7 @@ from corrections import ntk
 from scripts.benchmark.timing import Comparison, median_seconds
 from zoo import CNN, MLP, WideResNet
 
-_PYTHON = Path(__file__).resolve().parents[2] / ".venv-peer" / "bin" / "python"
+PEER_PYTHON = Path(__file__).resolve().parents[2] / ".venv-peer" / "bin" / "python"
 _PEER = Path(__file__).with_name("peer.py")
 
 # What is timed, for the zoo; what the peer makes of it; n and the shape of an example.
@@ -52,12 +52,12 @@ def _peer(
     network: str, options: dict[str, Any], shape: tuple[int, ...], repeats: int
 ) -> tuple[str, float]:
     """Which of its implementations is the fastest, and its seconds."""
-    if not _PYTHON.exists():
+    if not PEER_PYTHON.exists():
         return "neural-tangents (not here: make peer)", float("nan")
     n, *rest = shape
     last = (n, *rest[1:], rest[0]) if len(rest) > 1 else shape
     case = {"network": network, "options": options, "shape": last, "repeats": repeats}
-    command = [str(_PYTHON), str(_PEER), json.dumps([case])]
+    command = [str(PEER_PYTHON), str(_PEER), json.dumps([case])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return f"neural-tangents failed: {done.stderr.strip().splitlines()[-1]}", float("nan")

@@ -4,6 +4,7 @@ import re
 
 import jax.numpy as jnp
 import jax.random as jr
+import lineax as lx
 import numpy as np
 import pytest
 from scipy.linalg import expm
@@ -15,12 +16,15 @@ from solvers import (
     AtSteadyState,
     CrossEntropy,
     gradient_flow,
+    KernelBlocks,
     MeanSquaredError,
     mse_flow,
     RESULTS,
     SolverError,
 )
+from solvers.flow import KernelFlow, SlowestRate
 from solvers.losses import mean_loss
+from solvers.stopping import accuracy
 from tests.models import inputs, one_hot, tanh_mlp
 
 N, M, K = 4, 2, 2
@@ -79,6 +83,52 @@ def test_an_operator_is_its_matrix():
         NTKOperator(model, x).as_lineax(), Y, [2.0], f0=F0, **TIGHT, loss=CrossEntropy()
     )
     np.testing.assert_allclose(lineax.train, dense.train, atol=1e-9)
+
+
+def test_blocks_and_an_operator_on_single_outputs_are_the_kernel_of_each_output():
+    options = {"loss": CrossEntropy(), "f0": F0, "f0_test": F0_TEST, **TIGHT}
+    x, x_test = FEATURES[:N], FEATURES[N:]
+
+    def kernel_fn(x1, x2):
+        return x1 @ x2.T
+
+    blocks = KernelBlocks(kernel_fn, x, batch_size=3)
+    rows = KernelBlocks(kernel_fn, x_test, x, batch_size=3)
+    exact = gradient_flow(KERNEL, Y, [2.0], kernel_test=KERNEL_TEST, **options)
+    found = gradient_flow(blocks, Y, [2.0], kernel_test=rows, **options)
+    single = gradient_flow(
+        lx.MatrixLinearOperator(KERNEL, lx.positive_semidefinite_tag),
+        Y,
+        [2.0],
+        kernel_test=lx.MatrixLinearOperator(KERNEL_TEST),
+        **options,
+    )
+    for trajectory in (found, single):
+        np.testing.assert_allclose(trajectory.train, exact.train, atol=1e-9)
+        np.testing.assert_allclose(trajectory.test, exact.test, atol=1e-9)
+
+
+@pytest.mark.parametrize("friction", [None, 0.3, 5.0])
+def test_the_slowest_rate_is_that_of_the_spectrum(friction):
+    """By the eigenvalues of the linear system; squared loss, whose Hessian is 1 / n."""
+    kernel = jnp.diag(jnp.array([1.0, 0.5, 0.2, 0.1]))
+    flow = KernelFlow(kernel, Y, MeanSquaredError(), observes_kernel=False)
+    c = None if friction is None else jnp.asarray(friction)
+    found = SlowestRate(flow, jnp.asarray(0.1), c)((F0,))
+    theta = np.asarray(kernel) / N
+    generator = -theta
+    if friction is not None:
+        generator = np.block([[np.zeros((N, N)), np.eye(N)], [-theta, -friction * np.eye(N)]])
+    slowest = np.min(-np.linalg.eigvals(generator).real)
+    np.testing.assert_allclose(found, slowest, rtol=0.03)  # power iteration to a percent
+
+
+def test_the_limit_with_friction_is_that_without():
+    options = {"loss": MeanSquaredError(), "f0": F0, **TEST}
+    found = gradient_flow(KERNEL, Y, [jnp.inf], friction=1.0, **options)
+    exact = mse_flow(KERNEL, Y, [jnp.inf], f0=F0, **TEST)
+    np.testing.assert_allclose(found.train, exact.train, atol=1e-4)
+    np.testing.assert_allclose(found.test, exact.test, atol=1e-3)
 
 
 def test_the_limit_of_squared_loss_is_the_closed_form():
@@ -164,6 +214,12 @@ def test_stops_at_an_accuracy_and_where_nothing_moves():
     )
     assert found.result == RESULTS.event_occurred
     np.testing.assert_allclose(found.final[0], Y, atol=1e-5)
+
+
+def test_accuracy_of_one_output_is_that_of_its_sign():
+    f = jnp.array([[0.2], [-3.0], [1.0], [-0.1]])
+    y = jnp.array([[1.0], [-1.0], [-1.0], [-1.0]])
+    assert float(accuracy(f, y)) == 0.75
 
 
 @pytest.mark.parametrize(

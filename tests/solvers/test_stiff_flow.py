@@ -113,6 +113,28 @@ def test_the_stabilised_method_is_of_order_two_with_many_stages():
     assert np.all(np.abs(slopes - 2) < 0.3)
 
 
+def test_steps_that_need_too_many_stages_are_taken_smaller():
+    rates = jnp.logspace(-2, 3, 6)
+
+    def solve(stages):
+        return diffrax.diffeqsolve(
+            diffrax.ODETerm(lambda t, y, args: -rates * y),
+            RungeKuttaChebyshev(max_stages=stages),
+            0.0,
+            10.0,
+            None,
+            jnp.ones(6),
+            stepsize_controller=diffrax.PIDController(rtol=1e-6, atol=1e-8),
+            max_steps=100_000,
+        )
+
+    few, many = solve(6), solve(4096)
+    np.testing.assert_allclose(few.ys[0], jnp.exp(-10 * rates), atol=1e-5)
+    # 6 stages are stable for steps up to 0.65 (6^2 - 1) / 1000 / 1.2.
+    assert int(few.stats["num_accepted_steps"]) > 10 / (0.67 * 35 / 1200)
+    assert int(many.stats["num_accepted_steps"]) < int(few.stats["num_accepted_steps"])
+
+
 def test_in_32_bits(float32):
     kernel = kernel_of_condition(1e4).astype("float32")
     f0 = jnp.asarray(F0, "float32")

@@ -67,6 +67,15 @@ def by_hand(optimizer, steps, loss=LOSS, order=None):
     return models, losses
 
 
+def test_integer_labels_are_one_hot_rows():
+    labels = jnp.argmax(Y, axis=1)
+    options = {"loss": LOSS, "optimizer": SGD, "steps": 3}
+    found = train(MODEL, X, labels, x_test=X, y_test=labels, **options)
+    rows = train(MODEL, X, Y, x_test=X, y_test=Y, **options)
+    np.testing.assert_array_equal(found.history.train_loss, rows.history.train_loss)
+    np.testing.assert_array_equal(found.history.test_loss, found.history.train_loss)
+
+
 @pytest.mark.smoke
 def test_schedules_and_clipping_are_the_loop_by_hand():
     schedule = optax.exponential_decay(0.5, 10, 0.7)
