@@ -192,7 +192,9 @@ def gradient_flow(
     - `ts`: increasing times >= 0, (t,). Time is learning rate x number of steps. The last may be
       inf, the limit of training: the state in which outputs move no more than their tolerance,
       once the slowest have had the time to move. How slow they are is known of arrays alone: under
-      an operator whose eigenvalues lie decades apart, ask for a large finite time.
+      an operator whose eigenvalues lie decades apart, ask for a large finite time. In float32
+      rounding keeps the steps of stiff problems short: the limit under a kernel of condition above
+      about 100 asks for float64, and a solve that does not get there fails.
     - `loss`: per example, (f (k,), y (k,)) -> scalar. Its mean over examples is what is descended.
     - `f0`: outputs at t = 0 on the training points, (n, k) (default: 0).
     - `kernel_test`, `f0_test`: the kernel's rows and the outputs at t = 0 for m test points:

@@ -174,10 +174,13 @@ def _stats(
 ) -> dict[str, Array]:
     names = ("num_steps", "num_accepted_steps", "num_rejected_steps")
     stats = {name: jnp.asarray(solution.stats[name]) for name in names}
-    steps, accepted = stats["num_steps"], stats["num_accepted_steps"]
+    steps = stats["num_steps"]
     if isinstance(solver, RungeKuttaChebyshev):
         assert isinstance(solution.solver_state, ChebyshevState)
-        count = solution.solver_state.velocities * steps // jnp.maximum(accepted, 1)
+        count = solution.solver_state.velocities
+        accepted = jnp.maximum(stats["num_accepted_steps"], 1)
+        # Not count * steps // accepted: the product does not fit 32 bits.
+        count = count + count // accepted * stats["num_rejected_steps"]
     elif isinstance(solver, diffrax.Tsit5):
         count = 6 * steps + 3
     else:

@@ -143,4 +143,7 @@ def test_in_32_bits(float32):
     found = gradient_flow(kernel, y, ts, loss=MeanSquaredError(), f0=f0, rtol=1e-4, atol=1e-5)
     exact = mse_flow(kernel, y, ts, f0=f0)
     assert found.train.dtype == jnp.float32
+    steps = int(found.stats["num_steps"])
+    assert steps > 500  # the stabilised method has gone on, with two stages a step at least
+    assert int(found.stats["num_velocities"]) >= 6 * 500 + 2 * (steps - 500)
     np.testing.assert_allclose(found.train, exact.train, atol=2e-3)
