@@ -28,8 +28,8 @@ from solvers.kernel_problem import (
     Targets,
     TestKernel,
 )
-from solvers.losses import LossFunction, mean_loss, residual
-from solvers.ode import check_tolerances, Ending, Flow, Observation, Tolerances
+from solvers.losses import loss_and_residual, LossFunction, mean_loss
+from solvers.ode import check_tolerances, Ending, Flow, Motion, Observation, Tolerances
 from solvers.result import check_times, ends_at_infinity, Times, Trajectory
 from solvers.stopping import AtSteadyState, Stop
 from zoo import checks
@@ -52,9 +52,11 @@ class KernelFlow(Flow):
     observes_kernel: bool = eqx.field(static=True)
     weights: Float[Array, " n"] | None = None
 
-    def velocity(self, state: Tower) -> Tower:
-        g = self._residual(state)
-        return tuple(-contract(kernel, g) for kernel in (*state[1:], self.frozen))
+    def motion(self, state: Tower) -> Motion:
+        n = self.y.shape[0]
+        loss, g = loss_and_residual(self.loss, state[0][:n], self.y, self.weights)
+        velocity = tuple(-contract(kernel, g) for kernel in (*state[1:], self.frozen))
+        return Motion(velocity, loss, jnp.sum(g * velocity[0][:n]))
 
     def observe(self, state: Tower) -> Observation:
         n = self.y.shape[0]
@@ -65,29 +67,10 @@ class KernelFlow(Flow):
             kernel=self._train_kernel(state) if self.observes_kernel else None,
         )
 
-    def loss_and_rate(self, state: Tower, velocity: Tower) -> tuple[Array, Array]:
-        return function_space_loss(self.loss, self.y, state[0], velocity[0], self.weights)
-
-    def _residual(self, state: Tower) -> Float[Array, "n k"]:
-        return residual(self.loss, state[0][: self.y.shape[0]], self.y, self.weights)
-
     def _train_kernel(self, state: Tower) -> Array:
         kernel = (*state, self.frozen)[1]
         assert not isinstance(kernel, OperatorRows)
         return kernel[: self.y.shape[0]]
-
-
-def function_space_loss(
-    loss: LossFunction,
-    y: Float[Array, "n k"],
-    f: Array,
-    velocity: Array,
-    weights: Float[Array, " n"] | None = None,
-) -> tuple[Array, Array]:
-    """L and dL/dt = g . f' of outputs (training rows first) that move with this velocity."""
-    n = y.shape[0]
-    g = residual(loss, f[:n], y, weights)
-    return mean_loss(loss, f[:n], y, weights), jnp.sum(g * velocity[:n])
 
 
 class DampedKernelFlow(Flow):
@@ -102,22 +85,19 @@ class DampedKernelFlow(Flow):
     friction: Float[Array, ""]
     weights: Float[Array, " n"] | None
 
-    def velocity(self, state: Tower) -> Tower:
+    def motion(self, state: Tower) -> Motion:
         f, p = state
-        g = residual(self.loss, f[: self.y.shape[0]], self.y, self.weights)
-        return contract(self.kernel, p), -self.friction * p - g
+        n = self.y.shape[0]
+        loss, g = loss_and_residual(self.loss, f[:n], self.y, self.weights)
+        moved = contract(self.kernel, p)
+        twice_kinetic = jnp.sum(p * moved[:n])
+        energy = loss + jnp.abs(twice_kinetic) / 2
+        return Motion((moved, -self.friction * p - g), energy, -self.friction * twice_kinetic)
 
     def observe(self, state: Tower) -> Observation:
         n = self.y.shape[0]
         f = state[0]
         return Observation(f[:n], f[n:] if f.shape[0] > n else None, None)
-
-    def loss_and_rate(self, state: Tower, velocity: Tower) -> tuple[Array, Array]:
-        f, p = state
-        n = self.y.shape[0]
-        twice_kinetic = jnp.sum(p * velocity[0][:n])
-        energy = mean_loss(self.loss, f[:n], self.y, self.weights) + jnp.abs(twice_kinetic) / 2
-        return energy, -self.friction * twice_kinetic
 
 
 class _Margin(eqx.Module):

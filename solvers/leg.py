@@ -66,8 +66,7 @@ def solve_leg(
 
     def velocity(t: Any, whole: Whole, args: Any) -> Whole:
         state, _, *lag = whole
-        moved = flow.velocity(state)
-        loss, rate = flow.loss_and_rate(state, moved)
+        moved, loss, rate = flow.motion(state)
         rise = (jnp.maximum(rate, 0) / (loss + atol)).astype(dtype)
         if not lag:
             return moved, rise
@@ -134,6 +133,8 @@ def solve_leg(
         max_steps=tolerances.max_steps,
         progress_meter=diffrax.NoProgressMeter() if progress is None else progress,
         throw=False,
+        # Loops of unknown length (`solvers.chebyshev`) have forward derivatives only, as this has.
+        adjoint=diffrax.ForwardMode(),
     )
     assert solution.ts is not None
     assert solution.ys is not None

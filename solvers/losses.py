@@ -159,6 +159,19 @@ def mean_loss(
     return jnp.mean(losses if weights is None else weights * losses)
 
 
+def loss_and_residual(
+    loss: LossFunction,
+    f: Float[Array, "n k"],
+    y: Float[Array, "n k"],
+    weights: Float[Array, " n"] | None = None,
+) -> tuple[Float[Array, ""], Float[Array, "n k"]]:
+    """L and G = dL/df, as `mean_loss` and `residual` have them."""
+    losses, g = jax.vmap(jax.value_and_grad(loss))(f, y)
+    if weights is not None:
+        losses, g = weights * losses, weights[:, None] * g
+    return jnp.mean(losses), g / f.shape[0]
+
+
 def residual(
     loss: LossFunction,
     f: Float[Array, "n k"],
@@ -166,8 +179,7 @@ def residual(
     weights: Float[Array, " n"] | None = None,
 ) -> Float[Array, "n k"]:
     """G = dL/df, the 1/D and the weights included."""
-    g = jax.vmap(jax.grad(loss))(f, y) / f.shape[0]
-    return g if weights is None else weights[:, None] * g
+    return loss_and_residual(loss, f, y, weights)[1]
 
 
 def one_hot_labels(loss: LossFunction, y: Any, classes: int | None) -> Any:

@@ -16,9 +16,8 @@ from jaxtyping import Array, Float, PyTree
 
 from corrections import taylor_coefficients
 from corrections.parameters import Metric, Model, Params, precondition, split
-from solvers.flow import function_space_loss
-from solvers.losses import LossFunction, residual
-from solvers.ode import Flow, Observation
+from solvers.losses import loss_and_residual, LossFunction
+from solvers.ode import Flow, Motion, Observation
 
 State = tuple[PyTree, ...]
 """f (n + m, k), training rows then test rows; theta_1 .. theta_{p-2}, trees of parameters."""
@@ -34,14 +33,15 @@ class MatrixFreeFlow(Flow):
     metric: Metric | None
     loss: LossFunction
 
-    def velocity(self, state: State) -> State:
+    def motion(self, state: State) -> Motion:
         f, *path = state
-        g = residual(self.loss, f[: self.y.shape[0]], self.y)
+        n = self.y.shape[0]
+        loss, g = loss_and_residual(self.loss, f[:n], self.y)
         params, apply = split(self.model)
         outputs = jax.vmap(apply, in_axes=(None, 0))
 
         def products(params: Params) -> tuple[Array, Params]:
-            x_train = self.points[: self.y.shape[0]]
+            x_train = self.points[:n]
             _, pull = jax.vjp(lambda p: outputs(p, x_train), params)
             direction = precondition(self.metric, pull(g)[0])
             _, moved = jax.jvp(lambda p: outputs(p, self.points), (params,), (direction,))
@@ -50,15 +50,13 @@ class MatrixFreeFlow(Flow):
         coefficients = taylor_coefficients(products, params, path, len(path))
         moved = [moved for moved, _ in coefficients]
         directions = tuple(direction for _, direction in coefficients[:-1])
-        return jax.tree.map(jnp.negative, (sum(moved[1:], start=moved[0]), *directions))
+        velocity = jax.tree.map(jnp.negative, (sum(moved[1:], start=moved[0]), *directions))
+        return Motion(velocity, loss, jnp.sum(g * velocity[0][:n]))
 
     def observe(self, state: State) -> Observation:
         n = self.y.shape[0]
         f = state[0]
         return Observation(f[:n], f[n:] if f.shape[0] > n else None, None)
-
-    def loss_and_rate(self, state: State, velocity: State) -> tuple[Array, Array]:
-        return function_space_loss(self.loss, self.y, state[0], velocity[0])
 
 
 def start(model: Model, points: Float[Array, "points ..."], order: int) -> State:

@@ -24,20 +24,28 @@ State = tuple[PyTree, ...]
 tolerance in each part on its own, or a large part would hide a small one."""
 
 
+class Motion(NamedTuple):
+    """How a flow moves: y', shaped like the state; what it descends and that thing's rate dL/dt."""
+
+    velocity: State
+    loss: Float[Array, ""]
+    rate: Float[Array, ""]
+
+
 class Flow(eqx.Module):
     """An autonomous ODE y' = velocity(y) with outputs to observe."""
 
     @abc.abstractmethod
+    def motion(self, state: State) -> Motion:
+        """How it moves from this state."""
+
     def velocity(self, state: State) -> State:
         """y', shaped like the state."""
+        return self.motion(state).velocity
 
     @abc.abstractmethod
     def observe(self, state: State) -> Observation:
         """The outputs in this state."""
-
-    @abc.abstractmethod
-    def loss_and_rate(self, state: State, velocity: State) -> tuple[Array, Array]:
-        """The training loss L and dL/dt, two scalars, in this state with this velocity."""
 
 
 class Tolerances(NamedTuple):

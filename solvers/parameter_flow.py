@@ -15,7 +15,7 @@ from corrections.parameters import Metric, Model, Params, precondition
 from solvers.integrate import integrate
 from solvers.kernel_problem import Targets
 from solvers.losses import LossFunction, mean_loss
-from solvers.ode import check_tolerances, Flow, Observation, Tolerances
+from solvers.ode import check_tolerances, Flow, Motion, Observation, Tolerances
 from solvers.problem import check_problem
 from solvers.result import Times, Trajectory
 from zoo.precision import full_precision
@@ -40,12 +40,14 @@ class ParameterFlow(Flow):
         """The model in this state."""
         return eqx.apply_updates(self.model, state[0])
 
-    def velocity(self, state: State) -> State:
+    def motion(self, state: State) -> Motion:
         def training_loss(displacement: Params) -> Float[Array, ""]:
             return mean_loss(self.loss, jax.vmap(self.model_at((displacement,)))(self.x), self.y)
 
         gradient = jax.grad(training_loss)(state[0])
-        return (jax.tree.map(jnp.negative, precondition(self.metric, gradient)),)
+        velocity = (jax.tree.map(jnp.negative, precondition(self.metric, gradient)),)
+        # The loss cannot rise: dL/dt = - grad . M grad, M >= 0.
+        return Motion(velocity, jnp.ones(()), jnp.zeros(()))
 
     def observe(self, state: State) -> Observation:
         outputs = jax.vmap(self.model_at(state))
@@ -54,9 +56,6 @@ class ParameterFlow(Flow):
             test=None if self.x_test is None else outputs(self.x_test),
             kernel=None,
         )
-
-    def loss_and_rate(self, state: State, velocity: State) -> tuple[Array, Array]:
-        return jnp.ones(()), jnp.zeros(())  # it cannot rise: dL/dt = - grad . M grad, M >= 0
 
 
 @full_precision

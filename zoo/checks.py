@@ -57,12 +57,13 @@ def real_array(name: str, value: Any, *, expected: str, integers: bool = False) 
 
 
 # Arrays of JAX never change: one that was found finite is not looked at again.
+_SMALL = 2**18  # numbers, which are fetched sooner than a program that looks at them is compiled
 _FOUND_FINITE: weakref.WeakValueDictionary[int, jax.Array] = weakref.WeakValueDictionary()
 
 
 def finite(name: str, array: Any) -> None:
     """**Raises:** `ValueError` where `array` holds NaN or infinity."""
-    if isinstance(array, jax.Array) and _found_finite(array):
+    if isinstance(array, jax.Array) and array.size > _SMALL and _found_finite(array):
         return
     values = concrete(array)
     if values is None or bool(np.all(np.isfinite(values))):
