@@ -6,20 +6,21 @@ Order 2 is the frozen tangent kernel, order 3 lets it move. In width n, Theta ~ 
 (Huang & Yau 2020; Dyer & Gur-Ari 2020); the error of order p grows about like t^p.
 """
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import diffrax
 import jax
-from jaxtyping import ArrayLike, Float
+from jaxtyping import ArrayLike, Float, PyTree
 
-from corrections import ntk, o3
-from corrections.parameters import Metric, Model
+from corrections import ntk, o3, o4
+from corrections.parameters import check_batch, check_model, Metric, Model
 from corrections.smoothness import warn_at_kinks
 from solvers.flow import KernelFlow
 from solvers.integrate import integrate
-from solvers.kernel_problem import Targets
+from solvers.kernel_problem import check_start, Targets
 from solvers.losses import LossFunction
-from solvers.matrix_free import MatrixFreeFlow, start
+from solvers.matrix_free import matrix_free_flow, Pairs, start as at_start
 from solvers.ode import check_tolerances, Tolerances
 from solvers.problem import check_problem
 from solvers.result import Times, Trajectory
@@ -39,6 +40,9 @@ def hierarchy_flow(
     method: Literal["matrix_free", "dense"] = "matrix_free",
     x_test: Float[ArrayLike, "m ..."] | None = None,
     metric: Metric | None = None,
+    kernel_pairs: tuple[Float[ArrayLike, "n1 ..."], Float[ArrayLike, "n2 ..."]] | None = None,
+    batch_size: int | None = None,
+    start: Sequence[PyTree] | None = None,
     solver: diffrax.AbstractSolver | None = None,
     rtol: float = 1e-6,
     atol: float = 1e-8,
@@ -50,52 +54,89 @@ def hierarchy_flow(
 
     The two methods solve the same equations. "matrix_free" never forms a kernel: each right-hand
     side costs a few gradients of the training loss (`solvers.matrix_free`). "dense" stores the
-    kernels and shows the predicted one: O_3 takes (n + m) k (n k)^2 numbers for n training and m
-    test points with k outputs, and n k Jacobian-vector products of the Jacobian.
+    kernels and shows the predicted one: O_p takes (n + m) k (n k)^(p-1) numbers for n training and
+    m test points with k outputs.
 
     **Arguments:**
 
     - `model`: any callable PyTree, one example in, k outputs out. At order 3 its activations
-      should have second derivatives; at kinks (ReLU) the expansion is suspect.
+      should have second derivatives, at order p those of order p - 1; at kinks (ReLU) the
+      expansion is suspect.
     - `x`, `y`: training examples (n, ...) and targets (n, k).
     - `ts`: increasing times >= 0, (t,). Time is learning rate x number of steps.
     - `loss`: per example, (f (k,), y (k,)) -> scalar.
-    - `order`: 2 freezes the tangent kernel, 3 freezes O_3.
+    - `order`: p in 2 .. 5 freezes O_p: 2 the tangent kernel. "dense" goes to 4.
     - `method`: "matrix_free" or "dense".
     - `x_test`: test examples, (m, ...).
     - `metric`: the learning-rate multipliers M, a PyTree prefix of the parameters (default: 1).
+    - `kernel_pairs`: (x1, x2), examples of which "matrix_free" shows the predicted kernel.
+    - `batch_size`: the most examples that "matrix_free" takes at once: memory is then that of so
+      many, and each product runs the network again. Default: all.
+    - `start`: `.final` of an earlier trajectory of the same problem, to go on from; `ts` count from
+      there.
     - `solver`, `rtol`, `atol`, `max_steps`, `throw`, `progress`: as in `gradient_flow`.
 
-    **Returns:** a `Trajectory`; with "dense" its `.kernel` is the predicted tangent kernel on the
-    training points. A truncated hierarchy can lose positivity at late times: the flow stops there
-    with `RESULTS.kernel_not_positive`.
+    **Returns:** a `Trajectory`. Its `.kernel` is the predicted tangent kernel: with "dense" on the
+    training points, (t, n, k, n, k); with "matrix_free" on the `kernel_pairs`, (t, n1, k, n2, k),
+    if they were asked for. Its `.final` is the state, of training rows then test rows: with "dense"
+    (O_1, .., O_{p-1}), with "matrix_free" (f, theta_1, .., theta_{p-2}). A truncated hierarchy can
+    lose positivity at late times: the flow stops there with `RESULTS.kernel_not_positive`.
 
     **Raises:** `ValueError` / `TypeError` for arguments that do not fit, before any work;
     `SolverError` where the solve fails and `throw=True`. **Warns:** `corrections.KinkWarning` at
-    order 3 for activations without second derivatives.
+    order p > 2 for activations without derivatives of order p - 1.
+
+    Source: Huang & Yau (2020), eq. 1.8; Dyer & Gur-Ari (2020); docs/theory.md, section 4.
     """
-    checks.choice("order", order, (2, 3))
     checks.choice("method", method, ("matrix_free", "dense"))
+    if method == "dense":
+        checks.choice("order", order, (2, 3, 4))
+        for name, value in (("kernel_pairs", kernel_pairs), ("batch_size", batch_size)):
+            if value is not None:
+                raise ValueError(
+                    f'`{name}` was given with `method="dense"`, expected `method="matrix_free"`.'
+                )
+    checks.choice("order", order, (2, 3, 4, 5))
+    if batch_size is not None:
+        checks.integer("batch_size", batch_size)
     problem = check_problem(model, x, y, ts, loss=loss, x_test=x_test, metric=metric)
     tolerances = Tolerances(solver, rtol, atol, max_steps, progress)
     check_tolerances(tolerances)
 
     if method == "matrix_free":
-        warn_at_kinks(model, order - 1)  # with "dense", `o3` does
-        flow = MatrixFreeFlow(
-            model=model,
-            points=problem.points,
-            y=problem.y,
-            metric=metric,
+        warn_at_kinks(model, order - 1)  # with "dense", `o3` and `o4` do
+        sets = (problem.x,) if problem.x_test is None else (problem.x, problem.x_test)
+        flow = matrix_free_flow(
+            model,
+            sets,
+            problem.y,
+            order=order,
             loss=loss,
+            metric=metric,
+            kernel_pairs=_check_pairs(model, kernel_pairs),
+            batch_size=batch_size,
         )
-        state = start(model, problem.points, order)
+        state = at_start(model, sets, order)
     else:
         x, points = problem.x, problem.points
         tower = [jax.vmap(model)(points), ntk(model, points, x, metric=metric)]
-        if order == 3:
+        if order > 2:
             tower.append(o3(model, points, x, x, metric=metric))
+        if order > 3:
+            tower.append(o4(model, points, x, x, x, metric=metric))
         *state, frozen = tower
         flow = KernelFlow(frozen=frozen, y=problem.y, loss=loss, observes_kernel=True)
         state = tuple(state)
+    state = check_start(start, state, given=False)
     return integrate(flow, state, problem.ts, tolerances=tolerances, throw=throw)
+
+
+def _check_pairs(model: Model, pairs: Any) -> Pairs | None:
+    if pairs is None:
+        return None
+    if not isinstance(pairs, tuple | list) or len(pairs) != 2:
+        raise ValueError(f"`kernel_pairs` is {pairs!r}, expected two batches of examples (x1, x2).")
+    x1, x2 = (check_batch(f"kernel_pairs[{i}]", x) for i, x in enumerate(pairs))
+    for i, x in enumerate((x1, x2)):
+        check_model(model, f"kernel_pairs[{i}]", x)
+    return x1, x2

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from solvers.losses import check_targets, LossFunction, one_hot_labels
 from solvers.operators import (
@@ -126,7 +126,7 @@ def check_kernel_problem(
     return KernelProblem(kernel, f, target.astype(kernel.dtype))
 
 
-def check_start(start: Any, parts: tuple[Array, ...], *, given: bool) -> tuple[Array, ...]:
+def check_start(start: Any, parts: tuple[PyTree, ...], *, given: bool) -> tuple[PyTree, ...]:
     """The state to go on from, like the `parts` of one at t = 0; those where there is none.
 
     **Raises:** `ValueError` / `TypeError` for a state of another structure, or where outputs at
@@ -136,18 +136,21 @@ def check_start(start: Any, parts: tuple[Array, ...], *, given: bool) -> tuple[A
         return parts
     if given:
         raise ValueError("`start` was given with `f0` or `f0_test`, expected one of them.")
-    shapes = [part.shape for part in parts]
-    if not isinstance(start, tuple | list) or [jnp.shape(part) for part in start] != shapes:
+    leaves, structure = jax.tree.flatten(parts)
+    found, of_start = jax.tree.flatten(tuple(start) if isinstance(start, list) else start)
+    shapes, shapes_found = ([jnp.shape(leaf) for leaf in some] for some in (leaves, found))
+    if of_start != structure or shapes_found != shapes:
         raise ValueError(
-            f"`start` has parts of shape {[jnp.shape(part) for part in jax.tree.leaves(start)]}, "
+            f"`start` has parts of shape {shapes_found}, "
             f"expected {shapes}: `.final` of a trajectory of the same problem."
         )
     arrays = [
-        checks.real_array("start", part, expected="`.final`", integers=True) for part in start
+        checks.real_array("start", leaf, expected="`.final`", integers=True) for leaf in found
     ]
     for array in arrays:
         checks.finite("start", array)
-    return tuple(array.astype(part.dtype) for array, part in zip(arrays, parts, strict=True))
+    given_as = [array.astype(leaf.dtype) for array, leaf in zip(arrays, leaves, strict=True)]
+    return jax.tree.unflatten(structure, given_as)
 
 
 def spread_of(kernel: Array | OperatorRows, n: int) -> float:

@@ -16,7 +16,7 @@ from scripts.benchmark.tensors import tensors
 from scripts.benchmark.timing import Comparison, median_seconds
 from scripts.benchmark.training import NAME, training
 from solvers import CrossEntropy, hierarchy_flow
-from solvers.matrix_free import MatrixFreeFlow, start
+from solvers.matrix_free import matrix_free_flow, start
 from zoo import MLP
 
 
@@ -26,9 +26,9 @@ def flows(repeats: int) -> Iterator[Comparison]:
     model, x, y, loss, gradient = training(n)
     of_gradient = median_seconds(gradient, repeats)
     velocity = eqx.filter_jit(lambda flow, state: flow.velocity(state))
-    for order in (2, 3):
-        flow = MatrixFreeFlow(model=model, points=x, y=y, metric=None, loss=loss)
-        state = start(model, x, order)
+    for order in (2, 3, 4):
+        flow = matrix_free_flow(model, (x,), y, order=order, loss=loss)
+        state = start(model, (x,), order)
         yield Comparison(
             f"right-hand side of order {order}, {NAME}, n = {n}",
             median_seconds(lambda flow=flow, state=state: velocity(flow, state), repeats),

@@ -18,13 +18,14 @@ from solvers import (
     SolverError,
 )
 from tests.models import inputs, one_hot, tanh_mlp, TwoLayerLinear
+from zoo import CNN, WideResNet
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-12}
 
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("loss", [CrossEntropy(), MeanSquaredError()], ids=["ce", "mse"])
-@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("order", [2, 3, 4])
 def test_matrix_free_equals_dense(order, loss):
     """One stores Theta and O_3, the other never forms a kernel; with test points and a metric."""
     model, x, x_test, y = tanh_mlp(), inputs(4), inputs(3, seed=11), one_hot(4, 2)
@@ -48,6 +49,39 @@ def test_matrix_free_equals_dense(order, loss):
     )
     np.testing.assert_allclose(matrix_free.train, dense.train, atol=1e-9)
     np.testing.assert_allclose(matrix_free.test, dense.test, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("order", [3, 4])
+@pytest.mark.parametrize("architecture", ["cnn", "wide_resnet"])
+def test_matrix_free_equals_dense_on_images(architecture, order):
+    options = {"activation": "gelu", "key": jr.key(3)}
+    if architecture == "cnn":
+        model = CNN((1, 4, 4), 2, channels=3, depth=2, readout="flatten", **options)
+    else:
+        model = WideResNet((1, 4, 4), 2, depth=10, base_channels=2, **options)
+    x, x_test = (jr.normal(jr.key(seed), (2, 1, 4, 4)) for seed in (4, 5))
+    problem = (model, x, one_hot(2, 2), [0.2, 0.5])
+    options = {"loss": CrossEntropy(), "order": order, "x_test": x_test, **TIGHT}
+    dense, free = (hierarchy_flow(*problem, method=m, **options) for m in ("dense", "matrix_free"))
+    np.testing.assert_allclose(free.train, dense.train, atol=1e-9)
+    np.testing.assert_allclose(free.test, dense.test, atol=1e-9)
+    frozen = hierarchy_flow(*problem, **(options | {"order": order - 1}))
+    assert np.max(np.abs(frozen.test - dense.test)) > 1e-7  # the order is seen
+
+
+def test_batches_pairs_and_restarts_of_the_matrix_free_flow():
+    """Batches that do not come out even; the kernel on pairs; half the way and on from there."""
+    model, x, x_test, y = tanh_mlp(), inputs(5), inputs(3, seed=11), one_hot(5, 2)
+    options = {"loss": CrossEntropy(), "order": 3, "x_test": x_test, **TIGHT}
+    dense = hierarchy_flow(model, x, y, [0.25, 0.5], method="dense", **options)
+    batched = {"batch_size": 2, "kernel_pairs": (x, x)}
+    half = hierarchy_flow(model, x, y, [0.25], **options, **batched)
+    whole = hierarchy_flow(model, x, y, [0.25], start=half.final, **options, **batched)
+    for part, row in ((half, 0), (whole, 1)):
+        for name in ("train", "test", "kernel"):
+            found, expected = (getattr(one, name) for one in (part, dense))
+            np.testing.assert_allclose(found[-1], expected[row], atol=1e-9)
 
 
 @pytest.mark.parametrize("method", ["dense", "matrix_free"])
@@ -75,14 +109,18 @@ def test_order_2_is_the_frozen_kernel():
     np.testing.assert_allclose(solved.kernel[-1], kernel, rtol=1e-12)
 
 
-@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("order", [2, 3, 4, 5])
 def test_error_grows_with_the_order_th_power_of_time(order):
     """Against the exact flow of a two-layer linear network: t^p in f, t^(p-1) in the kernel."""
     model, x, y = TwoLayerLinear(8, key=jr.key(1)), jnp.ones((1, 1)), jnp.array([[2.0]])
-    ts = np.array([0.01, 0.02, 0.04])
+    ts = np.array([0.01, 0.02, 0.04]) * {2: 1, 3: 1, 4: 1.5, 5: 2}[order]
     options = {"loss": MeanSquaredError(), "rtol": 1e-12, "atol": 1e-14}
     truth = parameter_flow(model, x, y, ts, **options)
-    predicted = hierarchy_flow(model, x, y, ts, order=order, method="dense", **options)
+    if order == 5:
+        options |= {"kernel_pairs": (x, x)}
+    else:
+        options |= {"method": "dense"}
+    predicted = hierarchy_flow(model, x, y, ts, order=order, **options)
     f = truth.train[:, 0, 0]
     # Theta^2 - 4 f^2 / n is conserved, which gives the true kernel at every time
     theta_0, f_0 = jnp.squeeze(ntk(model, x)), model(x[0])[0]
@@ -142,7 +180,13 @@ def test_late_times_without_breakdown_reach_the_targets():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"order": 7}, "`order` is 7, expected one of 2, 3"),
+        ({"order": 7}, "`order` is 7, expected one of 2, 3, 4, 5"),
+        ({"order": 5, "method": "dense"}, "`order` is 5, expected one of 2, 3, 4"),
+        ({"batch_size": 2, "method": "dense"}, '`batch_size` was given with `method="dense"`'),
+        ({"batch_size": 0}, "`batch_size` is 0, expected"),
+        ({"kernel_pairs": (inputs(2),)}, "expected two batches of examples (x1, x2)"),
+        ({"kernel_pairs": (inputs(2), inputs(2, d=5))}, "an example of `kernel_pairs[1]`"),
+        ({"start": (jnp.zeros((4, 2)),)}, "`start` has parts of shape [(4, 2)], expected [(4, 2),"),
         ({"method": "sparse"}, "`method` is 'sparse', expected one of 'matrix_free', 'dense'"),
         ({"ts": [-1.0]}, "`ts` has the negative time -1.0"),
         ({"y": one_hot(4, 3)}, "`y` has shape (4, 3), expected (4, 2)"),
