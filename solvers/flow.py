@@ -199,6 +199,8 @@ def gradient_flow(
     **Raises:** `ValueError` / `TypeError` for arguments that do not fit, before any work;
     `SolverError` where the solve fails and `throw=True`.
 
+    Derivatives of the solution are forward ones (`jax.jvp`, `jax.jacfwd`).
+
     Source: Jacot, Gabriel & Hongler (2018), section 4; Lee et al. (2019), eq. 7.
     """
     ts = check_times(ts, infinite=True)

@@ -251,6 +251,19 @@ def test_runs_under_jit_and_vmap():
     np.testing.assert_allclose(batched[2], solve(kernels[2]), atol=1e-6)
 
 
+def test_forward_derivatives_go_through_the_solve():
+    """In the scale s of the kernel: f(t; s Theta) = f(s t; Theta), df/ds = t df/dt at s = 1."""
+    kernel, y, t = kernel_of(N), one_hot(N, K), 2.0
+
+    def solve(scale):
+        options = {"loss": CrossEntropy(), "rtol": 1e-10, "atol": 1e-12}
+        return gradient_flow(scale * kernel, y, [t], **options).train[-1]
+
+    f, slope = jax.jvp(solve, (1.0,), (1.0,))
+    expected = -t * kernel @ (jax.nn.softmax(f) - y) / N
+    np.testing.assert_allclose(slope, expected, atol=1e-8)
+
+
 @pytest.mark.parametrize("field", ["train", "final", "t_reached"])
 def test_a_failure_under_jit_still_raises(field):
     y = jnp.array([[1.0], [1.0]])
