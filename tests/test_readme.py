@@ -16,11 +16,11 @@ def test_the_example_runs_and_shows_what_it_says(capsys):
     names = {}
     exec(compile(example, "README.md", "exec"), names)
     printed = capsys.readouterr().out.splitlines()
-    assert [line.split("[")[0].strip() for line in printed] == ["2", "3"]
-    frozen, corrected = (
+    assert [line.split("[")[0].strip() for line in printed] == ["2", "3", "4"]
+    frozen, moved, moved_twice = (
         [float(n) for n in line.split("[")[1].rstrip("]").split()] for line in printed
     )
-    assert frozen[1] > 4 * corrected[1]
+    assert frozen[1] > 4 * moved[1] > 16 * moved_twice[1]
 
 
 def test_its_links_and_commands_exist():
