@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float, PyTree
 
+from corrections.batched import pulled_in_tiles, pushed_in_tiles
 from corrections.linearization import linearization, LinearizedKernel
 from corrections.memory import check_fits
 from corrections.parameters import (
@@ -32,7 +33,7 @@ from corrections.parameters import (
     split,
 )
 from corrections.taylor import taylor_coefficients
-from corrections.tiles import in_tiles, sum_in_tiles
+from corrections.tiles import in_tiles
 from zoo import checks
 from zoo.precision import full_precision
 
@@ -273,15 +274,6 @@ def _in_batches(operator: NTKOperator, params: Params, vector: Array) -> Array:
     """Theta g, a tile of examples at a time: first all that is pulled back, then pushed."""
     apply = split(operator.model)[1]
     size = operator.batch_size or 1
-
-    def pulled(tile: tuple[Array, Array], weight: Array) -> Params:
-        x, g = tile
-        _, pull = jax.vjp(lambda p: jax.vmap(apply, in_axes=(None, 0))(p, x), params)
-        return pull(weight[:, None].astype(g.dtype) * g)[0]
-
-    direction = precondition(operator.metric, sum_in_tiles(pulled, (operator.x2, vector), size))
-
-    def push(x: Array) -> Array:
-        return jax.jvp(lambda p: apply(p, x), (params,), (direction,))[1]
-
-    return in_tiles(push, operator.x1, size)
+    pulled = pulled_in_tiles(apply, params, operator.x2, vector, size)
+    direction = precondition(operator.metric, pulled)
+    return pushed_in_tiles(apply, params, direction, operator.x1, size)

@@ -20,7 +20,7 @@ from solvers.flow import KernelFlow
 from solvers.integrate import integrate
 from solvers.kernel_problem import check_start, Targets
 from solvers.losses import LossFunction
-from solvers.matrix_free import matrix_free_flow, Pairs, start as at_start
+from solvers.matrix_free import matrix_free_flow, Pairs, state_at_start
 from solvers.ode import check_tolerances, Tolerances
 from solvers.problem import check_problem
 from solvers.result import Times, Trajectory
@@ -105,7 +105,9 @@ def hierarchy_flow(
 
     if method == "matrix_free":
         warn_at_kinks(model, order - 1)  # with "dense", `o3` and `o4` do
+        pairs = _check_pairs(model, kernel_pairs)
         sets = (problem.x,) if problem.x_test is None else (problem.x, problem.x_test)
+        state = check_start(start, state_at_start(model, sets, order), given=False)
         flow = matrix_free_flow(
             model,
             sets,
@@ -113,21 +115,23 @@ def hierarchy_flow(
             order=order,
             loss=loss,
             metric=metric,
-            kernel_pairs=_check_pairs(model, kernel_pairs),
+            kernel_pairs=pairs,
             batch_size=batch_size,
         )
-        state = at_start(model, sets, order)
     else:
         x, points = problem.x, problem.points
+        (n, k), dtype = problem.y.shape, problem.y.dtype
+        shapes = [(len(points), k, *(n, k) * slots) for slots in range(order - 1)]
+        like = tuple(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes)
+        given = check_start(start, like, given=False)
         tower = [jax.vmap(model)(points), ntk(model, points, x, metric=metric)]
         if order > 2:
             tower.append(o3(model, points, x, x, metric=metric))
         if order > 3:
             tower.append(o4(model, points, x, x, x, metric=metric))
-        *state, frozen = tower
+        *at_start, frozen = tower
         flow = KernelFlow(frozen=frozen, y=problem.y, loss=loss, observes_kernel=True)
-        state = tuple(state)
-    state = check_start(start, state, given=False)
+        state = tuple(at_start) if start is None else given
     return integrate(flow, state, problem.ts, tolerances=tolerances, throw=throw)
 
 

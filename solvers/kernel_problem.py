@@ -127,7 +127,8 @@ def check_kernel_problem(
 
 
 def check_start(start: Any, parts: tuple[PyTree, ...], *, given: bool) -> tuple[PyTree, ...]:
-    """The state to go on from, like the `parts` of one at t = 0; those where there is none.
+    """The state to go on from, like the `parts` of one at t = 0 in shape and dtype; those where
+    there is none.
 
     **Raises:** `ValueError` / `TypeError` for a state of another structure, or where outputs at
     t = 0 were `given` too.
@@ -138,7 +139,7 @@ def check_start(start: Any, parts: tuple[PyTree, ...], *, given: bool) -> tuple[
         raise ValueError("`start` was given with `f0` or `f0_test`, expected one of them.")
     leaves, structure = jax.tree.flatten(parts)
     found, of_start = jax.tree.flatten(tuple(start) if isinstance(start, list) else start)
-    shapes, shapes_found = ([jnp.shape(leaf) for leaf in some] for some in (leaves, found))
+    shapes, shapes_found = [leaf.shape for leaf in leaves], [jnp.shape(leaf) for leaf in found]
     if of_start != structure or shapes_found != shapes:
         raise ValueError(
             f"`start` has parts of shape {shapes_found}, "

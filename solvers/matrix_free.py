@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from corrections import ntk, taylor_coefficients
+from corrections.batched import pulled_in_tiles, pushed_in_tiles
 from corrections.linearization import Linearization, linearization
 from corrections.parameters import Metric, Model, Params, precondition, split
 from corrections.path import coefficients_along, Scalar
-from corrections.tiles import in_tiles, sum_in_tiles
 from solvers.losses import loss_and_residual, LossFunction
 from solvers.ode import Flow, Motion, Observation
 
@@ -70,7 +70,7 @@ class MatrixFreeFlow(Flow):
         order = len(path)
         if self.batch_size is not None:
             return taylor_coefficients(lambda p: self._in_batches(p, g), params, path, order)
-        linearized = self.frozen or linearizations(self.model, self.sets, path)
+        linearized = self.frozen or _linearizations(self.model, self.sets, path)
 
         def along(eps: Scalar) -> tuple[Array, Params]:
             pushes = [one.at(eps) for one in linearized]
@@ -84,18 +84,10 @@ class MatrixFreeFlow(Flow):
         """The same at some parameters: first all that is pulled back, then all that is pushed."""
         _, apply = split(self.model)
         size = self.batch_size or 1
-
-        def pulled(tile: tuple[Array, Array], weight: Array) -> Params:
-            x, g = tile
-            _, pull = jax.vjp(lambda p: jax.vmap(apply, in_axes=(None, 0))(p, x), params)
-            return pull(weight[:, None].astype(g.dtype) * g)[0]
-
-        direction = precondition(self.metric, sum_in_tiles(pulled, (self.sets[0], g), size))
-
-        def push(x: Array) -> Array:
-            return jax.jvp(lambda p: apply(p, x), (params,), (direction,))[1]
-
-        return jnp.concatenate([in_tiles(push, x, size) for x in self.sets]), direction
+        pulled = pulled_in_tiles(apply, params, self.sets[0], g, size)
+        direction = precondition(self.metric, pulled)
+        pushed = [pushed_in_tiles(apply, params, direction, x, size) for x in self.sets]
+        return jnp.concatenate(pushed), direction
 
     def _kernel(self, path: list[Params]) -> Float[Array, "n1 k n2 k"] | None:
         if self.kernel_pairs is None:
@@ -110,14 +102,14 @@ class MatrixFreeFlow(Flow):
         return jnp.sum(jnp.stack(taylor_coefficients(kernel, params, path, len(path))), axis=0)
 
 
-def linearizations(
+def _linearizations(
     model: Model, sets: tuple[Array, ...], path: list[Params]
 ) -> list[Linearization]:
     """Of each set of points, along a path."""
     return [linearization(model, x, path, len(path)) for x in sets]
 
 
-def start(model: Model, sets: tuple[Array, ...], order: int) -> State:
+def state_at_start(model: Model, sets: tuple[Array, ...], order: int) -> State:
     """f_0 and the zero paths of the hierarchy of this order."""
     zero = jax.tree.map(jnp.zeros_like, split(model)[0])
     f = jnp.concatenate([jax.vmap(model)(x) for x in sets])
@@ -135,6 +127,6 @@ def matrix_free_flow(
     kernel_pairs: Pairs | None = None,
     batch_size: int | None = None,
 ) -> MatrixFreeFlow:
-    """The flow of an order."""
-    frozen = linearizations(model, sets, []) if order == 2 and batch_size is None else None
+    """The hierarchy of this order for a model, linearized for good where that is all it needs."""
+    frozen = _linearizations(model, sets, []) if order == 2 and batch_size is None else None
     return MatrixFreeFlow(model, sets, y, metric, loss, kernel_pairs, batch_size, frozen)

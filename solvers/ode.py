@@ -16,7 +16,7 @@ class Observation(NamedTuple):
 
     train: Float[Array, "n k"]
     test: Float[Array, "m k"] | None
-    kernel: Float[Array, "n k n k"] | None
+    kernel: Float[Array, "n1 k n2 k"] | None
 
 
 State = tuple[PyTree, ...]

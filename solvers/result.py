@@ -38,8 +38,8 @@ class Trajectory(eqx.Module):
     - `ts`: times, (t,). Gradient-flow time is learning rate x number of steps.
     - `train`: outputs on the training points, (t, n, k).
     - `test`: outputs on the test points, (t, m, k), or None.
-    - `kernel`: the kernel that the solve predicts on the training points, (t, n, k, n, k), or None
-      where it predicts none.
+    - `kernel`: the kernel that the solve predicts, on the training points (t, n, k, n, k) or on the
+      pairs that were asked for (t, n1, k, n2, k), or None where it predicts none.
     - `valid`: which rows hold numbers, (t,). Rows after a breakdown, or after the time at which
       the solve was asked to stop, are NaN and not valid.
     - `t_reached`: the time up to which the solve went.
@@ -52,7 +52,7 @@ class Trajectory(eqx.Module):
     ts: Float[Array, " t"]
     train: Float[Array, "t n k"]
     test: Float[Array, "t m k"] | None
-    kernel: Float[Array, "t n k n k"] | None
+    kernel: Float[Array, "t n1 k n2 k"] | None
     valid: Bool[Array, " t"]
     t_reached: Float[Array, ""]
     result: Any

@@ -16,7 +16,7 @@ from scripts.benchmark.tensors import tensors
 from scripts.benchmark.timing import Comparison, median_seconds
 from scripts.benchmark.training import NAME, training
 from solvers import CrossEntropy, hierarchy_flow
-from solvers.matrix_free import matrix_free_flow, start
+from solvers.matrix_free import matrix_free_flow, state_at_start
 from zoo import MLP
 
 
@@ -28,7 +28,7 @@ def flows(repeats: int) -> Iterator[Comparison]:
     velocity = eqx.filter_jit(lambda flow, state: flow.velocity(state))
     for order in (2, 3, 4):
         flow = matrix_free_flow(model, (x,), y, order=order, loss=loss)
-        state = start(model, (x,), order)
+        state = state_at_start(model, (x,), order)
         yield Comparison(
             f"right-hand side of order {order}, {NAME}, n = {n}",
             median_seconds(lambda flow=flow, state=state: velocity(flow, state), repeats),

@@ -27,7 +27,7 @@ TIGHT = {"rtol": 1e-10, "atol": 1e-12}
 @pytest.mark.parametrize("loss", [CrossEntropy(), MeanSquaredError()], ids=["ce", "mse"])
 @pytest.mark.parametrize("order", [2, 3, 4])
 def test_matrix_free_equals_dense(order, loss):
-    """One stores Theta and O_3, the other never forms a kernel; with test points and a metric."""
+    """One stores the kernels, the other never forms one; with test points and a metric."""
     model, x, x_test, y = tanh_mlp(), inputs(4), inputs(3, seed=11), one_hot(4, 2)
     metric = jax.tree.map(
         lambda p: 0.5 if p.ndim == 2 else 2.0, eqx.filter(model, eqx.is_inexact_array)
@@ -74,13 +74,17 @@ def test_batches_pairs_and_restarts_of_the_matrix_free_flow():
     model, x, x_test, y = tanh_mlp(), inputs(5), inputs(3, seed=11), one_hot(5, 2)
     options = {"loss": CrossEntropy(), "order": 3, "x_test": x_test, **TIGHT}
     dense = hierarchy_flow(model, x, y, [0.25, 0.5], method="dense", **options)
-    batched = {"batch_size": 2, "kernel_pairs": (x, x)}
+    batched = {"batch_size": 2, "kernel_pairs": (x_test, x)}
     half = hierarchy_flow(model, x, y, [0.25], **options, **batched)
     whole = hierarchy_flow(model, x, y, [0.25], start=half.final, **options, **batched)
     for part, row in ((half, 0), (whole, 1)):
-        for name in ("train", "test", "kernel"):
+        for name in ("train", "test"):
             found, expected = (getattr(one, name) for one in (part, dense))
             np.testing.assert_allclose(found[-1], expected[row], atol=1e-9)
+    np.testing.assert_allclose(whole.kernel[-1], dense.final[1][len(x) :], atol=1e-9)
+    half = hierarchy_flow(model, x, y, [0.25], method="dense", **options)
+    again = hierarchy_flow(model, x, y, [0.25], method="dense", start=half.final, **options)
+    np.testing.assert_allclose(again.final[1], dense.final[1], atol=1e-9)
 
 
 @pytest.mark.parametrize("method", ["dense", "matrix_free"])
@@ -185,6 +189,10 @@ def test_late_times_without_breakdown_reach_the_targets():
         ({"batch_size": 0}, "`batch_size` is 0, expected"),
         ({"kernel_pairs": (inputs(2),)}, "expected two batches of examples (x1, x2)"),
         ({"kernel_pairs": (inputs(2), inputs(2, d=5))}, "an example of `kernel_pairs[1]`"),
+        (
+            {"start": (jnp.zeros(4),), "method": "dense"},
+            "of shape [(4,)], expected [(4, 2), (4, ",
+        ),
         ({"start": (jnp.zeros((4, 2)),)}, "`start` has parts of shape [(4, 2)], expected [(4, 2),"),
         ({"method": "sparse"}, "`method` is 'sparse', expected one of 'matrix_free', 'dense'"),
         ({"ts": [-1.0]}, "`ts` has the negative time -1.0"),
