@@ -237,8 +237,8 @@ def some_direction(y: PyTree) -> PyTree:
     """A direction that no eigenvector is likely to be orthogonal to, unlike a velocity, in which
     what is fast has died out.
 
-    Its entries are cos(i^2), spread as if drawn: a random generator would take longer to compile
-    than all else in the solver.
+    Its entries are cos(i^2 mod 6283), spread as if drawn: a random generator would take longer to
+    compile than all else in the solver.
     """
 
     def spread(leaf: Array) -> Array:

@@ -56,14 +56,15 @@ def real_array(name: str, value: Any, *, expected: str, integers: bool = False) 
     return array
 
 
-# Arrays of JAX never change: one that was found finite is not looked at again.
 _SMALL = 2**18  # numbers, which are fetched sooner than a program that looks at them is compiled
+
+# Arrays of JAX never change: one that was found finite is not looked at again.
 _FOUND_FINITE: weakref.WeakValueDictionary[int, jax.Array] = weakref.WeakValueDictionary()
 
 
 def finite(name: str, array: Any) -> None:
     """**Raises:** `ValueError` where `array` holds NaN or infinity."""
-    if isinstance(array, jax.Array) and array.size > _SMALL and _found_finite(array):
+    if isinstance(array, jax.Array) and _found_finite(array):
         return
     values = concrete(array)
     if values is None or bool(np.all(np.isfinite(values))):
@@ -77,10 +78,15 @@ def finite(name: str, array: Any) -> None:
 
 
 def _found_finite(array: Array) -> bool:
-    """Whether all entries are known to be finite, looked at on the device that holds them."""
+    """Whether all entries are known to be finite, looked at on the devices that hold them.
+
+    Small arrays are not looked at there, unless other processes hold parts of them.
+    """
     if _FOUND_FINITE.get(id(array)) is array:
         return True
     try:
+        if array.size <= _SMALL and array.is_fully_addressable:
+            return False
         found = bool(_all_finite(array))
     except jax.errors.ConcretizationTypeError:
         return False
