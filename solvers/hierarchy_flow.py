@@ -86,7 +86,7 @@ def hierarchy_flow(
     `SolverError` where the solve fails and `throw=True`. **Warns:** `corrections.KinkWarning` at
     order p > 2 for activations without derivatives of order p - 1.
 
-    Source: Huang & Yau (2020), eq. 1.8; Dyer & Gur-Ari (2020); docs/theory.md, section 4.
+    Source: Huang & Yau (2020); Dyer & Gur-Ari (2020); docs/theory.md, section 4.
     """
     checks.choice("method", method, ("matrix_free", "dense"))
     if method == "dense":
@@ -107,7 +107,7 @@ def hierarchy_flow(
         warn_at_kinks(model, order - 1)  # with "dense", `o3` and `o4` do
         pairs = _check_pairs(model, kernel_pairs)
         sets = (problem.x,) if problem.x_test is None else (problem.x, problem.x_test)
-        state = check_start(start, state_at_start(model, sets, order), given=False)
+        state = check_start(start, state_at_start(model, sets, order, batch_size), given=False)
         flow = matrix_free_flow(
             model,
             sets,

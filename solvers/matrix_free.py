@@ -23,6 +23,7 @@ from corrections.batched import pulled_in_tiles, pushed_in_tiles
 from corrections.linearization import Linearization, linearization
 from corrections.parameters import Metric, Model, Params, precondition, split
 from corrections.path import coefficients_along, Scalar
+from corrections.tiles import in_tiles
 from solvers.losses import loss_and_residual, LossFunction
 from solvers.ode import Flow, Motion, Observation
 
@@ -109,10 +110,12 @@ def _linearizations(
     return [linearization(model, x, path, len(path)) for x in sets]
 
 
-def state_at_start(model: Model, sets: tuple[Array, ...], order: int) -> State:
+def state_at_start(
+    model: Model, sets: tuple[Array, ...], order: int, batch_size: int | None = None
+) -> State:
     """f_0 and the zero paths of the hierarchy of this order."""
     zero = jax.tree.map(jnp.zeros_like, split(model)[0])
-    f = jnp.concatenate([jax.vmap(model)(x) for x in sets])
+    f = jnp.concatenate([in_tiles(model, x, batch_size or len(x)) for x in sets])
     return f, *(zero,) * (order - 2)
 
 
