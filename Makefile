@@ -14,6 +14,11 @@ ARGS ?=
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 
+# Tests compile thousands of programs and run each for moments: XLA need not optimize them. What users
+# get, optimized, is tested by `make test-slow` and `make test-newest`.
+QUICK_COMPILES := --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 \
+	--xla_llvm_disable_expensive_passes=true
+
 .PHONY: help install study test test-slow lint format bench peer docs lock test-oldest test-newest clean
 
 help:
@@ -41,7 +46,7 @@ study: $(VENV)/.ready
 	@$(PY) -m scripts study $(ARGS)
 
 test: $(VENV)/.ready
-	$(PY) -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
+	XLA_FLAGS="$(QUICK_COMPILES)" $(PY) -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
 
 test-slow: $(VENV)/.ready
 	$(PY) -m pytest -n $(WORKERS) -m slow $(ARGS)
@@ -79,7 +84,7 @@ docs: $(VENV)/.ready
 	@touch $@
 
 test-oldest: .venv-oldest/.ready
-	.venv-oldest/bin/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
+	XLA_FLAGS="$(QUICK_COMPILES)" .venv-oldest/bin/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
 
 # Not locked on purpose: it shows what a user gets who installs today.
 .venv-newest/.ready: pyproject.toml

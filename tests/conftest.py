@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import equinox as eqx
 import jax
 import jaxtyping
 import pytest
@@ -27,3 +28,15 @@ def float32() -> Iterator[None]:
     jax.config.update("jax_enable_x64", False)
     yield
     jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs() -> Iterator[None]:
+    """Frees a file's compiled programs after it.
+
+    Each takes several memory mappings, of which a process on Linux has 65 530 (`vm.max_map_count`):
+    without this a whole run of the suite takes them all, and XLA crashes on the next.
+    """
+    yield
+    eqx.clear_caches()
+    jax.clear_caches()

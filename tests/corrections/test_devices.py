@@ -55,7 +55,9 @@ def test_convolutions_are_native_on_accelerators(platform):
 
 SHARDED = """
 import os
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
+    " --xla_force_host_platform_device_count=4"
+)
 import jax
 jax.config.update("jax_enable_x64", True)
 import equinox as eqx, jax.numpy as jnp, numpy as np

@@ -74,6 +74,7 @@ def smallest_tiles(monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.slow
 def test_the_smallest_tiles_give_the_same(smallest_tiles):
     model, xs = tanh_mlp(), sets((3,))
     close(ntk(model, xs[0]), oracles.kernel(model, xs[0], xs[0]))
@@ -98,6 +99,7 @@ def test_only_the_first_two_slots_are_exchangeable():
         assert (difference < 1e-13 * scale) == ((i, j) == (0, 1)), (i, j)
 
 
+@pytest.mark.slow
 def test_is_made_of_the_differentials_of_the_kernel():
     """And those have the symmetries of what they are: T_1 in its last three slots, and so on."""
     model, (a, b, c, d) = tanh_mlp(), sets((3,))

@@ -19,6 +19,7 @@ def run(tmp_path, **options):
     return changes, out.getvalue()
 
 
+@pytest.mark.slow
 def test_mup_is_flat_in_width_and_standard_is_not(tmp_path):
     """Widths 64 to 1024. MUP's hidden layers within 0.1; its outputs, 0.2, still settle at 64.
 

@@ -137,6 +137,7 @@ def test_error_grows_with_the_order_th_power_of_time(order):
         assert slope == pytest.approx(power, abs=0.3)
 
 
+@pytest.mark.slow
 def test_order_3_follows_a_network_better_than_the_frozen_kernel():
     model, x, x_test = tanh_mlp(width=64), inputs(4), inputs(5, seed=11)
     y, ts = one_hot(4, 2), [0.1]
@@ -176,7 +177,7 @@ def test_breakdown_is_noticed_and_marked(method):
 
 def test_late_times_without_breakdown_reach_the_targets():
     model, x, y = tanh_mlp(width=256), inputs(3), inputs(3, 2, seed=20)
-    solved = hierarchy_flow(model, x, y, [1e3], loss=MeanSquaredError(), order=3)
+    solved = hierarchy_flow(model, x, y, [1e3], loss=MeanSquaredError(), method="dense")
     np.testing.assert_allclose(solved.train[-1], y, atol=1e-5)
 
 

@@ -151,7 +151,7 @@ def test_bad_arguments_are_named(unchecked, arguments, message):
         Conv(**options, key=jr.key(0))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     st.lists(st.integers(1, 6), min_size=1, max_size=2),
     st.integers(1, 4),

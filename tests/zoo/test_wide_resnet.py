@@ -36,6 +36,7 @@ def convolutions(model):
     return [node for node in jax.tree.leaves(model, is_leaf=is_conv) if is_conv(node)]
 
 
+@pytest.mark.slow
 def test_published_size(float32):
     """WRN-28-10 has 36,479,194 parameters on CIFAR-10, 10 of them the readout's biases."""
     make = functools.partial(WideResNet, (3, 32, 32), 10, depth=28, widen=10, norm="batch")
