@@ -2,7 +2,18 @@
 
 from solvers.blocks import KernelBlocks as KernelBlocks
 from solvers.chebyshev import RungeKuttaChebyshev as RungeKuttaChebyshev
+from solvers.comparison import (
+    compare_predictions as compare_predictions,
+    Comparison as Comparison,
+)
 from solvers.descent import gradient_descent as gradient_descent
+from solvers.expansion.continuous import width_expansion as width_expansion
+from solvers.expansion.discrete import width_expansion_descent as width_expansion_descent
+from solvers.expansion.record import (
+    ExpansionError as ExpansionError,
+    ValidityWarning as ValidityWarning,
+    WidthExpansion as WidthExpansion,
+)
 from solvers.flow import gradient_flow as gradient_flow
 from solvers.gaussian_process import Posterior as Posterior, posterior as posterior
 from solvers.hierarchy_flow import hierarchy_flow as hierarchy_flow

@@ -7,22 +7,22 @@ Order 2 is the frozen tangent kernel, order 3 lets it move. In width n, Theta ~ 
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import diffrax
 import jax
 from jaxtyping import ArrayLike, Float, PyTree
 
 from corrections import ntk, o3, o4
-from corrections.parameters import check_batch, check_model, Metric, Model
+from corrections.parameters import Metric, Model
 from corrections.smoothness import warn_at_kinks
 from solvers.flow import KernelFlow
 from solvers.integrate import integrate
 from solvers.kernel_problem import check_start, Targets
 from solvers.losses import LossFunction
-from solvers.matrix_free import matrix_free_flow, Pairs, state_at_start
+from solvers.matrix_free import matrix_free_flow, state_at_start
 from solvers.ode import check_tolerances, Tolerances
-from solvers.problem import check_problem
+from solvers.problem import check_matrix_free_only, check_pairs, check_problem
 from solvers.result import Times, Trajectory
 from zoo import checks
 from zoo.precision import full_precision
@@ -91,11 +91,7 @@ def hierarchy_flow(
     checks.choice("method", method, ("matrix_free", "dense"))
     if method == "dense":
         checks.choice("order", order, (2, 3, 4))
-        for name, value in (("kernel_pairs", kernel_pairs), ("batch_size", batch_size)):
-            if value is not None:
-                raise ValueError(
-                    f'`{name}` was given with `method="dense"`, expected `method="matrix_free"`.'
-                )
+        check_matrix_free_only(True, kernel_pairs=kernel_pairs, batch_size=batch_size)
     checks.choice("order", order, (2, 3, 4, 5))
     if batch_size is not None:
         checks.integer("batch_size", batch_size)
@@ -105,7 +101,7 @@ def hierarchy_flow(
 
     if method == "matrix_free":
         warn_at_kinks(model, order - 1)  # with "dense", `o3` and `o4` do
-        pairs = _check_pairs(model, kernel_pairs)
+        pairs = check_pairs(model, kernel_pairs)
         sets = (problem.x,) if problem.x_test is None else (problem.x, problem.x_test)
         state = check_start(start, state_at_start(model, sets, order, batch_size), given=False)
         flow = matrix_free_flow(
@@ -133,14 +129,3 @@ def hierarchy_flow(
         flow = KernelFlow(frozen=frozen, y=problem.y, loss=loss, observes_kernel=True)
         state = tuple(at_start) if start is None else given
     return integrate(flow, state, problem.ts, tolerances=tolerances, throw=throw)
-
-
-def _check_pairs(model: Model, pairs: Any) -> Pairs | None:
-    if pairs is None:
-        return None
-    if not isinstance(pairs, tuple | list) or len(pairs) != 2:
-        raise ValueError(f"`kernel_pairs` is {pairs!r}, expected two batches of examples (x1, x2).")
-    x1, x2 = (check_batch(f"kernel_pairs[{i}]", x) for i, x in enumerate(pairs))
-    for i, x in enumerate((x1, x2)):
-        check_model(model, f"kernel_pairs[{i}]", x)
-    return x1, x2

@@ -114,16 +114,19 @@ def check_kernel_problem(
         rows = checks.real_array("kernel_test", kernel_test, expected="the kernel's test rows")
         checks.shape("kernel_test", rows, ("m", *kernel.shape[1:]), because="as `kernel`")
         checks.finite("kernel_test", rows)
-        kernel = jnp.concatenate([kernel, rows.astype(kernel.dtype)])
-        f = jnp.concatenate(
-            [f, outputs_or_zero("f0_test", f0_test, (rows.shape[0], k), kernel.dtype)]
-        )
+        f_test = outputs_or_zero("f0_test", f0_test, (rows.shape[0], k), kernel.dtype)
+        kernel, f = _joined((kernel, f), (rows.astype(kernel.dtype), f_test))
     elif f0_test is not None:
         raise ValueError(
             "`f0_test` was given without `kernel_test`, expected both: the kernel's rows say how "
             "the test outputs move."
         )
     return KernelProblem(kernel, f, target.astype(kernel.dtype))
+
+
+@jax.jit  # one program for both: each takes longer to compile than a step of the flow
+def _joined(train: tuple[Array, Array], test: tuple[Array, Array]) -> tuple[Array, ...]:
+    return tuple(jnp.concatenate(rows) for rows in zip(train, test, strict=True))
 
 
 def check_start(start: Any, parts: tuple[PyTree, ...], *, given: bool) -> tuple[PyTree, ...]:

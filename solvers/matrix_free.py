@@ -26,10 +26,10 @@ from corrections.path import coefficients_along, Scalar
 from corrections.tiles import in_tiles
 from solvers.losses import loss_and_residual, LossFunction
 from solvers.ode import Flow, Motion, Observation
+from solvers.problem import Pairs
 
 State = tuple[PyTree, ...]
 """f (n + m, k), training rows then test rows; theta_1 .. theta_{p-2}, trees of parameters."""
-Pairs = tuple[Float[Array, "n1 ..."], Float[Array, "n2 ..."]]
 
 
 class MatrixFreeFlow(Flow):
@@ -54,7 +54,7 @@ class MatrixFreeFlow(Flow):
         f, *path = state
         n = self.y.shape[0]
         loss, g = loss_and_residual(self.loss, f[:n], self.y)
-        coefficients = self._products(g, path)
+        coefficients = self.products(g, path)
         moved = [moved for moved, _ in coefficients]
         directions = tuple(direction for _, direction in coefficients[:-1])
         velocity = jax.tree.map(jnp.negative, (sum(moved[1:], start=moved[0]), *directions))
@@ -63,10 +63,12 @@ class MatrixFreeFlow(Flow):
     def observe(self, state: State) -> Observation:
         f, *path = state
         n = self.y.shape[0]
-        return Observation(f[:n], f[n:] if len(self.sets) > 1 else None, self._kernel(path))
+        coefficients = self.kernel_coefficients(path)
+        kernel = None if coefficients is None else jnp.sum(jnp.stack(coefficients), axis=0)
+        return Observation(f[:n], f[n:] if len(self.sets) > 1 else None, kernel)
 
-    def _products(self, g: Float[Array, "n k"], path: list[Params]) -> list[tuple[Array, Params]]:
-        """The coefficients of Theta g on all points, and of M J^T g."""
+    def products(self, g: Float[Array, "n k"], path: list[Params]) -> list[tuple[Array, Params]]:
+        """The coefficients of Theta g on all points, and of M J^T g, along a path."""
         params, _ = split(self.model)
         order = len(path)
         if self.batch_size is not None:
@@ -81,6 +83,17 @@ class MatrixFreeFlow(Flow):
 
         return coefficients_along(along, order)
 
+    def pulled(self, g: Float[Array, "n k"], path: list[Params]) -> list[Params]:
+        """The coefficients of M J^T g alone."""
+        params, apply = split(self.model)
+        size = self.batch_size or len(g)
+
+        def along(params: Params) -> Params:
+            pulled = pulled_in_tiles(apply, params, self.sets[0], g, size)
+            return precondition(self.metric, pulled)
+
+        return taylor_coefficients(along, params, path, len(path))
+
     def _in_batches(self, params: Params, g: Float[Array, "n k"]) -> tuple[Array, Params]:
         """The same at some parameters: first all that is pulled back, then all that is pushed."""
         _, apply = split(self.model)
@@ -90,7 +103,8 @@ class MatrixFreeFlow(Flow):
         pushed = [pushed_in_tiles(apply, params, direction, x, size) for x in self.sets]
         return jnp.concatenate(pushed), direction
 
-    def _kernel(self, path: list[Params]) -> Float[Array, "n1 k n2 k"] | None:
+    def kernel_coefficients(self, path: list[Params]) -> list[Float[Array, "n1 k n2 k"]] | None:
+        """The coefficients of the kernel on the pairs that were asked for, if any were."""
         if self.kernel_pairs is None:
             return None
         x1, x2 = self.kernel_pairs
@@ -100,7 +114,7 @@ class MatrixFreeFlow(Flow):
             model = eqx.combine(params, self.model)
             return ntk(model, x1, x2, metric=self.metric, batch_size=self.batch_size)
 
-        return jnp.sum(jnp.stack(taylor_coefficients(kernel, params, path, len(path))), axis=0)
+        return taylor_coefficients(kernel, params, path, len(path))
 
 
 def _linearizations(

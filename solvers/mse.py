@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Int
 
 from corrections.parameters import (
     check_batch,
@@ -94,7 +94,7 @@ def mse_flow(
 def mse_descent(
     kernel: Float[ArrayLike, "n *points"],
     y: Float[ArrayLike, "n k"],
-    steps: Sequence[int] | Float[ArrayLike, " t"],
+    steps: Sequence[int] | Float[ArrayLike, " t"] | Int[ArrayLike, " t"],
     *,
     learning_rate: float,
     momentum: float = 0.0,

@@ -9,6 +9,9 @@ from corrections.parameters import check_batch, check_metric, check_model, Metri
 from solvers.losses import check_targets, LossFunction
 from solvers.result import check_times
 
+Pairs = tuple[Float[Array, "n1 ..."], Float[Array, "n2 ..."]]
+"""Examples of which a kernel is shown."""
+
 
 class Problem(NamedTuple):
     """What a flow of a model starts from: arrays that fit the model and each other."""
@@ -58,3 +61,27 @@ def check_problem(
             )
     check_metric(model, metric)
     return Problem(x=x, y=y.astype(outputs.dtype), x_test=x_test, ts=ts)
+
+
+def check_matrix_free_only(dense: bool, **options: Any) -> None:
+    """**Raises:** `ValueError` where one of the options was given with `method="dense"`."""
+    for name, value in options.items():
+        if dense and value is not None:
+            raise ValueError(
+                f'`{name}` was given with `method="dense"`, expected `method="matrix_free"`.'
+            )
+
+
+def check_pairs(model: Model, pairs: Any) -> Pairs | None:
+    """`kernel_pairs` as two batches.
+
+    **Raises:** `ValueError` / `TypeError` unless they are examples of `model`.
+    """
+    if pairs is None:
+        return None
+    if not isinstance(pairs, tuple | list) or len(pairs) != 2:
+        raise ValueError(f"`kernel_pairs` is {pairs!r}, expected two batches of examples (x1, x2).")
+    x1, x2 = (check_batch(f"kernel_pairs[{i}]", x) for i, x in enumerate(pairs))
+    for i, x in enumerate((x1, x2)):
+        check_model(model, f"kernel_pairs[{i}]", x)
+    return x1, x2

@@ -40,6 +40,8 @@ def real_array(name: str, value: Any, *, expected: str, integers: bool = False) 
     **Raises:** `TypeError` where it is not an array of real floating-point numbers (integers are
     converted where they are allowed).
     """
+    if isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value):
+        value = np.asarray(value)  # which compiles no program
     try:
         array = jnp.asarray(value)
     except (TypeError, ValueError) as error:

@@ -3,19 +3,23 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from corrections import ntk, taylorize
+from corrections import ntk
 from scripts.study.config import LOSSES, StudyConfig
-from solvers import gradient_flow, hierarchy_flow, parameter_flow, Trajectory
+from solvers import compare_predictions, Trajectory
+from solvers.comparison import NETWORK, Prediction
 from zoo import Dataset, learning_rates, MLP, PARAMETERIZATIONS
 
-PREDICTIONS = ("frozen NTK", "O_3 hierarchy", "Taylor 2")
-NETWORK = "network"
+_LABELS: dict[str, Prediction] = {
+    "frozen NTK": "order 2",
+    "O_3 hierarchy": "order 3",
+    "O_4 hierarchy": "order 4",
+    "Taylor 2": "Taylor 2",
+}
+PREDICTIONS = tuple(_LABELS)
 SOLVES = (NETWORK, *PREDICTIONS)
 
 
@@ -65,58 +69,26 @@ def compute(
         weight_std=config.weight_std,
         key=jr.fold_in(jr.key(cell.seed), cell.width),
     )
-    points = jnp.concatenate([x, x_test])
     metric = learning_rates(model)
-    taylor = taylorize(model, 2)
-    kernel = ntk(model, points, x, metric=metric)
+    kernel = ntk(model, x, metric=metric)
     n, k = y.shape
-    lambda_max = float(jnp.linalg.eigvalsh(kernel[:n].reshape(n * k, n * k))[-1]) / n
-    ts = jnp.asarray(config.solved_times) / lambda_max
-    tolerances = {"rtol": config.rtol, "atol": config.atol, "throw": False}
-
-    def frozen_kernel() -> Trajectory:
-        f0 = jax.vmap(model)(points)
-        return gradient_flow(
-            kernel[:n],
-            y,
-            ts,
-            loss=loss,
-            f0=f0[:n],
-            kernel_test=kernel[n:],
-            f0_test=f0[n:],
-            **tolerances,
-        )
-
-    solves: dict[str, Callable[[], Trajectory]] = {
-        NETWORK: lambda: parameter_flow(
-            model, x, y, ts, loss=loss, x_test=x_test, metric=metric, **tolerances
-        ),
-        "frozen NTK": frozen_kernel,
-        "O_3 hierarchy": lambda: hierarchy_flow(
-            model,
-            x,
-            y,
-            ts,
-            loss=loss,
-            order=3,
-            method=config.method,
-            x_test=x_test,
-            metric=metric,
-            **tolerances,
-        ),
-        "Taylor 2": lambda: parameter_flow(
-            taylor,
-            x,
-            y,
-            ts,
-            loss=loss,
-            x_test=x_test,
-            metric=eqx.tree_at(lambda t: t.model, eqx.filter(taylor, eqx.is_inexact_array), metric),
-            **tolerances,
-        ),
-    }
-    trajectories = {}
-    for name, solve in solves.items():
-        started(name)
-        trajectories[name] = jax.block_until_ready(solve())
+    lambda_max = float(jnp.linalg.eigvalsh(kernel.reshape(n * k, n * k))[-1]) / n
+    labels: dict[str, str] = {name: label for label, name in _LABELS.items()}
+    found = compare_predictions(
+        model,
+        x,
+        y,
+        jnp.asarray(config.solved_times) / lambda_max,
+        loss=loss,
+        predictions=tuple(_LABELS.values()),
+        x_test=x_test,
+        metric=metric,
+        method=config.method,
+        rtol=config.rtol,
+        atol=config.atol,
+        started=lambda name: started(labels.get(name, NETWORK)),
+    )
+    trajectories = {NETWORK: found.network.record}
+    for name, outputs in found.predictions.items():
+        trajectories[labels[name]] = outputs.record
     return CellResult(lambda_max, trajectories)

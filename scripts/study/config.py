@@ -62,7 +62,7 @@ class StudyConfig:
     reference_time: float = 1.0
     """The time that the table and the width plot are drawn at, in units of 1/lambda_max."""
     method: Literal["matrix_free", "dense"] = "matrix_free"
-    """How the O_3 flow is solved; both give the same numbers."""
+    """How the hierarchy is solved; both give the same numbers."""
     rtol: float = 1e-7
     """Relative tolerance of every flow."""
     atol: float = 1e-10

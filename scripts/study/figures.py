@@ -13,8 +13,8 @@ from scripts.study.config import StudyConfig
 from scripts.study.results import median_error
 
 # Okabe & Ito's colours, told apart with any kind of colour vision.
-_COLOURS = dict(zip(PREDICTIONS, ("#0072B2", "#D55E00", "#009E73"), strict=True))
-_MARKERS = dict(zip(PREDICTIONS, "osD", strict=True))
+_COLOURS = dict(zip(PREDICTIONS, ("#0072B2", "#D55E00", "#CC79A7", "#009E73"), strict=True))
+_MARKERS = dict(zip(PREDICTIONS, "os^D", strict=True))
 _ERROR = "test-logit RMSE"
 
 

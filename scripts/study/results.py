@@ -15,6 +15,9 @@ from zoo import Dataset
 
 FILE = "results.nc"
 
+GAINS = (("frozen NTK", "O_3 hierarchy"), ("O_3 hierarchy", "O_4 hierarchy"))
+"""What each order of the hierarchy is compared with: the one below."""
+
 
 def empty(config: StudyConfig, data: Dataset) -> xr.Dataset:
     """The data set of a study before its first cell: labelled, and NaN throughout."""
@@ -115,7 +118,7 @@ def median_error(dataset: xr.Dataset) -> xr.DataArray:
     return errors.median("seed")
 
 
-def median_gain(dataset: xr.Dataset) -> xr.DataArray:
-    """How many times closer O_3 is than the frozen NTK: the median of each seed's ratio."""
+def median_gain(dataset: xr.Dataset, worse: str, better: str) -> xr.DataArray:
+    """How many times closer one prediction is than another: the median of each seed's ratio."""
     errors = dataset["test_rmse"].where(dataset["finished"])
-    return (errors.sel(solve="frozen NTK") / errors.sel(solve="O_3 hierarchy")).median("seed")
+    return (errors.sel(solve=worse) / errors.sel(solve=better)).median("seed")

@@ -9,9 +9,15 @@ from rich.table import Table
 from scripts.slopes import slope_in_width
 from scripts.study.cell import NETWORK, PREDICTIONS, SOLVES
 from scripts.study.config import StudyConfig
-from scripts.study.results import completed, median_error, median_gain
+from scripts.study.results import completed, GAINS, median_error, median_gain
 
-_SHORT = {NETWORK: "net", "frozen NTK": "frozen", "O_3 hierarchy": "O_3", "Taylor 2": "Taylor"}
+_SHORT = {
+    NETWORK: "net",
+    "frozen NTK": "frozen",
+    "O_3 hierarchy": "O_3",
+    "O_4 hierarchy": "O_4",
+    "Taylor 2": "Taylor",
+}
 
 
 def summary(dataset: xr.Dataset, config: StudyConfig) -> RenderableType:
@@ -51,20 +57,22 @@ def as_text(renderable: RenderableType) -> str:
 
 def _table(dataset: xr.Dataset, config: StudyConfig, title: str) -> Table:
     errors = median_error(dataset).sel(time=config.reference_time)
-    gain = median_gain(dataset).sel(time=config.reference_time)
+    gains = [median_gain(dataset, *pair).sel(time=config.reference_time) for pair in GAINS]
     accuracy = dataset["test_accuracy"].isel(time=-1).median("seed")
     table = Table(title=f"{title} parameterization", title_justify="left", box=SIMPLE_HEAD)
+    table.pad_edge = False
     table.add_column("width", justify="right")
     for name in PREDICTIONS:
         table.add_column(f"error\n{_SHORT[name]}", justify="right")
-    table.add_column("frozen\n/ O_3", justify="right")
+    for worse, better in GAINS:
+        table.add_column(f"{_SHORT[worse]}\n/ {_SHORT[better]}", justify="right")
     for name in SOLVES:
         table.add_column(f"acc.\n{_SHORT[name]}", justify="right")
     for width in dataset["width"].values[dataset["finished"].any("seed").values]:
         table.add_row(
             str(width),
             *(_number(errors.sel(width=width, solve=name)) for name in PREDICTIONS),
-            f"{float(gain.sel(width=width)):.1f}",
+            *(f"{float(gain.sel(width=width)):.1f}" for gain in gains),
             *(_fraction(accuracy.sel(width=width, solve=name)) for name in SOLVES),
         )
     table.add_section()
@@ -75,15 +83,18 @@ def _table(dataset: xr.Dataset, config: StudyConfig, title: str) -> Table:
 
 def _sentence(dataset: xr.Dataset, config: StudyConfig, title: str) -> str:
     errors = median_error(dataset).sel(time=config.reference_time)
-    gain = median_gain(dataset)
     slope = float(slope_in_width(errors).sel(solve="frozen NTK"))
     falls = "" if np.isnan(slope) else f" The frozen NTK's error goes like width^{slope:.2f}."
-    return (
-        f"{title}: at t = {config.reference_time:g}/lambda_max the O_3 hierarchy is "
-        f"{_range(gain.sel(time=config.reference_time))} times closer to the network than the "
-        f"frozen NTK, at t = {config.solved_times[-1]:g}/lambda_max {_range(gain.isel(time=-1))} "
-        f"times.{falls}"
-    )
+    said = []
+    for worse, better in GAINS:
+        gain = median_gain(dataset, worse, better)
+        said.append(
+            f"the {better} is {_range(gain.sel(time=config.reference_time))} times closer to the "
+            f"network than the {worse} ({_range(gain.isel(time=-1))} times at "
+            f"t = {config.solved_times[-1]:g}/lambda_max)"
+        )
+    at = f"{title}: at t = {config.reference_time:g}/lambda_max "
+    return at + ", and ".join(said) + "." + falls
 
 
 def _range(gain: xr.DataArray) -> str:

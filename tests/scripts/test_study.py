@@ -52,7 +52,7 @@ def test_results_on_disk_are_the_results_returned(finished):
     dataset, folder, _ = finished
     assert read(folder).equals(dataset)
     assert bool(dataset["finished"].all())
-    assert dataset.sizes["solve"] == 4
+    assert dataset.sizes["solve"] == 5
     config = json.loads((folder / "config.json").read_text())
     assert config["config"]["widths"] == [16, 32]
     assert set(config["provenance"]["versions"]) >= {"jax", "equinox", "diffrax"}
@@ -98,7 +98,8 @@ def test_gain_is_the_median_of_each_seeds_ratio(finished):
     for seed, (frozen, o3) in enumerate([(8.0, 2.0), (30.0, 3.0), (1000.0, np.nan)]):
         rmse[{"seed": seed, "solve": 1}] = frozen
         rmse[{"seed": seed, "solve": 2}] = o3
-    np.testing.assert_allclose(median_gain(several), (4.0 + 10.0) / 2)
+    gain = median_gain(several, "frozen NTK", "O_3 hierarchy")
+    np.testing.assert_allclose(gain, (4.0 + 10.0) / 2)
 
 
 def test_an_existing_folder_is_refused_and_untouched(finished):

@@ -1,0 +1,1 @@
+"""O(1/width) corrections to the training of a network by squared loss."""

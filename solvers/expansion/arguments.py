@@ -1,0 +1,35 @@
+"""What the expansions take, checked before any work."""
+
+from typing import Any
+
+from jaxtyping import ArrayLike, Float
+
+from corrections.parameters import Metric, Model
+from solvers.losses import MeanSquaredError
+from solvers.problem import check_matrix_free_only, check_pairs, check_problem, Pairs, Problem
+from zoo import checks
+
+PairsOfExamples = tuple[Float[ArrayLike, "n1 ..."], Float[ArrayLike, "n2 ..."]]
+
+
+def check_expansion(
+    model: Model,
+    x: Any,
+    y: Any,
+    *,
+    x_test: Any,
+    metric: Metric | None,
+    kernel_pairs: Any,
+    batch_size: int | None,
+    dense: bool,
+) -> tuple[Problem, Pairs | None]:
+    """The problem and the pairs of examples.
+
+    **Raises:** `ValueError` / `TypeError` that names the argument which does not fit.
+    """
+    check_matrix_free_only(dense, kernel_pairs=kernel_pairs, batch_size=batch_size)
+    if batch_size is not None:
+        checks.integer("batch_size", batch_size)
+    loss = MeanSquaredError()
+    problem = check_problem(model, x, y, [0.0], loss=loss, x_test=x_test, metric=metric)
+    return problem, check_pairs(model, kernel_pairs)

@@ -1,0 +1,132 @@
+"""What the expansion in 1/width predicts, and how far it can be trusted."""
+
+import warnings
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from solvers.result import raise_where_failed, RESULTS
+from zoo import checks
+
+_LARGE = 0.5
+"""The ratio |Theta1| / lambda_min from which on corrections do not count as small."""
+
+
+class ValidityWarning(UserWarning):
+    """A correction was computed where it is not small, or for steps that are not."""
+
+
+class WidthExpansion(eqx.Module):
+    """Outputs and tangent kernel as 0 + 1: the frozen kernel's, and what is of order 1/width.
+
+    - `ts`: times (t,), the last of which may be inf; for descent the counts of steps.
+    - `f0`, `f1`: on the training points, (t, n, k).
+    - `f0_test`, `f1_test`: on the test points, (t, m, k), or None.
+    - `kernel0`: Theta_0 on the training points, (n, k, n, k), or on the pairs that were asked for,
+      (n1, k, n2, k); None where it was not asked for.
+    - `kernel1`: how it has moved, (t, n, k, n, k) or (t, n1, k, n2, k).
+    - `validity`: |Theta1| / lambda_min(Theta_0) on the training points at the last time, operator
+      norm: corrections grow like 1 / lambda_min, and mean something where it is well below 1.
+    - `valid`: which rows hold numbers, (t,); the others are NaN.
+    - `result`: a member of `RESULTS`.
+    """
+
+    ts: Float[Array, " t"]
+    f0: Float[Array, "t n k"]
+    f1: Float[Array, "t n k"]
+    f0_test: Float[Array, "t m k"] | None
+    f1_test: Float[Array, "t m k"] | None
+    kernel0: Float[Array, "n1 k n2 k"] | None
+    kernel1: Float[Array, "t n1 k n2 k"] | None
+    validity: Float[Array, ""]
+    valid: Bool[Array, " t"]
+    result: Any
+
+    @property
+    def train(self) -> Float[Array, "t n k"]:
+        """f0 + f1 on the training points."""
+        return self.f0 + self.f1
+
+    @property
+    def test(self) -> Float[Array, "t m k"] | None:
+        """f0 + f1 on the test points."""
+        if self.f0_test is None or self.f1_test is None:
+            return None
+        return self.f0_test + self.f1_test
+
+    @property
+    def kernel(self) -> Float[Array, "t n1 k n2 k"] | None:
+        """Theta_0 + Theta1."""
+        if self.kernel0 is None or self.kernel1 is None:
+            return None
+        return self.kernel0[None] + self.kernel1
+
+    @property
+    def successful(self) -> Bool[Array, ""]:
+        """Whether every row holds numbers."""
+        return jnp.asarray(self.result == RESULTS.successful)
+
+
+class ExpansionError(RuntimeError):
+    """An expansion failed under `throw=True`. `.expansion` is what there is, marked."""
+
+    def __init__(self, message: str, expansion: WidthExpansion):
+        super().__init__(message)
+        self.expansion = expansion
+
+
+def finish(expansion: WidthExpansion, *, throw: bool, stacklevel: int = 4) -> WidthExpansion:
+    """The expansion, with NaN in the rows that are not valid.
+
+    **Raises:** `ExpansionError` where it failed and `throw` asks for that. **Warns:**
+    `ValidityWarning` where the correction of the kernel is not small.
+    """
+    valid = expansion.valid
+
+    def marked(rows: Array | None) -> Array | None:
+        if rows is None:
+            return None
+        return jnp.where(valid.reshape(-1, *[1] * (rows.ndim - 1)), rows, jnp.nan)
+
+    rows = ("f0", "f1", "f0_test", "f1_test", "kernel1")
+    expansion = eqx.tree_at(
+        lambda e: [getattr(e, name) for name in rows],
+        expansion,
+        [marked(getattr(expansion, name)) for name in rows],
+        is_leaf=lambda leaf: leaf is None,
+    )
+
+    def error() -> ExpansionError:
+        return ExpansionError(
+            f"{RESULTS[expansion.result]} {int(np.sum(valid))} of {len(expansion.ts)} times are "
+            "valid (`throw=False` returns them, and so does `.expansion` of this error).",
+            expansion,
+        )
+
+    expansion = raise_where_failed(expansion, error, throw=throw)
+    ratio = checks.concrete(expansion.validity)
+    if ratio is not None and ratio > _LARGE:
+        warnings.warn(
+            f"The correction of the kernel is {float(ratio):.2g} of its smallest eigenvalue on the "
+            "training points, expected well below 1: corrections of order 1/width are no small "
+            "ones there. Ask for earlier times, or a wider network (`.validity` is this ratio).",
+            ValidityWarning,
+            stacklevel=stacklevel,
+        )
+    return expansion
+
+
+def warn_of_large_steps(learning_rate: float, fastest: float, *, stacklevel: int = 4) -> None:
+    """**Warns:** `ValidityWarning` where steps are too large for a flow to describe."""
+    if learning_rate * fastest > 0.1:
+        warnings.warn(
+            f"`learning_rate` {learning_rate:g} times lambda_max / n is "
+            f"{learning_rate * fastest:.2g}, expected below 0.1: for steps of that size the "
+            "corrections of gradient flow gain no order in 1/width; `width_expansion_descent` "
+            "has those of gradient descent.",
+            ValidityWarning,
+            stacklevel=stacklevel,
+        )
