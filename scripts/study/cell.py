@@ -7,20 +7,11 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
-from corrections import ntk
-from scripts.study.config import LOSSES, StudyConfig
+from corrections import extreme_eigenvalues, NTKOperator
+from scripts.study.config import LOSSES, PREDICTIONS, StudyConfig
 from solvers import compare_predictions, Trajectory
 from solvers.comparison import NETWORK, Prediction
 from zoo import Dataset, learning_rates, MLP, PARAMETERIZATIONS
-
-_LABELS: dict[str, Prediction] = {
-    "frozen NTK": "order 2",
-    "O_3 hierarchy": "order 3",
-    "O_4 hierarchy": "order 4",
-    "Taylor 2": "Taylor 2",
-}
-PREDICTIONS = tuple(_LABELS)
-SOLVES = (NETWORK, *PREDICTIONS)
 
 
 @dataclass(frozen=True)
@@ -37,7 +28,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class CellResult:
-    """What a cell found: the trajectory of each of `SOLVES`, and lambda_max."""
+    """What a cell found: the trajectory of each of `config.solves`, and lambda_max."""
 
     lambda_max: float
     trajectories: dict[str, Trajectory]
@@ -70,17 +61,17 @@ def compute(
         key=jr.fold_in(jr.key(cell.seed), cell.width),
     )
     metric = learning_rates(model)
-    kernel = ntk(model, x, metric=metric)
-    n, k = y.shape
-    lambda_max = float(jnp.linalg.eigvalsh(kernel.reshape(n * k, n * k))[-1]) / n
-    labels: dict[str, str] = {name: label for label, name in _LABELS.items()}
+    largest = extreme_eigenvalues(NTKOperator(model, x, metric=metric), rtol=1e-6)
+    lambda_max = float(largest.values[0]) / len(x)
+    names: tuple[Prediction, ...] = tuple(PREDICTIONS[label] for label in config.predictions)
+    labels: dict[str, str] = dict(zip(names, config.predictions, strict=True))
     found = compare_predictions(
         model,
         x,
         y,
         jnp.asarray(config.solved_times) / lambda_max,
         loss=loss,
-        predictions=tuple(_LABELS.values()),
+        predictions=names,
         x_test=x_test,
         metric=metric,
         method=config.method,

@@ -9,12 +9,21 @@ import numpy as np
 from scripts.run_folder import check_name
 from scripts.runtime import Precision
 from solvers import CrossEntropy, Loss, MeanSquaredError
+from solvers.comparison import NETWORK, Prediction
 from zoo import ACTIVATIONS, checks, DATASETS, PARAMETERIZATIONS
 
 LOSSES: dict[str, Loss] = {
     "cross_entropy": CrossEntropy(),
     "mean_squared_error": MeanSquaredError(),
 }
+
+PREDICTIONS: dict[str, Prediction] = {
+    "frozen NTK": "order 2",
+    "O_3 hierarchy": "order 3",
+    "O_4 hierarchy": "order 4",
+    "Taylor 2": "Taylor 2",
+}
+"""What a study calls the predictions of `solvers.compare_predictions`."""
 
 _TIMES = tuple(round(float(t), 4) for t in np.geomspace(0.1, 20, 24))
 
@@ -57,6 +66,8 @@ class StudyConfig:
     """Seeds of the initial parameters."""
     loss: str = "cross_entropy"
     """Loss: cross_entropy or mean_squared_error."""
+    predictions: tuple[str, ...] = tuple(PREDICTIONS)
+    """Predictions of the network: the hierarchy of orders 2 (the frozen NTK) to 4, Taylor model."""
     times: tuple[float, ...] = _TIMES
     """Times to compare at, in units of 1/lambda_max."""
     reference_time: float = 1.0
@@ -72,7 +83,7 @@ class StudyConfig:
 
     def check(self) -> None:
         """**Raises:** `ValueError` that names the field, what came and what was expected."""
-        for field in ("classes", "widths", "parameterizations", "seeds", "times"):
+        for field in ("classes", "widths", "parameterizations", "seeds", "predictions", "times"):
             checks.distinct(field, getattr(self, field))
         for width in self.widths:
             checks.integer("widths", width)
@@ -85,6 +96,8 @@ class StudyConfig:
             checks.choice("dataset", self.dataset, DATASETS)
         for parameterization in self.parameterizations:
             checks.choice("parameterizations", parameterization, PARAMETERIZATIONS)
+        for prediction in self.predictions:
+            checks.choice("predictions", prediction, PREDICTIONS)
         checks.choice("activation", self.activation, ACTIVATIONS)
         checks.choice("loss", self.loss, LOSSES)
         checks.choice("method", self.method, ("matrix_free", "dense"))
@@ -100,6 +113,11 @@ class StudyConfig:
                 f"`classes` is {self.classes!r}, expected at least two labels to tell apart."
             )
         check_name(self.name)
+
+    @property
+    def solves(self) -> tuple[str, ...]:
+        """The network, then its predictions."""
+        return (NETWORK, *self.predictions)
 
     @property
     def solved_times(self) -> tuple[float, ...]:

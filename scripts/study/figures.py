@@ -8,8 +8,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from scripts.slopes import slope_in_width
-from scripts.study.cell import PREDICTIONS
-from scripts.study.config import StudyConfig
+from scripts.study.config import PREDICTIONS, StudyConfig
 from scripts.study.results import median_error
 
 # Okabe & Ito's colours, told apart with any kind of colour vision.
@@ -53,7 +52,7 @@ def _in_time(axis: Axes, errors: xr.DataArray, config: StudyConfig) -> None:
     """A colour a prediction; the wider the network, the darker the line."""
     errors = errors.sel(time=errors["time"] > 0).dropna("width", how="all")
     widths = errors["width"].values
-    for name in PREDICTIONS:
+    for name in config.predictions:
         for i, width in enumerate(widths):
             axis.loglog(
                 errors["time"],
@@ -65,8 +64,9 @@ def _in_time(axis: Axes, errors: xr.DataArray, config: StudyConfig) -> None:
             )
     axis.axvline(config.reference_time, color="0.5", linewidth=0.8, linestyle=":")
     axis.set_xlabel("time of gradient flow, in 1/$\\lambda_{\\max}$")
+    several = f"widths {widths[0]} (light) to {widths[-1]} (dark)"
     axis.legend(
-        title=f"widths {widths[0]} (light) to {widths[-1]} (dark)", frameon=False, fontsize=9
+        title=several if len(widths) > 1 else f"width {widths[0]}", frameon=False, fontsize=9
     )
 
 
@@ -75,7 +75,7 @@ def _in_width(axis: Axes, errors: xr.DataArray, config: StudyConfig) -> None:
     errors = errors.sel(time=config.reference_time).dropna("width", how="all")
     widths = errors["width"].values
     slopes = slope_in_width(errors)
-    for name in PREDICTIONS:
+    for name in config.predictions:
         values = errors.sel(solve=name).values
         slope = float(slopes.sel(solve=name))
         label = name if np.isnan(slope) else f"{name}, slope {slope:.2f}"

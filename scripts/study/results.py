@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from scripts.study.cell import Cell, CellResult, NETWORK, PREDICTIONS, SOLVES
+from scripts.study.cell import Cell, CellResult
 from scripts.study.config import LOSSES, StudyConfig
 from solvers import RESULTS
+from solvers.comparison import NETWORK
 from solvers.losses import mean_loss
 from zoo import Dataset
 
@@ -25,7 +26,7 @@ def empty(config: StudyConfig, data: Dataset) -> xr.Dataset:
         "parameterization": list(config.parameterizations),
         "width": sorted(config.widths),
         "seed": list(config.seeds),
-        "solve": list(SOLVES),
+        "solve": list(config.solves),
         "time": list(config.solved_times),
         "test_point": np.arange(data.x_test.shape[0]),
         "output": list(data.classes),
@@ -114,8 +115,8 @@ def completed(dataset: xr.Dataset) -> tuple[int, int]:
 
 def median_error(dataset: xr.Dataset) -> xr.DataArray:
     """Test-logit RMSE of each prediction: median over the seeds where it is valid."""
-    errors = dataset["test_rmse"].where(dataset["finished"]).sel(solve=list(PREDICTIONS))
-    return errors.median("seed")
+    errors = dataset["test_rmse"].where(dataset["finished"])
+    return errors.sel(solve=errors["solve"] != NETWORK).median("seed")
 
 
 def median_gain(dataset: xr.Dataset, worse: str, better: str) -> xr.DataArray:

@@ -19,7 +19,7 @@ from rich.progress import (
 from scripts import runtime
 from scripts.run_folder import create_folder, write_config
 from scripts.study import results
-from scripts.study.cell import cells, compute, SOLVES
+from scripts.study.cell import cells, compute
 from scripts.study.config import StudyConfig
 from scripts.study.figures import draw
 from scripts.study.table import as_text, summary
@@ -98,7 +98,7 @@ def execute(study: Study, *, console: Console | None = None) -> xr.Dataset:
     )
     try:
         with Progress(*columns, console=console) as progress:
-            task = progress.add_task("starting", total=len(todo) * len(SOLVES))
+            task = progress.add_task("starting", total=len(todo) * len(config.solves))
             for cell in todo:
 
                 def started(solve: str, cell=cell) -> None:
@@ -107,7 +107,7 @@ def execute(study: Study, *, console: Console | None = None) -> xr.Dataset:
                 result = compute(config, data, cell, started)
                 results.enter(dataset, config, data, cell, result)
                 results.write(folder, dataset)
-                progress.advance(task, len(SOLVES))
+                progress.advance(task, len(config.solves))
     except KeyboardInterrupt:
         done, total = results.completed(dataset)
         console.print(f"Interrupted after {done} of {total} cells; these are kept.")

@@ -7,9 +7,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from scripts.slopes import slope_in_width
-from scripts.study.cell import NETWORK, PREDICTIONS, SOLVES
 from scripts.study.config import StudyConfig
 from scripts.study.results import completed, GAINS, median_error, median_gain
+from solvers.comparison import NETWORK
 
 _SHORT = {
     NETWORK: "net",
@@ -24,9 +24,10 @@ def summary(dataset: xr.Dataset, config: StudyConfig) -> RenderableType:
     """One table a parameterization (rows: widths and slopes), then what they say."""
     done, total = completed(dataset)
     seen = f"{done} of {total} cells; " if done < total else ""
+    seeds = f"{len(config.seeds)} seed" + ("s" if len(config.seeds) > 1 else "")
     header = (
         f"{config.dataset} {config.classes}, {config.activation} MLP of depth {config.depth}, "
-        f"{config.loss.replace('_', ' ')}; {seen}medians over {len(config.seeds)} seeds.\n"
+        f"{config.loss.replace('_', ' ')}; {seen}medians over {seeds}.\n"
         f"Error: RMSE of the {config.n_test} x {len(config.classes)} test logits against the real "
         f"network's at t = {config.reference_time:g}/lambda_max. Acc.: test accuracy at the end, "
         f"t = {config.solved_times[-1]:g}/lambda_max (net: the network itself). "
@@ -57,49 +58,59 @@ def as_text(renderable: RenderableType) -> str:
 
 def _table(dataset: xr.Dataset, config: StudyConfig, title: str) -> Table:
     errors = median_error(dataset).sel(time=config.reference_time)
-    gains = [median_gain(dataset, *pair).sel(time=config.reference_time) for pair in GAINS]
+    gains = [median_gain(dataset, *pair).sel(time=config.reference_time) for pair in _pairs(config)]
     accuracy = dataset["test_accuracy"].isel(time=-1).median("seed")
     table = Table(title=f"{title} parameterization", title_justify="left", box=SIMPLE_HEAD)
     table.pad_edge = False
     table.add_column("width", justify="right")
-    for name in PREDICTIONS:
+    for name in config.predictions:
         table.add_column(f"error\n{_SHORT[name]}", justify="right")
-    for worse, better in GAINS:
+    for worse, better in _pairs(config):
         table.add_column(f"{_SHORT[worse]}\n/ {_SHORT[better]}", justify="right")
-    for name in SOLVES:
+    for name in config.solves:
         table.add_column(f"acc.\n{_SHORT[name]}", justify="right")
     for width in dataset["width"].values[dataset["finished"].any("seed").values]:
         table.add_row(
             str(width),
-            *(_number(errors.sel(width=width, solve=name)) for name in PREDICTIONS),
+            *(_number(errors.sel(width=width, solve=name)) for name in config.predictions),
             *(f"{float(gain.sel(width=width)):.1f}" for gain in gains),
-            *(_fraction(accuracy.sel(width=width, solve=name)) for name in SOLVES),
+            *(_fraction(accuracy.sel(width=width, solve=name)) for name in config.solves),
         )
     table.add_section()
     slopes = slope_in_width(errors)
-    table.add_row("slope", *(_fraction(slopes.sel(solve=name)) for name in PREDICTIONS))
+    table.add_row("slope", *(_fraction(slopes.sel(solve=name)) for name in config.predictions))
     return table
 
 
 def _sentence(dataset: xr.Dataset, config: StudyConfig, title: str) -> str:
     errors = median_error(dataset).sel(time=config.reference_time)
-    slope = float(slope_in_width(errors).sel(solve="frozen NTK"))
+    slopes = slope_in_width(errors)
+    slope = float(slopes.sel(solve="frozen NTK")) if "frozen NTK" in slopes["solve"] else np.nan
     falls = "" if np.isnan(slope) else f" The frozen NTK's error goes like width^{slope:.2f}."
     said = []
-    for worse, better in GAINS:
+    for worse, better in _pairs(config):
         gain = median_gain(dataset, worse, better)
         said.append(
             f"the {better} is {_range(gain.sel(time=config.reference_time))} times closer to the "
             f"network than the {worse} ({_range(gain.isel(time=-1))} times at "
             f"t = {config.solved_times[-1]:g}/lambda_max)"
         )
+    if not said:
+        return falls.strip()
     at = f"{title}: at t = {config.reference_time:g}/lambda_max "
     return at + ", and ".join(said) + "." + falls
 
 
+def _pairs(config: StudyConfig) -> list[tuple[str, str]]:
+    return [pair for pair in GAINS if set(pair) <= set(config.predictions)]
+
+
 def _range(gain: xr.DataArray) -> str:
     values = gain.values[np.isfinite(gain.values)]
-    return f"{values.min():.3g} to {values.max():.3g}" if values.size else "(no valid number)"
+    if not values.size:
+        return "(no valid number)"
+    low, high = f"{values.min():.3g}", f"{values.max():.3g}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _stopped(dataset: xr.Dataset) -> str:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from scripts.slopes import slope_in_width
 from scripts.study import prepare, read, run, runner, StudyConfig
-from scripts.study.cell import PREDICTIONS
+from scripts.study.config import PREDICTIONS
 from scripts.study.results import median_error, median_gain
 
 ROOT = Path(__file__).resolve().parents[2]
