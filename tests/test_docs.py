@@ -40,6 +40,11 @@ def test_the_page_on_dynamics_runs(float32, unchecked):
     run("dynamics", 1)
 
 
+@pytest.mark.filterwarnings("ignore::solvers.ValidityWarning")
+def test_the_page_on_finite_width_runs(float32, unchecked):
+    run("finite_width", 1)
+
+
 @pytest.mark.parametrize("package", ["zoo", "corrections", "solvers"])
 def test_every_public_name_is_on_its_api_page(package):
     page = (ROOT / "docs" / "api" / f"{package}.md").read_text()
