@@ -86,10 +86,5 @@ def _in_width(axis: Axes, errors: xr.DataArray, config: StudyConfig) -> None:
     axis.set_xticks(widths, [str(width) for width in widths])
     axis.minorticks_off()
     axis.set_xlabel("width")
-    axis.text(
-        0.02,
-        0.02,
-        f"t = {config.reference_time:g}/$\\lambda_{{\\max}}$",
-        transform=axis.transAxes,
-    )
-    axis.legend(frameon=False, fontsize=9)
+    title = f"t = {config.reference_time:g}/$\\lambda_{{\\max}}$"
+    axis.legend(title=title, frameon=False, fontsize=9)

@@ -21,7 +21,7 @@ _SHORT = {
 
 
 def summary(dataset: xr.Dataset, config: StudyConfig) -> RenderableType:
-    """One table a parameterization (rows: widths and slopes), then what they say."""
+    """Two tables a parameterization (errors, accuracies; a row a width), then what they say."""
     done, total = completed(dataset)
     seen = f"{done} of {total} cells; " if done < total else ""
     seeds = f"{len(config.seeds)} seed" + ("s" if len(config.seeds) > 1 else "")
@@ -37,7 +37,8 @@ def summary(dataset: xr.Dataset, config: StudyConfig) -> RenderableType:
     for parameterization in config.parameterizations:
         chosen = dataset.sel(parameterization=parameterization)
         if bool(chosen["finished"].any()):
-            parts.append(_table(chosen, config, parameterization))
+            parts.append(_errors(chosen, config, parameterization))
+            parts.append(_accuracies(chosen, config))
             parts.append(_sentence(chosen, config, parameterization))
             parts.append("")
     stopped = _stopped(dataset)
@@ -56,30 +57,45 @@ def as_text(renderable: RenderableType) -> str:
     return capture.get()
 
 
-def _table(dataset: xr.Dataset, config: StudyConfig, title: str) -> Table:
+def _errors(dataset: xr.Dataset, config: StudyConfig, title: str) -> Table:
     errors = median_error(dataset).sel(time=config.reference_time)
     gains = [median_gain(dataset, *pair).sel(time=config.reference_time) for pair in _pairs(config)]
-    accuracy = dataset["test_accuracy"].isel(time=-1).median("seed")
-    table = Table(title=f"{title} parameterization", title_justify="left", box=SIMPLE_HEAD)
-    table.pad_edge = False
-    table.add_column("width", justify="right")
+    table = _by_width(f"{title} parameterization")
     for name in config.predictions:
         table.add_column(f"error\n{_SHORT[name]}", justify="right")
     for worse, better in _pairs(config):
         table.add_column(f"{_SHORT[worse]}\n/ {_SHORT[better]}", justify="right")
-    for name in config.solves:
-        table.add_column(f"acc.\n{_SHORT[name]}", justify="right")
-    for width in dataset["width"].values[dataset["finished"].any("seed").values]:
+    for width in _widths(dataset):
         table.add_row(
             str(width),
             *(_number(errors.sel(width=width, solve=name)) for name in config.predictions),
             *(f"{float(gain.sel(width=width)):.1f}" for gain in gains),
-            *(_fraction(accuracy.sel(width=width, solve=name)) for name in config.solves),
         )
     table.add_section()
     slopes = slope_in_width(errors)
     table.add_row("slope", *(_fraction(slopes.sel(solve=name)) for name in config.predictions))
     return table
+
+
+def _accuracies(dataset: xr.Dataset, config: StudyConfig) -> Table:
+    accuracy = dataset["test_accuracy"].isel(time=-1).median("seed")
+    table = _by_width()
+    for name in config.solves:
+        table.add_column(f"acc.\n{_SHORT[name]}", justify="right")
+    for width in _widths(dataset):
+        found = accuracy.sel(width=width)
+        table.add_row(str(width), *(_fraction(found.sel(solve=name)) for name in config.solves))
+    return table
+
+
+def _by_width(title: str | None = None) -> Table:
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("width", justify="right")
+    return table
+
+
+def _widths(dataset: xr.Dataset) -> np.ndarray:
+    return dataset["width"].values[dataset["finished"].any("seed").values]
 
 
 def _sentence(dataset: xr.Dataset, config: StudyConfig, title: str) -> str:

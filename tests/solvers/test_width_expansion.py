@@ -24,6 +24,7 @@ from solvers import (
 from solvers.expansion.divided_differences import w1, w2
 from solvers.expansion.panels import edges, gauss
 from tests.models import inputs, tanh_mlp, TwoLayerLinear
+from zoo import astype
 
 large = pytest.mark.filterwarnings("ignore::solvers.ValidityWarning")
 
@@ -292,3 +293,20 @@ def test_is_not_for_compiled_functions():
     model, x, y = tanh_mlp(), inputs(2), inputs(2, 2)
     with pytest.raises(ValueError, match=r"inside `jax.jit`, expected concrete"):
         jax.jit(lambda y: width_expansion(model, x, y, [1.0]).f1)(y)
+
+
+@large
+def test_a_float32_model_is_expanded_in_float32_where_the_default_is_float64():
+    model, x, y = tanh_mlp(width=64), inputs(2), inputs(2, 2, 4)
+    rough, x32, y32 = astype(model, "float32"), x.astype("float32"), y.astype("float32")
+    exact = width_expansion(model, x, y, [1.0, jnp.inf], kernel_pairs=(x, x))
+    for options in ({"method": "dense"}, {"kernel_pairs": (x32, x32)}):
+        found = width_expansion(rough, x32, y32, [1.0, jnp.inf], **options)
+        assert found.f1.dtype == found.kernel1.dtype == jnp.float32
+        np.testing.assert_allclose(found.f1, exact.f1, atol=2e-5)
+        np.testing.assert_allclose(found.kernel1, exact.kernel1, atol=2e-4)
+    steps = width_expansion_descent(model, x, y, [0, 3], learning_rate=0.1)
+    for options in ({"method": "dense"}, {}):
+        found = width_expansion_descent(rough, x32, y32, [0, 3], learning_rate=0.1, **options)
+        assert found.f1.dtype == jnp.float32
+        np.testing.assert_allclose(found.f1, steps.f1, atol=2e-5)
