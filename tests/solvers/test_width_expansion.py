@@ -295,6 +295,7 @@ def test_is_not_for_compiled_functions():
         jax.jit(lambda y: width_expansion(model, x, y, [1.0]).f1)(y)
 
 
+@pytest.mark.slow
 @large
 def test_a_float32_model_is_expanded_in_float32_where_the_default_is_float64():
     model, x, y = tanh_mlp(width=64), inputs(2), inputs(2, 2, 4)
