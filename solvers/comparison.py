@@ -1,7 +1,7 @@
 """The real network and every prediction of it, on the same problem at the same times."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, get_args, Literal, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -41,17 +41,6 @@ Prediction = Literal[
     "order 2 descent",
     "width expansion descent",
 ]
-FLOWS: tuple[Prediction, ...] = (
-    "order 2",
-    "order 3",
-    "order 4",
-    "order 5",
-    "Taylor 1",
-    "Taylor 2",
-    "Taylor 3",
-    "width expansion",
-)
-"""Predictions in continuous time."""
 DESCENTS: tuple[Prediction, ...] = ("order 2 descent", "width expansion descent")
 """Predictions in steps."""
 
@@ -297,7 +286,7 @@ def _check_predictions(
 ) -> None:
     checks.distinct("predictions", predictions)
     for name in predictions:
-        checks.choice("predictions", name, (*FLOWS, *DESCENTS))
+        checks.choice("predictions", name, get_args(Prediction))
         if name in DESCENTS and learning_rate is None:
             raise ValueError(
                 f"`predictions` holds {name!r}, expected predictions of gradient flow, or a "

@@ -25,9 +25,8 @@ from solvers.expansion.divided_differences import discount, w1
 from solvers.expansion.panels import edges, gauss
 from solvers.expansion.record import finish, warn_of_large_steps, WidthExpansion
 from solvers.expansion.sources import Modes, modes_of, Panel, Path, rotated, Tensors
+from solvers.expansion.without_tensors import products_of
 from solvers.kernel_problem import Targets
-from solvers.losses import MeanSquaredError
-from solvers.matrix_free import matrix_free_flow
 from solvers.result import check_times, ends_at_infinity, RESULTS, Times
 from zoo import checks
 from zoo.precision import full_precision
@@ -126,16 +125,8 @@ def width_expansion(
         source = Tensors(rotated(modes, third), rotated(modes, fourth))
         kernel0 = train.reshape(n, k, n, k)
     else:
-        sets = (x,) if problem.x_test is None else (x, problem.x_test)
-        source = Path(
-            matrix_free_flow(
-                model, sets, y, order=4, loss=MeanSquaredError(), metric=metric,
-                kernel_pairs=pairs, batch_size=batch_size,
-            )
-        )  # fmt: skip
-        kernel0 = None
-        if pairs is not None:
-            kernel0 = ntk(model, *pairs, metric=metric, batch_size=batch_size)
+        flow, kernel0 = products_of(model, problem, metric, pairs, batch_size)
+        source = Path(flow)
 
     singular = bool(modes.values[0] <= 0)
     state = _Integrals(

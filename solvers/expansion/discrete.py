@@ -29,15 +29,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from corrections import ddntk, dntk, ntk, o3, o4, taylor_coefficients
-from corrections.krylov import extreme_eigenpairs
 from corrections.parameters import Metric, Model, split
 from corrections.smoothness import warn_at_kinks
 from corrections.tiles import in_tiles
 from solvers.expansion.arguments import check_expansion, PairsOfExamples
 from solvers.expansion.record import finish, WidthExpansion
+from solvers.expansion.without_tensors import kernel1, norm_of_kernel1, products_of
 from solvers.kernel_problem import Targets
-from solvers.losses import MeanSquaredError
-from solvers.matrix_free import matrix_free_flow, MatrixFreeFlow
+from solvers.matrix_free import MatrixFreeFlow
 from solvers.problem import Problem
 from solvers.result import check_steps, RESULTS
 from zoo import checks
@@ -95,21 +94,13 @@ def width_expansion_descent(
     n, k = y.shape
     eta = jnp.asarray(learning_rate / n, y.dtype)
     descent: _Dense | _MatrixFree
-    kernel0 = None
     if method == "dense":
         descent = _dense(model, problem, metric)
         kernel0 = descent.theta[: n * k].reshape(n, k, n, k)
     else:
-        sets = (x,) if problem.x_test is None else (x, problem.x_test)
-        descent = _MatrixFree(
-            matrix_free_flow(
-                model, sets, y, order=4, loss=MeanSquaredError(), metric=metric,
-                kernel_pairs=pairs, batch_size=batch_size,
-            )
-        )  # fmt: skip
-        if pairs is not None:
-            kernel0 = ntk(model, *pairs, metric=metric, batch_size=batch_size)
-    (f0, f1, kernel1), norm = _descended(descent, counts, eta)
+        flow, kernel0 = products_of(model, problem, metric, pairs, batch_size)
+        descent = _MatrixFree(flow)
+    (f0, f1, moved), norm = _descended(descent, counts, eta)
     smallest = _smallest_eigenvalue(model, x, metric, batch_size)
     finite = jnp.all(jnp.isfinite(f0) & jnp.isfinite(f1), axis=(1, 2))
     valid = jnp.cumprod(finite).astype(bool)
@@ -120,7 +111,7 @@ def width_expansion_descent(
         f0_test=f0[:, n:] if problem.x_test is not None else None,
         f1_test=f1[:, n:] if problem.x_test is not None else None,
         kernel0=kernel0,
-        kernel1=kernel1,
+        kernel1=moved,
         validity=jnp.where(smallest > 0, norm / jnp.where(smallest > 0, smallest, 1), jnp.inf),
         valid=valid,
         result=RESULTS.where(jnp.all(valid), RESULTS.successful, RESULTS.diverged),  # pyright: ignore
@@ -244,22 +235,11 @@ class _MatrixFree(eqx.Module):
         return _Paths(*(jax.tree.map(moved, *pair) for pair in zip(state, gradients, strict=True)))
 
     def observe(self, state: _Paths) -> Row:
-        coefficients = self.flow.kernel_coefficients([state.first, state.second])
-        kernel = None if coefficients is None else coefficients[1] + coefficients[2]
         f0, f1 = self._outputs(state, self.flow.sets)
-        return f0, f1, kernel
+        return f0, f1, kernel1(self.flow, [state.first, state.second])
 
     def norm(self, state: _Paths) -> Array:
-        (n, k), dtype = self.flow.y.shape, self.flow.y.dtype
-        start = jax.random.normal(jax.random.key(0), (1, n * k), dtype)
-
-        def product(vector: Array) -> Array:
-            g = vector.reshape(n, k)
-            _, *moved = self.flow.products(g, [state.first, state.second])
-            return (moved[0][0] + moved[1][0])[:n].ravel()
-
-        pairs = extreme_eigenpairs(product, start, which="magnitude", matvecs=64, rtol=1e-3)
-        return jnp.abs(pairs.values[0])
+        return norm_of_kernel1(self.flow, [state.first, state.second])
 
     def _outputs(self, state: _Paths, sets: tuple[Array, ...]) -> tuple[Array, Array]:
         """f0 and f1."""

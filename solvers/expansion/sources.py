@@ -16,10 +16,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from corrections.krylov import extreme_eigenpairs
 from corrections.parameters import split
 from solvers.expansion.divided_differences import discount, w1, w2
 from solvers.expansion.panels import gauss
+from solvers.expansion.without_tensors import kernel1, kernel1_times, norm_of_kernel1
 from solvers.matrix_free import MatrixFreeFlow
 
 
@@ -45,7 +45,7 @@ class Modes(eqx.Module):
 
 
 class Panel(NamedTuple):
-    """What a panel [start, start + length] of time contributes."""
+    """A panel [start, start + length] of time."""
 
     start: Array
     length: Array
@@ -120,31 +120,18 @@ class Path(eqx.Module):
 
         def forcing(node: tuple[Array, Array]) -> Array:
             s, weights = node
-            second = moved(weights)
-            return self._product(modes, s, second, self._residual(modes, s)).ravel()
+            along = [self._first(modes, s), moved(weights)]
+            return kernel1_times(self.flow, along, self._residual(modes, s)).ravel()
 
         return jax.lax.map(forcing, (times, upto)), moved(weights)
 
     def kernel(self, modes: Modes, s: Array, path: PyTree) -> Array | None:
         """Theta1(s) on the pairs that were asked for."""
-        coefficients = self.flow.kernel_coefficients([self._first(modes, s), path])
-        return None if coefficients is None else coefficients[1] + coefficients[2]
+        return kernel1(self.flow, [self._first(modes, s), path])
 
     def norm(self, modes: Modes, s: Array, path: PyTree) -> Array:
-        """|Theta1(s)| on the training points, by Lanczos."""
-        n = len(modes.values)
-        start = jax.random.normal(jax.random.key(0), (1, n), modes.values.dtype)
-
-        def product(vector: Array) -> Array:
-            g = vector.reshape(self.flow.y.shape)
-            return self._product(modes, s, path, g).ravel()[:n]
-
-        pairs = extreme_eigenpairs(product, start, which="magnitude", matvecs=64, rtol=1e-3)
-        return jnp.abs(pairs.values[0])
-
-    def _product(self, modes: Modes, s: Array, second: PyTree, g: Array) -> Array:
-        _, *moved = self.flow.products(g, [self._first(modes, s), second])
-        return moved[0][0] + moved[1][0]
+        """|Theta1(s)| on the training points."""
+        return norm_of_kernel1(self.flow, [self._first(modes, s), path])
 
     def _first(self, modes: Modes, s: Array) -> PyTree:
         a = modes.learned(s).reshape(self.flow.y.shape)
