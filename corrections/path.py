@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
@@ -36,7 +37,7 @@ def polynomial(eps: Scalar, coefficients: Sequence[Array]) -> Array:
         value, moved = polynomial(eps, coefficients), []
         if not is_zero(eps_dot):
             slopes = [c if j == 1 else j * c for j, c in enumerate(coefficients[1:], start=1)]
-            moved.append(eps_dot.astype(value.dtype) * polynomial(eps, slopes))
+            moved.append(polynomial(eps, slopes))
         if not all(map(is_zero, dots)):
             given = zip(dots, coefficients, strict=True)
             full = [jnp.zeros_like(c) if is_zero(d) else d for d, c in given]
@@ -54,6 +55,17 @@ def path_of(theta: PyTree, steps: Sequence[PyTree]) -> Callable[[Scalar], PyTree
         return jax.tree.map(lambda *coefficients: polynomial(eps, coefficients), theta, *steps)
 
     return at
+
+
+def held(constant: PyTree, moving: PyTree) -> tuple[PyTree, PyTree]:
+    """Both as they are; in a loop XLA takes the first for something that moves as the second does.
+
+    It hoists what does not move out of a loop before it merges what is computed twice, and what was
+    hoisted twice is not merged any more. Nested JVPs along a path compute much twice: the loop
+    would take up to twice the operations.
+    """
+    arrays, rest = eqx.partition((constant, moving), eqx.is_array)
+    return eqx.combine(jax.lax.optimization_barrier(arrays), rest)
 
 
 def coefficients_along(fn: Callable[[Scalar], PyTree], order: int) -> list[PyTree]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from corrections.parameters import check_batch, check_model, check_tree_like, Model, split
-from corrections.path import coefficients_along, path_of
+from corrections.path import coefficients_along, held, path_of
 from corrections.smoothness import warn_at_kinks
 from zoo import checks, forward_train
 from zoo.frozen import Frozen
@@ -76,9 +76,7 @@ class TaylorModel(eqx.Module):
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, " k"]:
         """The expansion for one example."""
         _, apply = split(self.model)
-        terms = taylor_coefficients(
-            lambda p: apply(p, x), self.base, [self.displacement], self.order
-        )
+        terms = self._terms(lambda p: apply(p, x))
         return sum(terms[1:], start=terms[0])
 
     def forward_train(self, xs: Float[Array, "n ..."]) -> tuple[Float[Array, "n k"], "TaylorModel"]:
@@ -89,16 +87,17 @@ class TaylorModel(eqx.Module):
         this is.
         """
         params, static = eqx.partition(self.model, eqx.is_inexact_array)
-        terms = taylor_coefficients(
-            lambda p: forward_train(eqx.combine(p, static), xs)[0],
-            self.base,
-            [self.displacement],
-            self.order,
-        )
+        terms = self._terms(lambda p: forward_train(eqx.combine(p, static), xs)[0])
         _, moved = forward_train(eqx.combine(self.base, static), xs)
         model = eqx.combine(params, eqx.filter(moved, eqx.is_inexact_array, inverse=True))
         outputs = sum(terms[1:], start=terms[0])
         return outputs, eqx.tree_at(lambda taylor: taylor.model, self, model)
+
+    def _terms(self, fn: Callable[[PyTree], Array]) -> list[Array]:
+        base, displacement = self.base, self.displacement
+        if self.order > 1:
+            base, displacement = held(base, displacement)
+        return taylor_coefficients(fn, base, [displacement], self.order)
 
 
 def taylorize(model: Model, order: int, *, at: Model | None = None) -> TaylorModel:

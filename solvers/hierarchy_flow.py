@@ -22,6 +22,7 @@ from solvers.kernel_problem import check_start, Targets
 from solvers.losses import LossFunction
 from solvers.matrix_free import matrix_free_flow, state_at_start
 from solvers.ode import check_tolerances, Tolerances
+from solvers.path_products import PathProducts
 from solvers.problem import check_matrix_free_only, check_pairs, check_problem
 from solvers.result import Times, Trajectory
 from zoo import checks
@@ -78,8 +79,8 @@ def hierarchy_flow(
 
     **Returns:** a `Trajectory`. Its `.kernel` is the predicted tangent kernel: with "dense" on the
     training points, (t, n, k, n, k); with "matrix_free" on the `kernel_pairs`, (t, n1, k, n2, k),
-    if they were asked for. Its `.final` is the state, of training rows then test rows: with "dense"
-    (O_1, .., O_{p-1}), with "matrix_free" (f, theta_1, .., theta_{p-2}). A truncated hierarchy can
+    if they were asked for. Its `.final` is the state: with "dense" (O_1, .., O_{p-1}), training
+    rows then test rows; with "matrix_free" (theta_1, .., theta_{p-1}). A truncated hierarchy can
     lose positivity at late times: the flow stops there with `RESULTS.kernel_not_positive`.
 
     **Raises:** `ValueError` / `TypeError` for arguments that do not fit, before any work;
@@ -102,18 +103,9 @@ def hierarchy_flow(
     if method == "matrix_free":
         warn_at_kinks(model, order - 1)  # with "dense", `o3` and `o4` do
         pairs = check_pairs(model, kernel_pairs)
-        sets = (problem.x,) if problem.x_test is None else (problem.x, problem.x_test)
-        state = check_start(start, state_at_start(model, sets, order, batch_size), given=False)
-        flow = matrix_free_flow(
-            model,
-            sets,
-            problem.y,
-            order=order,
-            loss=loss,
-            metric=metric,
-            kernel_pairs=pairs,
-            batch_size=batch_size,
-        )
+        state = check_start(start, state_at_start(model, order), given=False)
+        network = PathProducts(model, problem.sets, metric, pairs, batch_size)
+        flow = matrix_free_flow(network, problem.y, loss=loss)
     else:
         x, points = problem.x, problem.points
         (n, k), dtype = problem.y.shape, problem.y.dtype

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 
 from solvers.chebyshev import ChebyshevState, RungeKuttaChebyshev
 from solvers.ode import Ending, Flow, Observation, State, Tolerances
+from solvers.output_errors import OutputErrors
 from solvers.result import RESULTS
 
 
@@ -120,6 +121,12 @@ def solve_leg(
     subs = [diffrax.SubSaveAt(t1=True)]
     if len(ts):
         subs.append(diffrax.SubSaveAt(ts=times, fn=save))
+    controller = OutputErrors(
+        rtol=rtol,
+        atol=atol,
+        norm=_largest_part,
+        outputs=lambda whole: flow.outputs_to_first_order(whole[0]),
+    )
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(velocity),
         solver,
@@ -128,7 +135,7 @@ def solve_leg(
         dt0=None,
         y0=begin,
         saveat=diffrax.SaveAt(subs=subs, solver_state=True),
-        stepsize_controller=diffrax.PIDController(rtol=rtol, atol=atol, norm=_largest_part),
+        stepsize_controller=controller,
         event=diffrax.Event(ends, finder),
         max_steps=tolerances.max_steps,
         progress_meter=diffrax.NoProgressMeter() if progress is None else progress,

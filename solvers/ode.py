@@ -47,6 +47,12 @@ class Flow(eqx.Module):
     def observe(self, state: State) -> Observation:
         """The outputs in this state."""
 
+    def outputs_to_first_order(self, state: State) -> Float[Array, "points k"] | None:
+        """Outputs whose errors are held below the tolerance beside those of the state; to first
+        order in the state, which is what errors need. None: the state's own errors are enough.
+        """
+        return None
+
 
 class Tolerances(NamedTuple):
     """How a flow is solved; `solver=None` leaves the choice to `integrate`."""

@@ -57,6 +57,14 @@ class ParameterFlow(Flow):
             kernel=None,
         )
 
+    def outputs_to_first_order(self, state: State) -> Float[Array, "n k"]:
+        # In units of the absolute tolerance: it is that of the displacement's norm, for each entry.
+        return jax.vmap(self.model_at(state))(self.x) / _count(state[0]) ** 0.5
+
+
+def _count(params: Params) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(params))
+
 
 @full_precision
 def parameter_flow(
@@ -87,8 +95,9 @@ def parameter_flow(
     - `x_test`: test examples, (m, ...).
     - `metric`: the learning-rate multipliers M, a PyTree prefix of the parameters (default: 1).
     - `solver`, `max_steps`, `throw`, `progress`: as in `gradient_flow`.
-    - `rtol`, `atol`: tolerances of a step, relative and absolute, on the displacement of the
-      parameters from their start (`atol` in its Euclidean norm).
+    - `rtol`, `atol`: tolerances of a step, relative and absolute, on the outputs of the training
+      points and on the displacement of the parameters from their start (`atol` in its Euclidean
+      norm).
 
     **Returns:** a `Trajectory`; its `.final` is the trained model.
 
@@ -102,7 +111,6 @@ def parameter_flow(
         model=model, x=problem.x, y=problem.y, x_test=problem.x_test, metric=metric, loss=loss
     )
     displacement = jax.tree.map(jnp.zeros_like, eqx.filter(model, eqx.is_inexact_array))
-    count = sum(leaf.size for leaf in jax.tree.leaves(displacement))
-    tolerances = tolerances._replace(atol=atol / count**0.5)
+    tolerances = tolerances._replace(atol=atol / _count(displacement) ** 0.5)
     trajectory = integrate(flow, (displacement,), problem.ts, tolerances=tolerances, throw=throw)
     return eqx.tree_at(lambda t: t.final, trajectory, flow.model_at(trajectory.final))

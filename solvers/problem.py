@@ -26,6 +26,11 @@ class Problem(NamedTuple):
         """Training points, then test points."""
         return self.x if self.x_test is None else jnp.concatenate([self.x, self.x_test])
 
+    @property
+    def sets(self) -> tuple[Array, ...]:
+        """Training points and, if there are any, test points."""
+        return (self.x,) if self.x_test is None else (self.x, self.x_test)
+
 
 def check_problem(
     model: Model,

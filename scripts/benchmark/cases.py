@@ -17,6 +17,7 @@ from scripts.benchmark.timing import Comparison, median_seconds
 from scripts.benchmark.training import NAME, training
 from solvers import CrossEntropy, hierarchy_flow
 from solvers.matrix_free import matrix_free_flow, state_at_start
+from solvers.path_products import PathProducts
 from zoo import MLP
 
 
@@ -27,8 +28,8 @@ def flows(repeats: int) -> Iterator[Comparison]:
     of_gradient = median_seconds(gradient, repeats)
     velocity = eqx.filter_jit(lambda flow, state: flow.velocity(state))
     for order in (2, 3, 4):
-        flow = matrix_free_flow(model, (x,), y, order=order, loss=loss)
-        state = state_at_start(model, (x,), order)
+        flow = matrix_free_flow(PathProducts(model, (x,), None, None, None), y, loss=loss)
+        state = state_at_start(model, order)
         yield Comparison(
             f"right-hand side of order {order}, {NAME}, n = {n}",
             median_seconds(lambda flow=flow, state=state: velocity(flow, state), repeats),

@@ -125,8 +125,8 @@ def width_expansion(
         source = Tensors(rotated(modes, third), rotated(modes, fourth))
         kernel0 = train.reshape(n, k, n, k)
     else:
-        flow, kernel0 = products_of(model, problem, metric, pairs, batch_size)
-        source = Path(flow)
+        network, kernel0 = products_of(model, problem, metric, pairs, batch_size)
+        source = Path(network)
 
     singular = bool(modes.values[0] <= 0)
     state = _Integrals(

@@ -28,15 +28,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
-from corrections import ddntk, dntk, ntk, o3, o4, taylor_coefficients
+from corrections import ddntk, dntk, ntk, o3, o4
 from corrections.parameters import Metric, Model, split
 from corrections.smoothness import warn_at_kinks
-from corrections.tiles import in_tiles
 from solvers.expansion.arguments import check_expansion, PairsOfExamples
 from solvers.expansion.record import finish, WidthExpansion
 from solvers.expansion.without_tensors import kernel1, norm_of_kernel1, products_of
 from solvers.kernel_problem import Targets
-from solvers.matrix_free import MatrixFreeFlow
+from solvers.path_products import PathProducts
 from solvers.problem import Problem
 from solvers.result import check_steps, RESULTS
 from zoo import checks
@@ -98,8 +97,8 @@ def width_expansion_descent(
         descent = _dense(model, problem, metric)
         kernel0 = descent.theta[: n * k].reshape(n, k, n, k)
     else:
-        flow, kernel0 = products_of(model, problem, metric, pairs, batch_size)
-        descent = _MatrixFree(flow)
+        network, kernel0 = products_of(model, problem, metric, pairs, batch_size)
+        descent = _MatrixFree(network, y)
     (f0, f1, moved), norm = _descended(descent, counts, eta)
     smallest = _smallest_eigenvalue(model, x, metric, batch_size)
     finite = jnp.all(jnp.isfinite(f0) & jnp.isfinite(f1), axis=(1, 2))
@@ -217,16 +216,17 @@ class _Paths(NamedTuple):
 class _MatrixFree(eqx.Module):
     """The recursion of the parameters."""
 
-    flow: MatrixFreeFlow
+    network: PathProducts
+    y: Float[Array, "n k"]
 
     def at_start(self) -> _Paths:
-        zero = jax.tree.map(jnp.zeros_like, split(self.flow.model)[0])
+        zero = jax.tree.map(jnp.zeros_like, split(self.network.model)[0])
         return _Paths(zero, zero, zero)
 
     def step(self, state: _Paths, eta: Array) -> _Paths:
-        f0, f1 = self._outputs(state, self.flow.sets[:1])
-        gradients = self.flow.pulled(f0 - self.flow.y, [state.first, state.second])
-        (by_correction,) = self.flow.pulled(f1, [])
+        f0, f1 = self._outputs(state, self.network.sets[:1])
+        gradients = self.network.directions(f0 - self.y, [state.first, state.second])
+        (by_correction,) = self.network.directions(f1, [])
         gradients[2] = jax.tree.map(jnp.add, gradients[2], by_correction)
 
         def moved(d: Array, gradient: Array) -> Array:
@@ -235,22 +235,15 @@ class _MatrixFree(eqx.Module):
         return _Paths(*(jax.tree.map(moved, *pair) for pair in zip(state, gradients, strict=True)))
 
     def observe(self, state: _Paths) -> Row:
-        f0, f1 = self._outputs(state, self.flow.sets)
-        return f0, f1, kernel1(self.flow, [state.first, state.second])
+        f0, f1 = self._outputs(state, self.network.sets)
+        return f0, f1, kernel1(self.network, [state.first, state.second])
 
     def norm(self, state: _Paths) -> Array:
-        return norm_of_kernel1(self.flow, [state.first, state.second])
+        return norm_of_kernel1(self.network, [state.first, state.second], self.y)
 
     def _outputs(self, state: _Paths, sets: tuple[Array, ...]) -> tuple[Array, Array]:
         """f0 and f1."""
-        params, _ = split(self.flow.model)
-
-        def outputs(params: PyTree) -> Array:
-            model = eqx.combine(params, self.flow.model)
-            size = self.flow.batch_size
-            return jnp.concatenate([in_tiles(model, x, size or len(x)) for x in sets])
-
-        at_start, first, second, third = taylor_coefficients(outputs, params, list(state), 3)
+        at_start, first, second, third = self.network.outputs(list(state), sets)
         return at_start + first, second + third
 
 

@@ -20,7 +20,7 @@ from corrections.parameters import split
 from solvers.expansion.divided_differences import discount, w1, w2
 from solvers.expansion.panels import gauss
 from solvers.expansion.without_tensors import kernel1, kernel1_times, norm_of_kernel1
-from solvers.matrix_free import MatrixFreeFlow
+from solvers.path_products import PathProducts
 
 
 class Modes(eqx.Module):
@@ -94,11 +94,11 @@ class Tensors(eqx.Module):
 class Path(eqx.Module):
     """The same from the parameters d_1 and d_2: no tensor but Theta_0 is ever stored."""
 
-    flow: MatrixFreeFlow
+    network: PathProducts
 
     def at_start(self) -> PyTree:
         """d_2(0)."""
-        return jax.tree.map(jnp.zeros_like, split(self.flow.model)[0])
+        return jax.tree.map(jnp.zeros_like, split(self.network.model)[0])
 
     def forcing(self, modes: Modes, path: PyTree, panel: Panel) -> tuple[Array, PyTree]:
         """Theta1 Delta0 at the nodes of a panel, (nodes, points), and d_2 at its end."""
@@ -106,7 +106,7 @@ class Path(eqx.Module):
         times = panel.start + panel.length * nodes
 
         def pulled(s: Array) -> PyTree:
-            return self.flow.pulled(self._residual(modes, s), [self._first(modes, s)])[1]
+            return self.network.directions(self._residual(modes, s), [self._first(modes, s)])[1]
 
         # d_2' is minus the first coefficient of M J^T Delta.
         rates = jax.lax.map(pulled, times)
@@ -121,24 +121,30 @@ class Path(eqx.Module):
         def forcing(node: tuple[Array, Array]) -> Array:
             s, weights = node
             along = [self._first(modes, s), moved(weights)]
-            return kernel1_times(self.flow, along, self._residual(modes, s)).ravel()
+            return kernel1_times(self.network, along, self._residual(modes, s)).ravel()
 
         return jax.lax.map(forcing, (times, upto)), moved(weights)
 
     def kernel(self, modes: Modes, s: Array, path: PyTree) -> Array | None:
         """Theta1(s) on the pairs that were asked for."""
-        return kernel1(self.flow, [self._first(modes, s), path])
+        return kernel1(self.network, [self._first(modes, s), path])
 
     def norm(self, modes: Modes, s: Array, path: PyTree) -> Array:
         """|Theta1(s)| on the training points."""
-        return norm_of_kernel1(self.flow, [self._first(modes, s), path])
+        return norm_of_kernel1(
+            self.network, [self._first(modes, s), path], self._residual(modes, s)
+        )
+
+    @property
+    def _rows(self) -> int:
+        return len(self.network.sets[0])
 
     def _first(self, modes: Modes, s: Array) -> PyTree:
-        a = modes.learned(s).reshape(self.flow.y.shape)
-        return jax.tree.map(jnp.negative, self.flow.pulled(a, [])[0])
+        a = modes.learned(s).reshape(self._rows, -1)
+        return jax.tree.map(jnp.negative, self.network.directions(a, [])[0])
 
     def _residual(self, modes: Modes, s: Array) -> Array:
-        return (modes.vectors @ modes.left(s)).reshape(self.flow.y.shape)
+        return (modes.vectors @ modes.left(s)).reshape(self._rows, -1)
 
 
 def modes_of(kernel: Array, residual: Array, rows: Array) -> Modes:

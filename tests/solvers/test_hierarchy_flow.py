@@ -194,7 +194,7 @@ def test_late_times_without_breakdown_reach_the_targets():
             {"start": (jnp.zeros(4),), "method": "dense"},
             "of shape [(4,)], expected [(4, 2), (4, ",
         ),
-        ({"start": (jnp.zeros((4, 2)),)}, "`start` has parts of shape [(4, 2)], expected [(4, 2),"),
+        ({"start": (jnp.zeros((4, 2)),)}, "has parts of shape [(4, 2)], expected [(8, 3), "),
         ({"method": "sparse"}, "`method` is 'sparse', expected one of 'matrix_free', 'dense'"),
         ({"ts": [-1.0]}, "`ts` has the negative time -1.0"),
         ({"y": one_hot(4, 3)}, "`y` has shape (4, 3), expected (4, 2)"),
