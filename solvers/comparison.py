@@ -308,4 +308,6 @@ def _descent(ts: Float[Array, " t"], learning_rate: float) -> _Descent:
             f"`ts` holds times that are no whole multiples of `learning_rate` = {learning_rate}: "
             f"{np.asarray(ts)}, expected `learning_rate` times counts of steps."
         )
+    if whole[-1] == 0:
+        raise ValueError("`ts` is [0.], expected a time after at least one step of descent.")
     return _Descent(float(learning_rate), whole.astype(int))

@@ -16,7 +16,7 @@ from scripts.benchmark.training import NAME, training
 def operators(repeats: int) -> Iterator[Comparison]:
     """Theta g, D Theta[v] g and D^2 Theta[v, v] g, and what making each operator takes before."""
     n = 1024
-    model, x, y, _, gradient = training(n)
+    model, x, y, _, gradient, _ = training(n)
     direction = jax.tree.map(jnp.cos, eqx.filter(model, eqx.is_inexact_array))
     g = jr.normal(jr.key(3), y.shape)
     for order, name in enumerate(("Theta g", "D Theta[v] g", "D^2 Theta[v, v] g")):

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +23,31 @@ class Comparison:
 
 def median_seconds(fn: Callable[[], Any], repeats: int) -> float:
     """The median wall time of `fn()`, after one call that is not counted (it compiles)."""
-    jax.block_until_ready(fn())
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
+    return medians_in_turn([fn], repeats)[0]
+
+
+def medians_in_turn(fns: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
+    """The same of several, which take turns: a machine that slows down slows all of them."""
+    for fn in fns:
         jax.block_until_ready(fn())
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    times: list[list[float]] = [[] for _ in fns]
+    for _ in range(repeats):
+        for fn, taken in zip(fns, times, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(fn())
+            taken.append(time.perf_counter() - start)
+    return [statistics.median(taken) for taken in times]
+
+
+def bytes_taken(fn: Any, *args: Any) -> int:
+    """What a function of `jax.jit` takes: arguments, results and what lies between."""
+    counted = fn.lower(*args).compile().memory_analysis()
+    sizes = (
+        counted.argument_size_in_bytes,
+        counted.output_size_in_bytes,
+        counted.temp_size_in_bytes,
+    )
+    return sum(sizes)
 
 
 def gemm_gflops(repeats: int, size: int = 2048) -> float:

@@ -62,6 +62,8 @@ def compute(
     )
     metric = learning_rates(model)
     largest = extreme_eigenvalues(NTKOperator(model, x, metric=metric), rtol=1e-6)
+    if not largest.converged[0]:
+        raise RuntimeError(f"The largest eigenvalue of the kernel was not found for {cell}.")
     lambda_max = float(largest.values[0]) / len(x)
     names: tuple[Prediction, ...] = tuple(PREDICTIONS[label] for label in config.predictions)
     labels: dict[str, str] = dict(zip(names, config.predictions, strict=True))

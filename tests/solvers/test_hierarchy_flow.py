@@ -7,7 +7,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 
-from corrections import ntk
+from corrections import KinkWarning, ntk
 from solvers import (
     CrossEntropy,
     gradient_flow,
@@ -96,6 +96,19 @@ def test_a_float32_model_is_solved_in_float32_where_the_default_is_float64(metho
     assert solved.train.dtype == jnp.float32
     expected = hierarchy_flow(model, x, y, [0.0, 0.5], **options)
     np.testing.assert_allclose(solved.train, expected.train, atol=1e-5)
+
+
+def test_at_kinks_it_works_almost_everywhere_and_warns():
+    """ReLU: no derivative of second order of its own, so that dense and matrix-free agree."""
+    model, x, y = tanh_mlp(activation="relu"), inputs(3), one_hot(3, 2)
+    options = {"loss": MeanSquaredError(), "order": 3, **TIGHT}
+    solved = []
+    for method in ("dense", "matrix_free"):
+        with pytest.warns(KinkWarning, match="`model` has the activation relu"):
+            solved.append(hierarchy_flow(model, x, y, [0.5], method=method, **options).train)
+    np.testing.assert_allclose(*solved, atol=1e-9)
+    frozen = hierarchy_flow(model, x, y, [0.5], **(options | {"order": 2})).train
+    assert np.max(np.abs(frozen - solved[0])) > 1e-4
 
 
 def test_order_2_is_the_frozen_kernel():
