@@ -52,7 +52,8 @@ def test_matrix_free_equals_dense(order, loss):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("architecture", "order"), [("cnn", 3), ("cnn", 4), ("wide_resnet", 3)])
+@pytest.mark.parametrize("order", [3, 4])
+@pytest.mark.parametrize("architecture", ["cnn", "wide_resnet"])
 def test_matrix_free_equals_dense_on_images(architecture, order):
     options = {"activation": "gelu", "key": jr.key(3)}
     if architecture == "cnn":
