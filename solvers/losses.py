@@ -60,13 +60,43 @@ class CrossEntropy(Loss):
 
     def __call__(self, f: Float[Array, " k"], y: Float[Array, " k"]) -> Float[Array, ""]:
         s = self.label_smoothing
-        return -jnp.sum(((1 - s) * y + s / y.shape[-1]) * jax.nn.log_softmax(f))
+        return _cross_entropy(f, (1 - s) * y + s / y.shape[-1])
 
     def check_targets(self, y: Float[Array, "n k"]) -> None:
         """**Raises:** `ValueError` unless each row of `y` holds probabilities of two classes or
         more, which sum to 1.
         """
         _check_probabilities("CrossEntropy", y)
+
+
+@jax.custom_jvp
+def _cross_entropy(f: Float[Array, " k"], y: Float[Array, " k"]) -> Float[Array, ""]:
+    return -jnp.sum(y * _log_softmax(f))
+
+
+@_cross_entropy.defjvp
+def _cross_entropy_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    """With dl/df_i = p_i sum_{j != i} y_j - y_i sum_{j != i} p_j, of which nothing cancels for
+    labels: in p - y the residual of an example that is fitted is lost in rounding.
+    """
+    (f, y), (df, dy) = primals, tangents
+    p = jax.nn.softmax(f)
+    slope = p * _sum_of_others(y) - y * _sum_of_others(p)
+    return _cross_entropy(f, y), jnp.sum(slope * df) - jnp.sum(_log_softmax(f) * dy)
+
+
+def _log_softmax(f: Float[Array, " k"]) -> Float[Array, " k"]:
+    """Also where one probability is 1 to rounding: its logarithm is minus the sum of the others."""
+    below = f - jax.lax.stop_gradient(jnp.max(f))
+    return below - jnp.log1p(jnp.min(_sum_of_others(jnp.exp(below))))
+
+
+def _sum_of_others(v: Float[Array, " k"]) -> Float[Array, " k"]:
+    """Sum_{j != i} v_j of numbers >= 0, without cancellation: it is lost for the largest only."""
+    is_largest = jnp.arange(v.shape[0]) == jnp.argmax(v)
+    rest = jnp.sum(jnp.where(is_largest, 0, v))
+    largest = jnp.sum(jnp.where(is_largest, v, 0))
+    return jnp.where(is_largest, rest, largest + (rest - v))
 
 
 class Brier(Loss):

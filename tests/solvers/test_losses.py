@@ -31,6 +31,31 @@ def test_cross_entropy_is_the_formula(smoothing):
     )
 
 
+@pytest.mark.parametrize("margin", [0.0, 1.0, 40.0, 600.0])
+def test_cross_entropy_of_a_fitted_example_keeps_its_digits(margin):
+    """One logit above two equal ones: with q = e^-margin and p = (1, q, q) / (1 + 2 q),
+    l = log(1 + 2 q), its gradient (-2 q, q, q) / (1 + 2 q), its Hessian diag(p) - p p^T.
+    """
+    f, y, q = jnp.array([margin, 0.0, 0.0]), jnp.eye(3)[0], np.exp(-margin)
+    p = np.array([1, q, q]) / (1 + 2 * q)
+    hessian = np.diag(p) - np.outer(p, p)
+    hessian[0, 0] = p[0] * 2 * q / (1 + 2 * q)
+    loss = CrossEntropy()
+    np.testing.assert_allclose(loss(f, y), np.log1p(2 * q), rtol=1e-13)
+    np.testing.assert_allclose(
+        jax.grad(loss)(f, y), np.array([-2 * q, q, q]) / (1 + 2 * q), rtol=1e-13
+    )
+    for derivative in (jax.hessian(loss), jax.jacrev(jax.jacrev(loss))):
+        np.testing.assert_allclose(derivative(f, y), hessian, rtol=1e-12)
+
+
+def test_cross_entropy_has_a_derivative_in_the_targets():
+    f, y = inputs(1, 3)[0], jnp.array([0.2, 0.3, 0.5])
+    np.testing.assert_allclose(
+        jax.grad(CrossEntropy(0.1), argnums=1)(f, y), -0.9 * log_softmax(f), rtol=1e-13
+    )
+
+
 def test_cross_entropy_does_not_overflow():
     value = CrossEntropy()(jnp.array([1e4, -1e4]), jnp.array([0.0, 1.0]))
     np.testing.assert_allclose(value, 2e4, rtol=1e-14)

@@ -7,6 +7,7 @@ import jax.random as jr
 import numpy as np
 import pytest
 from scipy.integrate import solve_ivp
+from scipy.optimize import brentq
 from scipy.special import softmax
 
 from solvers import CrossEntropy, gradient_flow, MeanSquaredError, mse_flow, RungeKuttaChebyshev
@@ -147,3 +148,15 @@ def test_in_32_bits(float32):
     assert steps > 500  # the stabilised method has gone on, with two stages a step at least
     assert int(found.stats["num_velocities"]) >= 6 * 500 + 2 * (steps - 500)
     np.testing.assert_allclose(found.train, exact.train, atol=2e-3)
+
+
+def test_labels_are_fitted_to_late_times_in_32_bits(float32):
+    """One example, two classes, kernel 1: the margin d solves d + e^d = 2 t + 1. What is left of
+    the residual is 1 / (2 t), which p - y would lose in rounding.
+    """
+    ts = np.asarray([1e4, 1e6, 1e8], "float32")
+    found = gradient_flow(jnp.ones((1, 1)), jnp.eye(2)[:1], ts, loss=CrossEntropy())
+    exact = [brentq(lambda d, t=float(t): d + np.exp(d) - 2 * t - 1, 0, 50) for t in ts]
+    margins = found.train[:, 0, 0] - found.train[:, 0, 1]
+    assert margins.dtype == jnp.float32
+    np.testing.assert_allclose(margins, exact, rtol=1e-5)
