@@ -32,7 +32,10 @@ class OutputErrors(diffrax.AbstractAdaptiveStepSizeController):
         """
 
         def larger(both: tuple[PyTree, PyTree]) -> Any:
-            return jnp.maximum(norm(both[0]), optimistix.rms_norm(both[1]))
+            y, outputs = both
+            return (
+                norm(y) if outputs is None else jnp.maximum(norm(y), optimistix.rms_norm(outputs))
+            )
 
         self.controller = diffrax.PIDController(rtol=rtol, atol=atol, norm=larger)
         self.norm = norm
