@@ -27,9 +27,9 @@ class PathProducts(eqx.Module):
     model: PyTree
     sets: tuple[Array, ...]
     """Training points, then test points if there are any."""
-    metric: Metric | None
-    kernel_pairs: Pairs | None
-    batch_size: int | None = eqx.field(static=True)
+    metric: Metric | None = None
+    kernel_pairs: Pairs | None = None
+    batch_size: int | None = eqx.field(static=True, default=None)
 
     def outputs(
         self, path: list[Params], sets: tuple[Array, ...]

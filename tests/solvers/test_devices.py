@@ -59,7 +59,7 @@ x4, y4, x_test4 = (jax.device_put(array, cut) for array in (x, y, x_test))
 assert len(jax.devices()) == 4
 
 for order in (2, 3, 4):
-    network = PathProducts(model4, (x4, x_test4), None, None, None)
+    network = PathProducts(model4, (x4, x_test4))
     flow = matrix_free_flow(network, y4, loss=CrossEntropy())
     state = jax.device_put(state_at_start(model4, order), everywhere)
     compiled = eqx.filter_jit(lambda flow, state: flow.motion(state)).lower(flow, state).compile()

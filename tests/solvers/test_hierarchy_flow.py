@@ -17,6 +17,8 @@ from solvers import (
     RESULTS,
     SolverError,
 )
+from solvers.matrix_free import matrix_free_flow, state_at_start
+from solvers.path_products import PathProducts
 from tests.models import inputs, one_hot, tanh_mlp, TwoLayerLinear
 from zoo import CNN, WideResNet
 
@@ -68,6 +70,26 @@ def test_matrix_free_equals_dense_on_images(architecture, order):
     np.testing.assert_allclose(free.test, dense.test, atol=1e-9)
     frozen = hierarchy_flow(*problem, **(options | {"order": order - 1}))
     assert np.max(np.abs(frozen.test - dense.test)) > 1e-7  # the order is seen
+
+
+@pytest.mark.parametrize("order", [3, 4])
+def test_a_right_hand_side_takes_no_more_operations_in_a_loop_than_alone(order):
+    """What is computed twice is merged there too (`corrections.path.held`)."""
+    model, x, y = tanh_mlp(width=64), inputs(32), one_hot(32, 2)
+    flow = matrix_free_flow(PathProducts(model, (x,)), y, loss=CrossEntropy())
+    arrays, rest = eqx.partition(flow, eqx.is_array)
+
+    def velocity(arrays, state):
+        return eqx.combine(arrays, rest).velocity(state)
+
+    def steps(arrays, state):
+        return jax.lax.fori_loop(0, 5, lambda _, state: velocity(arrays, state), state)
+
+    alone, looped = (
+        jax.jit(fn).lower(arrays, state_at_start(model, order)).compile().cost_analysis()["flops"]
+        for fn in (velocity, steps)
+    )
+    assert looped == pytest.approx(alone, rel=0.02)
 
 
 def test_batches_pairs_and_restarts_of_the_matrix_free_flow():
