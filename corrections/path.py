@@ -37,7 +37,7 @@ def polynomial(eps: Scalar, coefficients: Sequence[Array]) -> Array:
         value, moved = polynomial(eps, coefficients), []
         if not is_zero(eps_dot):
             slopes = [c if j == 1 else j * c for j, c in enumerate(coefficients[1:], start=1)]
-            moved.append(polynomial(eps, slopes))
+            moved.append(eps_dot.astype(value.dtype) * polynomial(eps, slopes))
         if not all(map(is_zero, dots)):
             given = zip(dots, coefficients, strict=True)
             full = [jnp.zeros_like(c) if is_zero(d) else d for d, c in given]
