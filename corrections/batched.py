@@ -6,7 +6,7 @@ import jax
 from jaxtyping import Array, Float
 
 from corrections.parameters import Params
-from corrections.tiles import in_tiles, sum_in_tiles
+from zoo.tiles import in_tiles, sum_in_tiles
 
 Apply = Callable[[Params, Array], Array]
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from corrections.tiles import working_bytes
+from zoo.tiles import working_bytes
 
 
 class Term(eqx.Module):

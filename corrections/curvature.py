@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from corrections.anatomy import Anatomy, Factors, Move
 from corrections.contraction import Gradients
-from corrections.tiles import in_tiles, STORED_BYTES, Tiling, working_bytes
+from zoo.tiles import in_tiles, STORED_BYTES, Tiling, working_bytes
 
 _Third = Float[Array, "n1 k n2 k n3 k"]
 _Fourth = Float[Array, "n1 k n2 k n3 k n4 k"]

@@ -18,7 +18,6 @@ from corrections.flat_model import metric_norm, root_of_metric
 from corrections.kernel import ntk
 from corrections.linearity import checked_estimate, hessian_norms, key_or_default, NormEstimate
 from corrections.parameters import (
-    check_batch,
     check_metric,
     check_model,
     check_tree_like,
@@ -126,7 +125,7 @@ def row_space_fraction(
     **Raises:** as `ntk`; `ValueError` for a displacement of another structure than the parameters,
     one that is all zero, or one that moves what the metric holds.
     """
-    x = check_batch("x", x)
+    x = checks.batch("x", x)
     check_model(model, "x", x)
     check_metric(model, metric)
     displacement = _checked(model, displacement, metric)

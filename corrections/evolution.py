@@ -21,16 +21,15 @@ from jaxtyping import Array, Float, PyTree
 from corrections.flat_model import metric_norm
 from corrections.kernel import ntk
 from corrections.parameters import (
-    check_batch,
     check_metric,
     check_model,
     check_tree_like,
     Metric,
     Model,
 )
-from corrections.tiles import in_tiles
 from zoo import Activation, checks, record
 from zoo.precision import full_precision
+from zoo.tiles import in_tiles
 
 Space = Literal["outputs", "probabilities", "predictions"]
 SPACES: tuple[Space, ...] = ("outputs", "probabilities", "predictions")
@@ -241,7 +240,7 @@ def _checked_pair(first: Model, second: Model, x: Any, batch_size: int | None) -
     """The batch and how many examples are taken at once, where both models take them."""
     if batch_size is not None:
         checks.integer("batch_size", batch_size)
-    x = check_batch("x", x)
+    x = checks.batch("x", x)
     outputs = check_model(first, "x", x)
     check_model(second, "x", x)
     check_model(second, "x", x, outputs=outputs)

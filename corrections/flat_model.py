@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from corrections.parameters import Apply, Metric, Model, Params, split
-from corrections.tiles import sum_in_tiles
+from zoo.tiles import sum_in_tiles
 
 
 class FlatModel:

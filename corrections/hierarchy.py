@@ -15,9 +15,7 @@ from jaxtyping import Array, Float
 
 from corrections.anatomy import Anatomy
 from corrections.curvature import Curvature
-from corrections.memory import check_fits
 from corrections.parameters import (
-    check_batch,
     check_metric,
     check_outputs,
     check_parameters,
@@ -27,9 +25,10 @@ from corrections.parameters import (
     Model,
 )
 from corrections.smoothness import warn_at_kinks
-from corrections.tiles import shards_of
 from zoo import checks
+from zoo.memory import check_fits
 from zoo.precision import full_precision
+from zoo.tiles import shards_of
 
 
 @full_precision
@@ -232,7 +231,7 @@ def _checked(
     if batch_size is not None:
         checks.integer("batch_size", batch_size)
     batches = tuple(
-        None if x is None and slot > 1 else check_batch(f"x{slot}", x)
+        None if x is None and slot > 1 else checks.batch(f"x{slot}", x)
         for slot, x in enumerate(sets, start=1)
     )
     check_parameters(model)

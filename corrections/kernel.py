@@ -16,9 +16,7 @@ from jaxtyping import Array, Float
 
 from corrections.anatomy import Anatomy, Factors
 from corrections.contraction import Deferred, Formed, Gradients, LayerGradients, Term
-from corrections.memory import check_fits
 from corrections.parameters import (
-    check_batch,
     check_metric,
     check_outputs,
     check_parameters,
@@ -27,10 +25,11 @@ from corrections.parameters import (
     Metric,
     Model,
 )
-from corrections.tiles import in_tiles, shards_of, STORED_BYTES, Tiling, working_bytes
 from zoo import checks, ParameterizedLayer
 from zoo.convolution import outside_loops
+from zoo.memory import check_fits
 from zoo.precision import full_precision
+from zoo.tiles import in_tiles, shards_of, STORED_BYTES, Tiling, working_bytes
 
 Outputs = Literal["full", "mean", "diagonal"]
 
@@ -76,8 +75,8 @@ def ntk(
     checks.choice("method", method, METHODS)
     if batch_size is not None:
         checks.integer("batch_size", batch_size)
-    x1 = check_batch("x1", x1)
-    x2 = None if x2 is None else check_batch("x2", x2)
+    x1 = checks.batch("x1", x1)
+    x2 = None if x2 is None else checks.batch("x2", x2)
     check_parameters(model)
     check_metric(model, metric)
     traced = checks.is_traced((model, x1, x2, metric))
@@ -108,8 +107,8 @@ def nngp(
 
     Source: Neal (1996); Lee et al. (2018), "Deep neural networks as Gaussian processes".
     """
-    x1 = check_batch("x1", x1)
-    x2 = None if x2 is None else check_batch("x2", x2)
+    x1 = checks.batch("x1", x1)
+    x2 = None if x2 is None else checks.batch("x2", x2)
     check_parameters(model)
     return _nngp(model, x1, x2)
 

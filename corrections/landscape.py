@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, PyTree
 from corrections.flat_model import root_of_metric, without_metric
 from corrections.loss_function import target_array
 from corrections.parameters import (
-    check_batch,
     check_metric,
     check_model,
     check_tree_like,
@@ -25,9 +24,9 @@ from corrections.parameters import (
     Model,
     split,
 )
-from corrections.tiles import in_tiles
 from zoo import checks, Frozen
 from zoo.precision import full_precision
+from zoo.tiles import in_tiles
 
 
 def interpolate(first: Model, second: Model, fraction: float | Array) -> Model:
@@ -96,7 +95,7 @@ def error_barrier(
     checks.integer("points", points, least=2)
     if batch_size is not None:
         checks.integer("batch_size", batch_size)
-    x = check_batch("x", x)
+    x = checks.batch("x", x)
     outputs = check_model(first, "x", x)
     y = target_array(y, (len(x), outputs.shape[0]), because="a row for each example of `x`")
     interpolate(first, second, 0.0)

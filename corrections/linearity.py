@@ -21,7 +21,6 @@ from corrections.loss_function import target_array
 from corrections.operator import NTKOperator
 from corrections.parameters import (
     Apply,
-    check_batch,
     check_metric,
     check_model,
     Metric,
@@ -29,9 +28,9 @@ from corrections.parameters import (
     Params,
 )
 from corrections.smoothness import warn_at_kinks
-from corrections.tiles import in_tiles, working_bytes
 from zoo import checks
 from zoo.precision import full_precision
+from zoo.tiles import in_tiles, working_bytes
 
 
 class NormEstimate(NamedTuple):
@@ -335,7 +334,7 @@ def checked_estimate(
     """The batch, where all arguments of an estimate fit."""
     checks.integer("matvecs", matvecs)
     checks.nonnegative_number("rtol", rtol, strictly=True)
-    x = check_batch("x", x)
+    x = checks.batch("x", x)
     check_model(model, "x", x)
     check_metric(model, metric)
     return x

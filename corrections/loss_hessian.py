@@ -21,10 +21,8 @@ from jaxtyping import Array, Float, PyTree
 
 from corrections.flat_model import FlatModel
 from corrections.loss_function import check_targets, LossFunction
-from corrections.memory import check_fits
 from corrections.parameters import (
     Apply,
-    check_batch,
     check_metric,
     check_model,
     check_tree_like,
@@ -34,9 +32,10 @@ from corrections.parameters import (
     split,
 )
 from corrections.smoothness import warn_at_kinks
-from corrections.tiles import in_tiles
 from zoo import checks
+from zoo.memory import check_fits
 from zoo.precision import full_precision
+from zoo.tiles import in_tiles
 
 Part = Literal["full", "gauss_newton", "residual"]
 PARTS: tuple[Part, ...] = ("full", "gauss_newton", "residual")
@@ -88,7 +87,7 @@ class LossHessian(eqx.Module):
         checks.choice("part", part, PARTS)
         if batch_size is not None:
             checks.integer("batch_size", batch_size)
-        self.x = check_batch("x", x)
+        self.x = checks.batch("x", x)
         outputs = check_model(model, "x", self.x)
         shape = (len(self.x), outputs.shape[0])
         because = "a row for each example of `x`, a column for each output of `model`"

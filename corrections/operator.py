@@ -20,9 +20,7 @@ from jaxtyping import Array, Float, PyTree
 
 from corrections.batched import pulled_in_tiles, pushed_in_tiles
 from corrections.linearization import linearization, LinearizedKernel
-from corrections.memory import check_fits
 from corrections.parameters import (
-    check_batch,
     check_metric,
     check_model,
     check_tree_like,
@@ -33,9 +31,10 @@ from corrections.parameters import (
     split,
 )
 from corrections.taylor import taylor_coefficients
-from corrections.tiles import in_tiles
 from zoo import checks
+from zoo.memory import check_fits
 from zoo.precision import full_precision
+from zoo.tiles import in_tiles
 
 
 class KernelOperator(eqx.Module):
@@ -154,8 +153,8 @@ class NTKOperator(KernelOperator):
         """
         if batch_size is not None:
             checks.integer("batch_size", batch_size)
-        self.x1 = check_batch("x1", x1)
-        self.x2_given = None if x2 is None else check_batch("x2", x2)
+        self.x1 = checks.batch("x1", x1)
+        self.x2_given = None if x2 is None else checks.batch("x2", x2)
         self.outputs = outputs = check_model(model, "x1", self.x1)
         if self.x2_given is not None:
             check_model(model, "x2", self.x2_given, outputs=outputs)

@@ -46,21 +46,6 @@ def precondition(metric: Metric | None, gradient: PyTree) -> PyTree:
     )
 
 
-def check_batch(name: str, x: Any) -> Float[Array, "n ..."]:
-    """`x` as a batch of examples.
-
-    **Raises:** `TypeError` where it does not hold floating-point numbers; `ValueError` where it is
-    empty, has no batch axis or holds NaN or infinity.
-    """
-    array = checks.real_array(name, x, expected="a batch of examples (n, ...)")
-    if array.ndim < 1 or array.size == 0:
-        raise ValueError(
-            f"`{name}` has shape {array.shape}, expected a batch of at least one example (n, ...)."
-        )
-    checks.finite(name, array)
-    return array
-
-
 def check_model(
     model: Model,
     name: str,

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from corrections.parameters import check_batch, check_model, check_tree_like, Model, split
+from corrections.parameters import check_model, check_tree_like, Model, split
 from corrections.path import coefficients_along, held, path_of
 from corrections.smoothness import warn_at_kinks
 from zoo import checks, forward_train
@@ -161,7 +161,7 @@ def taylor_terms(
     `KinkWarning` as `taylorize`.
     """
     checks.integer("order", order, least=0)
-    x = check_batch("x", x)
+    x = checks.batch("x", x)
     check_model(model, "x", x)
     params, apply = split(model)
     displacement = eqx.filter(displacement, eqx.is_inexact_array)

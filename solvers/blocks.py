@@ -16,10 +16,9 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from corrections.parameters import check_batch
-from corrections.tiles import Tiling
 from zoo import checks
 from zoo.precision import full_precision
+from zoo.tiles import Tiling
 
 KernelFunction = Callable[..., Any]
 """Two batches of examples in, (n1, ...) and (n2, ...), their kernel (n1, n2) out."""
@@ -65,8 +64,8 @@ class KernelBlocks(eqx.Module):
         checks.integer("batch_size", batch_size)
         checks.integer("outputs", outputs)
         self.kernel_fn, self.batch_size, self.outputs = kernel_fn, batch_size, outputs
-        self.x1 = check_batch("x1", x1)
-        self.x2_given = None if x2 is None else check_batch("x2", x2)
+        self.x1 = checks.batch("x1", x1)
+        self.x2_given = None if x2 is None else checks.batch("x2", x2)
         first = kernel_between(
             "kernel_fn", kernel_fn, self.x1[:batch_size], self.x2[:batch_size], self.symmetric
         )

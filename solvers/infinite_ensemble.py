@@ -19,14 +19,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from corrections.memory import check_fits
-from corrections.parameters import check_batch
 from solvers.blocks import kernel_between, KernelFunction
 from solvers.gaussian import Gaussian, positive_root, raise_unless_successful
 from solvers.losses import check_targets, MeanSquaredError
 from solvers.mse import Regularization
 from solvers.result import check_times, RESULTS, Times
 from zoo import checks
+from zoo.memory import check_fits
 from zoo.precision import full_precision
 
 
@@ -112,14 +111,14 @@ def ensemble(
     Source: Lee et al. (2019), eqs. 13-16; docs/theory.md, section 7.
     """
     ts = check_times(ts, infinite=True)
-    x = check_batch("x", x)
+    x = checks.batch("x", x)
     if jnp.ndim(y) != 2:
         raise ValueError(f"`y` has shape {jnp.shape(y)}, expected targets (n, k).")
     shape = (len(x), jnp.shape(y)[1])
     y = check_targets(MeanSquaredError(), y, shape, because="a row for each example of `x`")
     both = x
     if x_test is not None:
-        x_test = check_batch("x_test", x_test)
+        x_test = checks.batch("x_test", x_test)
         checks.shape("x_test", x_test, ("m", *x.shape[1:]), because="examples as those of `x`")
         both = jnp.concatenate([x, x_test.astype(x.dtype)])
     checks.nonnegative_number("diag_reg", diag_reg)

@@ -24,10 +24,10 @@ from corrections.batched import pushed_in_tiles
 from corrections.linearization import Linearization, linearization
 from corrections.parameters import Model, Params, precondition, split
 from corrections.path import held
-from corrections.tiles import in_tiles
 from solvers.losses import loss_and_residual, LossFunction
 from solvers.ode import Flow, Motion, Observation
 from solvers.path_products import PathProducts
+from zoo.tiles import in_tiles
 
 State = tuple[Params, ...]
 """theta_1 .. theta_{p-1}, trees of parameters."""

@@ -20,7 +20,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from corrections.parameters import (
-    check_batch,
     check_metric,
     check_model,
     Metric,
@@ -161,7 +160,7 @@ def linearized_model(
 
     **Raises:** `ValueError` / `TypeError` for arguments that do not fit.
     """
-    x = check_batch("x", x)
+    x = checks.batch("x", x)
     outputs = check_model(model, "x", x)
     check_metric(model, metric)
     a = checks.real_array("coefficients", coefficients, expected="an array (n, k)")

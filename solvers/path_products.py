@@ -14,8 +14,8 @@ from corrections.batched import pulled_in_tiles, pushed_in_tiles
 from corrections.linearization import linearization
 from corrections.parameters import Metric, Params, precondition, split
 from corrections.path import coefficients_along, Scalar
-from corrections.tiles import in_tiles
 from solvers.problem import Pairs
+from zoo.tiles import in_tiles
 
 
 class PathProducts(eqx.Module):

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from corrections.parameters import check_batch, check_metric, check_model, Metric, Model
+from corrections.parameters import check_metric, check_model, Metric, Model
 from solvers.losses import check_targets, LossFunction
 from solvers.result import check_times
+from zoo import checks
 
 Pairs = tuple[Float[Array, "n1 ..."], Float[Array, "n2 ..."]]
 """Examples of which a kernel is shown."""
@@ -47,7 +48,7 @@ def check_problem(
     **Raises:** `ValueError` / `TypeError` that names the argument which does not fit.
     """
     ts = check_times(ts)
-    x = check_batch("x", x)
+    x = checks.batch("x", x)
     outputs = check_model(model, "x", x)
     (k,) = outputs.shape
     y = check_targets(
@@ -57,7 +58,7 @@ def check_problem(
         because="a row for each example of `x`, a column for each output of `model`",
     )
     if x_test is not None:
-        x_test = check_batch("x_test", x_test)
+        x_test = checks.batch("x_test", x_test)
         check_model(model, "x_test", x_test, outputs=outputs)
         if x_test.shape[1:] != x.shape[1:]:
             raise ValueError(
@@ -86,7 +87,7 @@ def check_pairs(model: Model, pairs: Any) -> Pairs | None:
         return None
     if not isinstance(pairs, tuple | list) or len(pairs) != 2:
         raise ValueError(f"`kernel_pairs` is {pairs!r}, expected two batches of examples (x1, x2).")
-    x1, x2 = (check_batch(f"kernel_pairs[{i}]", x) for i, x in enumerate(pairs))
+    x1, x2 = (checks.batch(f"kernel_pairs[{i}]", x) for i, x in enumerate(pairs))
     for i, x in enumerate((x1, x2)):
         check_model(model, f"kernel_pairs[{i}]", x)
     return x1, x2

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int
 
 from corrections import ntk
-from corrections.parameters import check_batch, check_metric, check_model, Metric, Model
+from corrections.parameters import check_metric, check_model, Metric, Model
 from solvers.losses import check_targets, MeanSquaredError
 from zoo import checks
 from zoo.precision import full_precision
@@ -79,14 +79,14 @@ def kernel_regression(
     checks.choice("offset", offset, ("model", "zero"))
     checks.choice("outputs", outputs, ("full", "mean"))
     checks.nonnegative_number("ridge", ridge)
-    x = check_batch("x", x)
+    x = checks.batch("x", x)
     found = check_model(model, "x", x)
     shape = (len(x), found.shape[0])
     because = "a row for each example of `x`, a column for each output of `model`"
     y = check_targets(MeanSquaredError(), y, shape, because=because).astype(found.dtype)
     points = [x]
     if x_test is not None:
-        points.append(check_batch("x_test", x_test))
+        points.append(checks.batch("x_test", x_test))
         check_model(model, "x_test", points[1], outputs=found)
     check_metric(model, metric)
     options = {"metric": metric, "outputs": outputs, "batch_size": batch_size}

@@ -16,9 +16,9 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from corrections.parameters import Model, Params
-from corrections.tiles import in_tiles
 from solvers.losses import LossFunction, mean_loss
 from zoo import forward_train
+from zoo.tiles import in_tiles
 
 CHUNK = 1000
 """The most steps that are taken in one call: what they return has this size, however many there

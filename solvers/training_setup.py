@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int
 
-from corrections.parameters import check_batch, check_model, check_tree_like, Model
+from corrections.parameters import check_model, check_tree_like, Model
 from solvers.losses import check_targets, LossFunction
 from solvers.training_loop import Descent, TrainingState
 from zoo import checks
@@ -142,7 +142,7 @@ def _check_examples(
     outputs: jax.ShapeDtypeStruct | None,
 ) -> tuple[Array, Array, jax.ShapeDtypeStruct]:
     """Examples and their targets, and the outputs of `model` on one of them."""
-    x = check_batch(name, x)
+    x = checks.batch(name, x)
     outputs = check_model(model, name, x, outputs=outputs)
     because = f"a row for each example of `{name}`, a column for each output of `model`"
     try:

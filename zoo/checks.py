@@ -133,6 +133,21 @@ def example(x: Any, expected: tuple[int, ...]) -> jax.Array:
     return array
 
 
+def batch(name: str, x: Any) -> jax.Array:
+    """`x` as a batch of examples.
+
+    **Raises:** `TypeError` where it does not hold floating-point numbers; `ValueError` where it is
+    empty, has no batch axis or holds NaN or infinity.
+    """
+    array = real_array(name, x, expected="a batch of examples (n, ...)")
+    if array.ndim < 1 or array.size == 0:
+        raise ValueError(
+            f"`{name}` has shape {array.shape}, expected a batch of at least one example (n, ...)."
+        )
+    finite(name, array)
+    return array
+
+
 def choice(name: str, value: Any, choices: Collection[Any]) -> None:
     """**Raises:** `ValueError` where `value` is not one of `choices`."""
     if value not in choices:

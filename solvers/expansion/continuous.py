@@ -19,7 +19,6 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from corrections import ntk, o3, o4
 from corrections.parameters import Metric, Model
 from corrections.smoothness import warn_at_kinks
-from corrections.tiles import in_tiles
 from solvers.expansion.arguments import check_expansion, PairsOfExamples
 from solvers.expansion.divided_differences import discount, w1
 from solvers.expansion.panels import edges, gauss
@@ -30,6 +29,7 @@ from solvers.kernel_problem import Targets
 from solvers.result import check_times, ends_at_infinity, RESULTS, Times
 from zoo import checks
 from zoo.precision import full_precision
+from zoo.tiles import in_tiles
 
 _SETTLED = 45.0
 """Times of the slowest output after which nothing moves: e^-45 is 3e-20."""

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import given, settings, strategies as st
 
-from corrections.tiles import in_tiles, shards_of, sum_in_tiles, Tiling
+from zoo.tiles import in_tiles, shards_of, sum_in_tiles, Tiling
 
 
 @settings(deadline=None, max_examples=15)
