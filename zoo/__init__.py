@@ -4,6 +4,8 @@ from zoo.activations import (
     Activation as Activation,
     activation_function as activation_function,
     ACTIVATIONS as ACTIVATIONS,
+    monomial as monomial,
+    step as step,
 )
 from zoo.cnn import CNN as CNN
 from zoo.data import (
@@ -22,6 +24,17 @@ from zoo.layers import (
     ParameterizedLayer as ParameterizedLayer,
     TensorPlace as TensorPlace,
 )
+from zoo.limits.duals import Dual as Dual, GaussianPair as GaussianPair
+from zoo.limits.hermite import HermiteDual as HermiteDual
+from zoo.limits.infinite_network import (
+    InfiniteNetwork as InfiniteNetwork,
+    Kernels as Kernels,
+    limit as limit,
+    QuadratureWarning as QuadratureWarning,
+)
+from zoo.limits.kernels import LayerKernels as LayerKernels, Layout as Layout, Needs as Needs
+from zoo.limits.rule import LimitRule as LimitRule
+from zoo.limits.widths import NoLimitError as NoLimitError, Widths as Widths
 from zoo.mlp import MLP as MLP
 from zoo.network_summary import Summary as Summary, summary as summary
 from zoo.normalization import BatchNorm as BatchNorm, GroupNorm as GroupNorm

@@ -17,6 +17,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from zoo import checks
+from zoo.limits.duals import (
+    Dual,
+    ErfDual,
+    GeluDual,
+    MonomialDual,
+    PiecewiseLinearDual,
+    SineDual,
+    StepDual,
+)
+from zoo.limits.hermite import HermiteDual
+from zoo.limits.layers import ActivationRule
+from zoo.limits.widths import Widths
 
 ActivationFunction = Callable[[Array], Array]
 
@@ -32,6 +44,8 @@ class Activation(eqx.Module):
     - `lipschitz`: sup |phi'|, or None.
     - `derivative_lipschitz`: the Lipschitz constant of phi', sup |phi''|; infinite at a kink, or
       None.
+    - `dual`: its expectations under Gaussians, for the limit of infinite width; None: a
+      `HermiteDual` of the function.
     """
 
     name: str = eqx.field(static=True)
@@ -39,10 +53,20 @@ class Activation(eqx.Module):
     smoothness: int | float | None = eqx.field(static=True, default=None)
     lipschitz: int | float | None = eqx.field(static=True, default=None)
     derivative_lipschitz: int | float | None = eqx.field(static=True, default=None)
+    dual: Dual | None = eqx.field(static=True, default=None)
 
     def __call__(self, a: Float[Array, "..."]) -> Float[Array, "..."]:
         """Phi(a), entry by entry."""
         return self.function(a) if self.smoothness is None else pointwise(self.function)(a)
+
+    @property
+    def gaussian_dual(self) -> Dual:
+        """Its dual, also where none was given."""
+        return HermiteDual(self.function) if self.dual is None else self.dual
+
+    def limit_rule(self, widths: Widths) -> ActivationRule:
+        """What it does to the kernels of infinite width; see `zoo.limits`."""
+        return ActivationRule(self.gaussian_dual, self.name, widths.path)
 
 
 @functools.cache
@@ -95,10 +119,10 @@ _ROOT2 = math.sqrt(2.0)
 ACTIVATIONS: dict[str, Activation] = {
     activation.name: activation
     for activation in (
-        Activation("relu", jax.nn.relu, 0, 1.0, _INF),
-        Activation("leaky_relu", jax.nn.leaky_relu, 0, 1.0, _INF),
-        Activation("abs", jnp.abs, 0, 1.0, _INF),
-        Activation("elu", jax.nn.elu, 1, 1.0, 1.0),
+        Activation("relu", jax.nn.relu, 0, 1.0, _INF, PiecewiseLinearDual(1.0, 0.0)),
+        Activation("leaky_relu", jax.nn.leaky_relu, 0, 1.0, _INF, PiecewiseLinearDual(1.0, 0.01)),
+        Activation("abs", jnp.abs, 0, 1.0, _INF, PiecewiseLinearDual(1.0, -1.0)),
+        Activation("elu", jax.nn.elu, 1, 1.0, 1.0, HermiteDual(jax.nn.elu, terms=512)),
         # phi' is largest at 0 and |phi''| at 1/sqrt(2)
         Activation(
             "erf",
@@ -106,6 +130,7 @@ ACTIVATIONS: dict[str, Activation] = {
             _INF,
             2 / math.sqrt(math.pi),
             2 * math.sqrt(2 / (math.e * math.pi)),
+            ErfDual(),
         ),
         # phi' = Phi(x) + x phi(x) is largest at sqrt(2), phi'' = (2 - x^2) phi(x) at 0
         Activation(
@@ -114,18 +139,47 @@ ACTIVATIONS: dict[str, Activation] = {
             _INF,
             _gaussian_distribution(_ROOT2) + _ROOT2 * _gaussian_density(_ROOT2),
             2 * _gaussian_density(0.0),
+            GeluDual(),
         ),
         Activation("tanh", jnp.tanh, _INF, 1.0, 4 / (3 * math.sqrt(3.0))),
         Activation("sigmoid", jax.nn.sigmoid, _INF, 0.25, 1 / (6 * math.sqrt(3.0))),
-        Activation("sin", jnp.sin, _INF, 1.0, 1.0),
-        Activation("cos", jnp.cos, _INF, 1.0, 1.0),
+        Activation("sin", jnp.sin, _INF, 1.0, 1.0, SineDual()),
+        Activation("cos", jnp.cos, _INF, 1.0, 1.0, SineDual(cosine=True)),
         Activation("softplus", jax.nn.softplus, _INF, 1.0, 0.25),
         # phi' is largest where x tanh(x / 2) = 2, that is at x = 2.39935728052...
         Activation("silu", jax.nn.silu, _INF, 1.0998393194, 0.5),
-        Activation("identity", identity, _INF, 1.0, 0.0),
+        Activation("identity", identity, _INF, 1.0, 0.0, MonomialDual(1)),
     )
 }
 """The activations that have a name."""
+
+
+def step(x: Array) -> Array:
+    """1 for x > 0, else 0."""
+    return jnp.where(x > 0, 1, 0).astype(x.dtype)
+
+
+_STEP = Activation("step", step, dual=StepDual(0.0, 1.0))
+_SIGN = Activation("sign", jnp.sign, dual=StepDual(-1.0, 1.0))
+
+
+def monomial(degree: int) -> Activation:
+    """x^degree, with its dual in closed form.
+
+    **Raises:** `ValueError` for a degree that is no integer >= 1.
+    """
+    checks.integer("degree", degree)
+    if degree == 1:
+        return ACTIVATIONS["identity"]
+    bounds = {"lipschitz": _INF, "derivative_lipschitz": 2.0 if degree == 2 else _INF}
+    return Activation(
+        f"monomial_{degree}", _power(degree), smoothness=_INF, dual=MonomialDual(degree), **bounds
+    )
+
+
+@functools.cache
+def _power(degree: int) -> ActivationFunction:
+    return functools.partial(jax.lax.integer_pow, y=degree)
 
 
 def activation_function(activation: str | ActivationFunction) -> Activation:
@@ -150,8 +204,9 @@ def activation_function(activation: str | ActivationFunction) -> Activation:
 
 
 def _known_functions() -> dict[ActivationFunction, Activation]:
-    """`jnp.tanh` is "tanh"."""
-    return {activation.function: activation for activation in ACTIVATIONS.values()}
+    """`jnp.tanh` is "tanh"; step and sign have no gradients to train with, and so no name."""
+    known = (*ACTIVATIONS.values(), _STEP, _SIGN)
+    return {activation.function: activation for activation in known}
 
 
 def _name(function: Any) -> str:

@@ -124,7 +124,7 @@ def cotangent_patches(
     """
     pads = []
     for n, k in zip(cotangent.shape[1:], kernel, strict=True):
-        low, high = _pads(n, k, 1, padding)
+        low, high = pads_of(n, k, 1, padding)
         pads.append((k - 1 - low, k - 1 - high))
     mode = "wrap" if padding == "CIRCULAR" else "constant"
     padded = jnp.pad(cotangent, ((0, 0), *pads), mode=mode)
@@ -161,6 +161,14 @@ def output_space(
     return tuple(lengths)
 
 
+def pads_of(length: int, kernel: int, stride: int, padding: Padding) -> tuple[int, int]:
+    """How many positions are padded before and after one axis."""
+    if padding == "VALID":
+        return 0, 0
+    total = max((math.ceil(length / stride) - 1) * stride + kernel - length, 0)
+    return total // 2, total - total // 2
+
+
 def per_axis(name: str, value: int | Sequence[int], axes: int) -> tuple[int, ...]:
     """One positive integer for each spatial axis.
 
@@ -176,19 +184,12 @@ def per_axis(name: str, value: int | Sequence[int], axes: int) -> tuple[int, ...
     return tuple(int(entry) for entry in value)
 
 
-def _pads(length: int, kernel: int, stride: int, padding: Padding) -> tuple[int, int]:
-    if padding == "VALID":
-        return 0, 0
-    total = max((math.ceil(length / stride) - 1) * stride + kernel - length, 0)
-    return total // 2, total - total // 2
-
-
 def _wrapped(
     image: Array, kernel: tuple[int, ...], stride: Sequence[int], padding: Padding
 ) -> tuple[Array, tuple[tuple[int, int], ...]]:
     """The image, padded where that is periodic, and the zeros that are still to be padded."""
     pads = tuple(
-        _pads(n, k, s, padding) for n, k, s in zip(image.shape[1:], kernel, stride, strict=True)
+        pads_of(n, k, s, padding) for n, k, s in zip(image.shape[1:], kernel, stride, strict=True)
     )
     if padding != "CIRCULAR":
         return image, pads

@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import equinox as eqx
+import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from zoo import checks
 from zoo.convolution import convolve, Padding, PADDINGS, per_axis
+from zoo.limits.affine import AffineRule, Window
+from zoo.limits.widths import Widths
 from zoo.parameterization import LayerScaling, NTK, Parameterization, Role, TensorScaling
 
 
@@ -134,6 +137,25 @@ class AffineLayer(ParameterizedLayer):
     def bias_multiplier(self) -> float:
         """The factor of b in the forward pass (0 where the layer has no bias)."""
         return 0.0 if self.bias_std is None else self.multiplier("bias")
+
+    @property
+    def window(self) -> Window | None:
+        """What each output position sees, for a convolution."""
+        return None
+
+    def limit_rule(self, widths: Widths) -> AffineRule:
+        """What it does to the kernels of infinite width; see `zoo.limits`."""
+        has_bias = self.bias_std is not None
+        return AffineRule(
+            weight_std=jnp.asarray(self.weight_std, float),
+            bias_std=jnp.asarray(self.bias_std, float) if has_bias else None,
+            weight=widths.tensor(self, "weight"),
+            bias=widths.tensor(self, "bias") if has_bias else None,
+            in_size=self.weight.shape[1],
+            window=self.window,
+            role=self.role,
+            path=widths.path,
+        )
 
 
 class Dense(AffineLayer):
@@ -262,6 +284,11 @@ class Conv(AffineLayer):
             bias_std=self.bias_std,
             key=jr.key(0),
         )
+
+    @property
+    def window(self) -> Window:
+        """What each output position sees."""
+        return Window(self.weight.shape[2:], self.stride, self.padding)
 
     def __call__(self, a: Float[Array, "in *space"]) -> Float[Array, "out *out_space"]:
         z = convolve(a, self.weight, stride=self.stride, padding=self.padding)

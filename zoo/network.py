@@ -9,6 +9,8 @@ import jax
 from jaxtyping import Array, Float
 
 from zoo import checks
+from zoo.limits.rule import LimitRule, rule_of
+from zoo.limits.widths import Widths
 from zoo.parameterization import Role
 from zoo.structure import Sequential
 
@@ -28,6 +30,10 @@ class Network(eqx.Module):
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, " k"]:
         """The outputs for one example; use `jax.vmap(model)` for a batch."""
         return self.body(self.example(x))
+
+    def limit_rule(self, widths: Widths) -> LimitRule:
+        """What it does to the kernels of infinite width; see `zoo.limits`."""
+        return rule_of(self.body, widths.at(".body"))
 
     def forward_train(self, xs: Float[Array, "n ..."]) -> tuple[Float[Array, "n k"], "Network"]:
         """See `zoo.forward_train`."""

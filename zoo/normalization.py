@@ -18,6 +18,8 @@ from jaxtyping import Array, Float
 from zoo import checks
 from zoo.frozen import Frozen
 from zoo.layers import ParameterizedLayer, TensorPlace
+from zoo.limits.layers import NormRule
+from zoo.limits.widths import NoLimitError, Widths
 from zoo.parameterization import NTK, Parameterization, Role
 
 _TENSORS = {
@@ -98,6 +100,18 @@ class GroupNorm(_ChannelNorm):
             parameterization=parameterization,
         )
 
+    def limit_rule(self, widths: Widths) -> NormRule:
+        """What it does to the kernels of infinite width: a fixed number of groups does as one.
+
+        Means over infinitely many channels vanish, and variances become those of the kernel.
+        """
+        return NormRule(
+            epsilon=self.epsilon,
+            scale=widths.tensor(self, "scale"),
+            shift=widths.tensor(self, "shift"),
+            path=widths.path,
+        )
+
     def __call__(self, a: Float[Array, "channels *space"]) -> Float[Array, "channels *space"]:
         grouped = a.reshape(self.groups, -1)
         mean = jnp.mean(grouped, axis=1, keepdims=True)
@@ -171,6 +185,13 @@ class BatchNorm(_ChannelNorm):
             parameterization=parameterization,
         )
         return eqx.tree_at(lambda layer: layer._statistics, shapes, self._statistics)
+
+    def limit_rule(self, widths: Widths) -> NormRule:
+        """**Raises:** `NoLimitError`."""
+        raise NoLimitError(
+            f"`model{widths.path}` is a BatchNorm, which couples the examples of a batch: there is "
+            'no kernel of two examples. Expected `norm="layer"` or `norm=None`.'
+        )
 
     def __call__(self, a: Float[Array, "channels *space"]) -> Float[Array, "channels *space"]:
         return self._scaled_and_shifted(self._normalized(a, self.mean, self.variance))

@@ -10,6 +10,10 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from zoo.limits.composition import ResidualRule, SequentialRule
+from zoo.limits.layers import FlattenRule, PoolRule
+from zoo.limits.rule import rule_of
+from zoo.limits.widths import Widths
 from zoo.training_pass import forward_train
 
 Layer = Callable[[Array], Array]
@@ -42,6 +46,11 @@ class Sequential(eqx.Module):
             trained.append(layer)
         return batch, type(self)(trained)
 
+    def limit_rule(self, widths: Widths) -> SequentialRule:
+        """What it does to the kernels of infinite width; see `zoo.limits`."""
+        rules = (rule_of(layer, widths.at(f".layers[{i}]")) for i, layer in enumerate(self.layers))
+        return SequentialRule(tuple(rules))
+
 
 class Residual(eqx.Module):
     """A branch and a shortcut around it: branch(a) + shortcut(a).
@@ -65,6 +74,13 @@ class Residual(eqx.Module):
         passed, shortcut = forward_train(self.shortcut, batch)
         return added + passed, type(self)(branch, shortcut)
 
+    def limit_rule(self, widths: Widths) -> ResidualRule:
+        """What it does to the kernels of infinite width; see `zoo.limits`."""
+        branch = rule_of(self.branch, widths.at(".branch"))
+        if self.shortcut is None:
+            return ResidualRule(branch, None, widths.path)
+        return ResidualRule(branch, rule_of(self.shortcut, widths.at(".shortcut")), widths.path)
+
 
 class Flatten(eqx.Module):
     """All entries of an example in one vector, in row-major order."""
@@ -72,9 +88,19 @@ class Flatten(eqx.Module):
     def __call__(self, a: Float[Array, "..."]) -> Float[Array, " size"]:
         return jnp.ravel(a)
 
+    def limit_rule(self, widths: Widths) -> FlattenRule:
+        """What it does to the kernels of infinite width; see `zoo.limits`."""
+        del widths
+        return FlattenRule()
+
 
 class GlobalAveragePool(eqx.Module):
     """The mean over all positions, one number a channel."""
 
     def __call__(self, a: Float[Array, "channels *space"]) -> Float[Array, " channels"]:
         return jnp.mean(a, axis=tuple(range(1, a.ndim)))
+
+    def limit_rule(self, widths: Widths) -> PoolRule:
+        """What it does to the kernels of infinite width; see `zoo.limits`."""
+        del widths
+        return PoolRule()

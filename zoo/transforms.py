@@ -17,6 +17,9 @@ from jaxtyping import Array, Float
 
 from zoo import checks
 from zoo.frozen import Frozen
+from zoo.limits.composition import CenteredRule, ScaledRule
+from zoo.limits.rule import LimitRule, rule_of
+from zoo.limits.widths import NoLimitError, Widths
 from zoo.training_pass import forward_train
 
 Model = Callable[[Array], Array]
@@ -45,6 +48,10 @@ class Centered(eqx.Module):
         start = jax.vmap(self._start.value)(xs)
         return outputs - start, eqx.tree_at(lambda m: m.model, self, model)
 
+    def limit_rule(self, widths: Widths) -> CenteredRule:
+        """What it does to the kernels of infinite width; see `zoo.limits`."""
+        return CenteredRule(rule_of(self.model, widths.at(".model")))
+
 
 class Scaled(eqx.Module):
     """alpha f(x); see `scaled`."""
@@ -61,6 +68,10 @@ class Scaled(eqx.Module):
         outputs, model = forward_train(self.model, xs)
         return self.alpha * outputs, eqx.tree_at(lambda m: m.model, self, model)
 
+    def limit_rule(self, widths: Widths) -> ScaledRule:
+        """What it does to the kernels of infinite width; see `zoo.limits`."""
+        return ScaledRule(rule_of(self.model, widths.at(".model")), self.alpha)
+
 
 class WithOutput(eqx.Module):
     """output(f(x)); see `with_output`."""
@@ -76,6 +87,14 @@ class WithOutput(eqx.Module):
         """See `zoo.forward_train`."""
         outputs, model = forward_train(self.model, xs)
         return jax.vmap(self.output)(outputs), eqx.tree_at(lambda m: m.model, self, model)
+
+    def limit_rule(self, widths: Widths) -> LimitRule:
+        """**Raises:** `NoLimitError`."""
+        raise NoLimitError(
+            f"`model{widths.path}` applies a function to the outputs, under which the tangent "
+            "kernel moves at any width (Liu, Zhu & Belkin 2020): there is no kernel limit. "
+            "Expected the model without it (its function belongs into the loss)."
+        )
 
 
 def centered(model: Model) -> Centered:

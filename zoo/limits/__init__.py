@@ -1,0 +1,1 @@
+"""Infinitely wide networks: their kernels, layer by layer."""

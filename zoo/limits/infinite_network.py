@@ -1,0 +1,329 @@
+r"""The infinitely wide network of a module: its kernels as a Gaussian process and in training.
+
+K^0 = x . x' / d,  and layer by layer  K -> forward K + bias,  Theta -> backward Theta + gradient K
++ bias for layers with weights;  K -> E phi phi,  Theta -> E phi' phi' Theta  for activations.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from zoo import checks
+from zoo.frozen import Frozen
+from zoo.layers import AffineLayer
+from zoo.limits.affine import AffineRule
+from zoo.limits.inputs import Examples, examples, input_kernels
+from zoo.limits.kernels import LayerKernels, Layout, Needs
+from zoo.limits.rule import LimitRule, rule_of
+from zoo.limits.widths import NoLimitError, product_of, Wide, Widths
+from zoo.memory import check_fits
+from zoo.parameterization import Parameterization
+from zoo.precision import full_precision
+from zoo.tiles import DEVICE_BYTES, shards_of, Tiling
+
+ERROR_TOLERANCE = 1e-5
+"""The share of a kernel that a series may leave unresolved before there is a warning."""
+
+_ARRAYS = 8
+"""Arrays of the size of a layer's kernel that are alive at once, about."""
+_CPU_TILE = 2**21  # bytes
+
+
+class QuadratureWarning(UserWarning):
+    """An activation without a closed form is resolved to fewer digits than `ERROR_TOLERANCE`."""
+
+
+class Kernels(NamedTuple):
+    """Both kernels of an infinitely wide network, (n1, n2); see `limit`."""
+
+    nngp: Float[Array, "n1 n2"]
+    ntk: Float[Array, "n1 n2"]
+
+
+class InfiniteNetwork(eqx.Module):
+    """A network of infinite width; see `limit`.
+
+    Its arrays are the standard deviations of its layers, so that `jax.grad` and `jax.jvp` of what
+    its kernels give are derivatives in them (`with_stds` sets many at once).
+    """
+
+    rule: LimitRule
+
+    def nngp(
+        self,
+        x1: Float[ArrayLike, "n1 ..."],
+        x2: Float[ArrayLike, "n2 ..."] | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> Float[Array, "n1 n2"]:
+        """K(x1, x2) = E f(x1) f(x2), the covariance of each output over initialisations.
+
+        **Arguments:**
+
+        - `x1`, `x2`: batches of examples; a missing `x2` means `x1`. Float64 is recommended; in
+          float32 the tangent kernel of a kinked activation is good to 3e-4 near correlation 1.
+        - `batch_size`: the most examples on each side of a tile (default: by memory).
+
+        **Raises:** `ValueError` / `TypeError` for batches that do not fit; `NoLimitError`;
+        `MemoryError` for a kernel that is larger than the memory.
+        """
+        return self._kernels(x1, x2, batch_size, tangent=False)[0]
+
+    def ntk(
+        self,
+        x1: Float[ArrayLike, "n1 ..."],
+        x2: Float[ArrayLike, "n2 ..."] | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> Float[Array, "n1 n2"]:
+        """Theta(x1, x2), the tangent kernel of each output; arguments as for `nngp`."""
+        return self.kernels(x1, x2, batch_size=batch_size).ntk
+
+    def kernels(
+        self,
+        x1: Float[ArrayLike, "n1 ..."],
+        x2: Float[ArrayLike, "n2 ..."] | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> Kernels:
+        """Both, at the cost of `ntk`; arguments as for `nngp`."""
+        nngp, ntk = self._kernels(x1, x2, batch_size, tangent=True)
+        assert ntk is not None
+        return Kernels(nngp, ntk)
+
+    def with_stds(
+        self,
+        *,
+        weight_std: Any = None,
+        bias_std: Any = None,
+        readout_std: Any = None,
+    ) -> "InfiniteNetwork":
+        """The same network with other standard deviations; they may be traced.
+
+        **Arguments:**
+
+        - `weight_std`, `readout_std`: of the weights, of all layers but the readout and of the
+          readout. None leaves them.
+        - `bias_std`: of the biases.
+
+        **Raises:** `ValueError` for a `bias_std` of a network without biases.
+        """
+
+        def is_affine(node: Any) -> bool:
+            return isinstance(node, AffineRule)
+
+        def moved(rule: Any) -> Any:
+            if not is_affine(rule):
+                return rule
+            std = readout_std if rule.role == "readout" else weight_std
+            if std is not None:
+                std = jnp.asarray(std, rule.weight_std.dtype)
+                rule = eqx.tree_at(lambda r: r.weight_std, rule, std)
+            if bias_std is not None and rule.bias_std is not None:
+                std = jnp.asarray(bias_std, rule.bias_std.dtype)
+                rule = eqx.tree_at(lambda r: r.bias_std, rule, std)
+            return rule
+
+        layers = [r for r in jax.tree.leaves(self, is_leaf=is_affine) if is_affine(r)]
+        if bias_std is not None and all(layer.bias_std is None for layer in layers):
+            raise ValueError(
+                f"`bias_std` is {bias_std!r}, but the network has no biases, expected None (or a "
+                "model that was made with a `bias_std`)."
+            )
+        return jax.tree.map(moved, self, is_leaf=is_affine)
+
+    @full_precision
+    def _kernels(
+        self, x1: Any, x2: Any, batch_size: int | None, *, tangent: bool
+    ) -> tuple[Array, Array | None]:
+        x1 = checks.batch("x1", x1)
+        if x1.ndim < 2:
+            raise ValueError(
+                f"`x1` has shape {x1.shape}, expected a batch of vectors (n, d) or of "
+                "channel-first images (n, channels, ...)."
+            )
+        if x2 is not None:
+            x2 = checks.batch("x2", x2).astype(x1.dtype)
+            checks.shape("x2", x2, ("n2", *x1.shape[1:]), because="examples as those of `x1`")
+        if batch_size is not None:
+            checks.integer("batch_size", batch_size)
+        shards = shards_of(x1)
+        n1, n2 = len(x1), len(x1 if x2 is None else x2)
+        check_fits(f"the kernel of {n1} x {n2} examples", (n1, n2), x1.dtype, shards)
+        nngp, ntk, error = _kernels(self.rule, x1, x2, batch_size, shards, tangent)
+        _warn(error)
+        return nngp, ntk
+
+
+def limit(model: Any, *, equivalent_to: Parameterization | None = None) -> InfiniteNetwork:
+    """The limit of infinite width of the very network that `model` is one draw of.
+
+    All its hidden layers (the channels of convolutions) become infinite together, in their
+    proportions. Outputs become independent Gaussian processes of covariance K = `.nngp`, and
+    training follows Theta = `.ntk`; both are (n1, n2), for each output.
+
+    **Arguments:**
+
+    - `model`: `MLP`, `CNN`, `WideResNet` (norm None, "layer" or "group"), what `centered` and
+      `scaled` make of them, or `Sequential` and `Residual` of zoo layers. Its parameters do not
+      enter, only what its layers say of themselves.
+    - `equivalent_to`: the learning rates of Theta. None: those of the model's parameterization,
+      `learning_rates(model)`. Another parameterization: `learning_rates(model, equivalent_to=...)`,
+      with which `STANDARD` has the tangent kernel of `NTK`.
+
+    For `MEAN_FIELD` and `MUP` the kernels are those at the start: outputs vanish there, up to the
+    readout's bias, and the tangent kernel moves in training at any width. `STANDARD` has no
+    tangent kernel under its own learning rates.
+
+    **Raises:** `NoLimitError` (a `ValueError`) that names the layer without a rule: batch
+    normalization, functions of the outputs (`with_output`), layers of others.
+
+    Source: Jacot, Gabriel & Hongler (2018); Lee et al. (2018); Arora et al. (2019), "On exact
+    computation with an infinitely wide neural net"; docs/theory.md, section 7.
+    """
+    if equivalent_to is not None and not isinstance(equivalent_to, Parameterization):
+        raise TypeError(
+            f"`equivalent_to` is {equivalent_to!r}, expected a `zoo.Parameterization` or None."
+        )
+    return InfiniteNetwork(rule_of(model, _widths_of(model, equivalent_to)))
+
+
+def _widths_of(model: Any, equivalent_to: Parameterization | None) -> Widths:
+    """What grows with the width in `model`.
+
+    **Raises:** `NoLimitError` for more than one readout.
+    """
+
+    def is_end(node: Any) -> bool:
+        return isinstance(node, AffineLayer | Frozen)
+
+    layers = [
+        node for node in jax.tree.leaves(model, is_leaf=is_end) if isinstance(node, AffineLayer)
+    ]
+    readouts = [layer for layer in layers if layer.role == "readout"]
+    if len(readouts) > 1:
+        raise NoLimitError(
+            f"`model` has {len(readouts)} layers with the role of a readout, expected one at most."
+        )
+    has_hidden = len(readouts) < len(layers)
+    power, fan_in = 0.0, 1
+    if readouts:
+        scaling = readouts[0].tensor_scaling("weight")
+        law = product_of(scaling.multiplier, scaling.multiplier, scaling.init, scaling.init)
+        power = max(0.0, -Wide("readout", "weight", has_hidden).power(law))
+        fan_in = readouts[0].fans["fan_in"]
+    return Widths(equivalent_to, "", has_hidden, power, fan_in)
+
+
+@eqx.filter_jit
+def _kernels(
+    rule: LimitRule,
+    x1: Array,
+    x2: Array | None,
+    batch_size: int | None,
+    shards: int,
+    tangent: bool,
+) -> tuple[Array, Array | None, Array]:
+    needs = rule.needs(Needs())
+
+    def tile(first: Examples, second: Examples) -> tuple[Array, Array]:
+        """Kernels (1 or 2, n1, n2) and their error."""
+        after = rule(input_kernels(first, second, tangent=tangent))
+        return _stacked(after), after.error
+
+    at_most = batch_size or _tile_size(x1, needs, shards)
+    first = second = examples(x1, needs)
+    rows = columns = Tiling(len(x1), at_most, shards)
+    if x2 is not None or shards > 1:
+        second = first if x2 is None else examples(x2, needs)
+        columns = Tiling(len(second.entries), at_most)
+    if rows.count == columns.count == 1:
+        both, error = tile(first, second)
+    elif x2 is None and shards == 1:
+        both, error = _symmetric(tile, first, rows)
+    else:
+        both, error = _rectangular(tile, first, second, rows, columns)
+    return both[0], both[1] if tangent else None, error
+
+
+def _stacked(after: LayerKernels) -> Array:
+    if after.space:
+        raise NoLimitError(
+            f"the model's outputs are images of {after.space} positions, expected a vector: end "
+            "with `Flatten` or `GlobalAveragePool` and a dense layer."
+        )
+    if not after.tangent:
+        return after.nngp[None]
+    ntk = jnp.zeros_like(after.nngp) if after.ntk is None else after.ntk
+    return jnp.stack([after.nngp, ntk])
+
+
+def _tile_size(x: Array, needs: Needs, shards: int) -> int:
+    positions = int(np.prod(x.shape[2:]))
+    pairs = {Layout.FULL: positions**2, Layout.DIAGONAL: positions}.get(needs.between, 1)
+    bytes_per_pair = _ARRAYS * x.dtype.itemsize * pairs
+    return shards * max(1, int((_tile_bytes() / bytes_per_pair) ** 0.5))
+
+
+def _tile_bytes() -> int:
+    """A small tile that stays in the caches of the cores is twice as fast as a large one."""
+    return _CPU_TILE if jax.default_backend() == "cpu" else DEVICE_BYTES
+
+
+Tile = Callable[[Examples, Examples], tuple[Array, Array]]
+
+
+def _symmetric(tile: Tile, x: Examples, tiling: Tiling) -> tuple[Array, Array]:
+    """Of a batch with itself: the tiles on and above the diagonal."""
+    tiles, size = tiling.split(x), tiling.size
+    rows, columns = np.triu_indices(tiling.count)
+
+    def at(i: Array) -> Examples:
+        return jax.tree.map(lambda array: array[i], tiles)
+
+    def step(carry: tuple[Array, Array], ij: tuple[Array, Array]) -> tuple[Any, None]:
+        (kernels, error), (i, j) = carry, ij
+        here, here_error = tile(at(i), at(j))
+        zero = jnp.zeros_like(i)
+        kernels = jax.lax.dynamic_update_slice(kernels, here.mT, (zero, j * size, i * size))
+        kernels = jax.lax.dynamic_update_slice(kernels, here, (zero, i * size, j * size))
+        return (kernels, jnp.maximum(error, here_error)), None
+
+    like, error = jax.eval_shape(lambda: tile(at(jnp.array(0)), at(jnp.array(0))))
+    whole = tiling.count * size
+    start = jnp.zeros((len(like), whole, whole), like.dtype), jnp.zeros((), error.dtype)
+    pairs = jnp.asarray(rows), jnp.asarray(columns)
+    (kernels, error), _ = jax.lax.scan(jax.checkpoint(step), start, pairs)
+    return kernels[:, : tiling.n, : tiling.n], error
+
+
+def _rectangular(
+    tile: Tile, x1: Examples, x2: Examples, rows: Tiling, columns: Tiling
+) -> tuple[Array, Array]:
+    of_columns = columns.split(x2)
+
+    def row(tile1: Examples) -> tuple[Array, Array]:
+        found, errors = jax.lax.map(jax.checkpoint(lambda t: tile(tile1, t)), of_columns)
+        return columns.join(jnp.moveaxis(found, 0, -2), axis=2), jnp.max(errors)
+
+    found, errors = jax.lax.map(row, rows.split(x1))
+    return rows.join(jnp.moveaxis(found, 0, 1), axis=1), jnp.max(errors)
+
+
+def _warn(error: Array) -> None:
+    value = checks.concrete(error)
+    if value is not None and value > ERROR_TOLERANCE:
+        warnings.warn(
+            f"an activation without a closed form is resolved to {float(value):.1g} of its kernel "
+            f"only (tolerance {ERROR_TOLERANCE:g}); most of it near correlation 1. Expected a "
+            "smooth function, an `Activation` with a closed `dual`, or one with more terms: "
+            "`Activation(name, function, dual=zoo.HermiteDual(function, terms=512))`.",
+            QuadratureWarning,
+            stacklevel=4,
+        )

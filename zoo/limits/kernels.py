@@ -1,0 +1,124 @@
+"""The kernels of one layer of an infinitely wide network, over examples and positions."""
+
+import math
+from collections.abc import Callable
+from enum import IntEnum
+from typing import NamedTuple
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+class Layout(IntEnum):
+    """Which pairs of positions of two examples a kernel holds; each holds those before it too.
+
+    - `NONE`: nothing.
+    - `FLAT`: the mean over equal positions, one number a pair of examples.
+    - `DIAGONAL`: equal positions, (*space).
+    - `FULL`: all pairs, (*space, *space).
+    """
+
+    NONE = 0
+    FLAT = 1
+    DIAGONAL = 2
+    FULL = 3
+
+
+class Needs(NamedTuple):
+    """What is needed of a layer's output: between examples, and of each example with itself."""
+
+    between: Layout = Layout.FLAT
+    own: Layout = Layout.NONE
+
+    def at_least(self, between: Layout, own: Layout = Layout.NONE) -> "Needs":
+        """These and more."""
+        return Needs(max(self.between, between), max(self.own, own))
+
+
+class Side(eqx.Module):
+    """One of the two batches: the covariances of each example with itself, (n, *positions)."""
+
+    own: Float[Array, "n ..."] | None
+    layout: Layout = eqx.field(static=True)
+
+    def variances(self, axes: int) -> Float[Array, "n *space"]:
+        """Of each position, (n, *space), `axes` many."""
+        assert self.own is not None
+        if self.layout < Layout.FULL or axes == 0:
+            return self.own
+        n, *space = self.own.shape[: 1 + axes]
+        size = math.prod(space)
+        diagonal = jnp.diagonal(self.own.reshape(n, size, size), axis1=1, axis2=2)
+        return diagonal.reshape(n, *space)
+
+
+class LayerKernels(eqx.Module):
+    """The kernels of a layer's output between two batches of examples.
+
+    - `nngp`: the covariance of one channel, (n1, n2, *positions) in the layout `layout`.
+    - `ntk`: the tangent kernel likewise; None: zero, or not asked for.
+    - `sides`: the batches.
+    - `error`: how far off the kernels may be, relative to their diagonal.
+    - `space`: lengths of the spatial axes.
+    - `channels`: their number, None where it is infinite.
+    - `gaussian`: whether channels are independent Gaussians of mean zero: preactivations.
+    - `fresh`: whether they are independent of what entered the innermost branch, given its
+      covariance: they come out of random weights.
+    - `tangent`: whether a tangent kernel is asked for.
+    """
+
+    nngp: Float[Array, "n1 n2 ..."]
+    ntk: Float[Array, "n1 n2 ..."] | None
+    sides: tuple[Side, Side]
+    error: Float[Array, ""]
+    layout: Layout = eqx.field(static=True)
+    space: tuple[int, ...] = eqx.field(static=True)
+    channels: int | None = eqx.field(static=True)
+    gaussian: bool = eqx.field(static=True)
+    fresh: bool = eqx.field(static=True)
+    tangent: bool = eqx.field(static=True)
+
+    def between_sides(
+        self, of_first: Float[Array, "n1 ..."], of_second: Float[Array, "n2 ..."]
+    ) -> tuple[Array, Array]:
+        """Numbers of the positions of each batch, (n, *space), as they broadcast to `nngp`.
+
+        One number an example, (n,), broadcasts too.
+        """
+        return _across(of_first, of_second, self.layout, len(self.space))
+
+    def replaced(self, **changes: object) -> "LayerKernels":
+        """A copy with other fields."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return LayerKernels(**(fields | changes))  # pyright: ignore[reportArgumentType]
+
+    def mapped(self, fn: Callable[[Array, Layout], Array], **changes: object) -> "LayerKernels":
+        """`fn` on all kernels alike, given the layout of each."""
+        sides = tuple(
+            Side(None if side.own is None else fn(side.own, side.layout), side.layout)
+            for side in self.sides
+        )
+        ntk = None if self.ntk is None else fn(self.ntk, self.layout)
+        return self.replaced(nngp=fn(self.nngp, self.layout), ntk=ntk, sides=sides, **changes)
+
+
+def own_pairs(side: Side, axes: int) -> tuple[Array, Array]:
+    """The variances of the two positions of each entry of a side in the layout `FULL`."""
+    variances = side.variances(axes)
+    n, *space = variances.shape
+    ones = (1,) * axes
+    return variances.reshape(n, *space, *ones), variances.reshape(n, *ones, *space)
+
+
+def _across(of_first: Array, of_second: Array, layout: Layout, axes: int) -> tuple[Array, Array]:
+    ones = (1,) * axes if layout == Layout.FULL else ()
+    first, second = of_first[:, None], of_second[None]
+    if of_first.ndim == 1:  # a number an example
+        positions = {Layout.FULL: 2 * axes, Layout.DIAGONAL: axes}.get(layout, 0)
+        shape = (1,) * positions
+        return first.reshape(*first.shape, *shape), second.reshape(*second.shape, *shape)
+    if not ones:
+        return first, second
+    n1, n2, space = len(of_first), len(of_second), of_first.shape[1:]
+    return first.reshape(n1, 1, *space, *ones), second.reshape(1, n2, *ones, *space)
