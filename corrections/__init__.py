@@ -39,6 +39,10 @@ from corrections.linearity import (
     NormEstimate as NormEstimate,
 )
 from corrections.loss_hessian import LossHessian as LossHessian
+from corrections.monte_carlo import (
+    monte_carlo_kernels as monte_carlo_kernels,
+    MonteCarloKernels as MonteCarloKernels,
+)
 from corrections.operator import (
     KernelOperator as KernelOperator,
     NTKCoefficient as NTKCoefficient,

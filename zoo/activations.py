@@ -122,7 +122,7 @@ ACTIVATIONS: dict[str, Activation] = {
         Activation("relu", jax.nn.relu, 0, 1.0, _INF, PiecewiseLinearDual(1.0, 0.0)),
         Activation("leaky_relu", jax.nn.leaky_relu, 0, 1.0, _INF, PiecewiseLinearDual(1.0, 0.01)),
         Activation("abs", jnp.abs, 0, 1.0, _INF, PiecewiseLinearDual(1.0, -1.0)),
-        Activation("elu", jax.nn.elu, 1, 1.0, 1.0, HermiteDual(jax.nn.elu, terms=512)),
+        Activation("elu", jax.nn.elu, 1, 1.0, 1.0, HermiteDual(jax.nn.elu, terms=1024)),
         # phi' is largest at 0 and |phi''| at 1/sqrt(2)
         Activation(
             "erf",
@@ -141,7 +141,14 @@ ACTIVATIONS: dict[str, Activation] = {
             2 * _gaussian_density(0.0),
             GeluDual(),
         ),
-        Activation("tanh", jnp.tanh, _INF, 1.0, 4 / (3 * math.sqrt(3.0))),
+        Activation(
+            "tanh",
+            jnp.tanh,
+            _INF,
+            1.0,
+            4 / (3 * math.sqrt(3.0)),
+            HermiteDual(jnp.tanh, terms=256),
+        ),
         Activation("sigmoid", jax.nn.sigmoid, _INF, 0.25, 1 / (6 * math.sqrt(3.0))),
         Activation("sin", jnp.sin, _INF, 1.0, 1.0, SineDual()),
         Activation("cos", jnp.cos, _INF, 1.0, 1.0, SineDual(cosine=True)),

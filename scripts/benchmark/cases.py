@@ -5,6 +5,7 @@ from scripts.benchmark.dynamics import dynamics
 from scripts.benchmark.flows import flows, hierarchy
 from scripts.benchmark.growth import growth
 from scripts.benchmark.kernels import kernels
+from scripts.benchmark.limits import limits
 from scripts.benchmark.operators import operators
 from scripts.benchmark.taylor import taylor
 from scripts.benchmark.tensors import tensors
@@ -19,4 +20,5 @@ PARTS = {
     "hierarchy": hierarchy,
     "dynamics": dynamics,
     "convolution": convolution,
+    "limits": limits,
 }

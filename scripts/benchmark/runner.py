@@ -19,8 +19,8 @@ class BenchmarkConfig:
     """Times the library against the naive way in the same run; prints medians and ratios."""
 
     parts: tuple[str, ...] = tuple(PARTS)
-    """What to time: kernels and dynamics (against neural-tangents, if `make peer` has been run),
-    tensors (O_3, O_4), operators, growth, taylor, flows, hierarchy, convolution."""
+    """What to time: kernels, dynamics and limits (against neural-tangents, if `make peer` has been
+    run), tensors (O_3, O_4), operators, growth, taylor, flows, hierarchy, convolution."""
     repeats: int = 5
     """Counted calls, of which the median is shown."""
     precision: runtime.Precision = "float32"

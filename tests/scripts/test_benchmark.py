@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.benchmark import BenchmarkConfig
+from scripts.benchmark import BenchmarkConfig, limits
 from scripts.benchmark.cases import PARTS
 from scripts.benchmark.dynamics import PEER
 from scripts.benchmark.timing import gemm_gflops, median_seconds
@@ -16,8 +16,18 @@ from scripts.benchmark.timing import gemm_gflops, median_seconds
 def test_every_part_runs_and_compares_like_with_like(part):
     for row in PARTS[part](1):
         assert row.ours > 0
-        missing = part in ("kernels", "dynamics") and not Path(PEER[0]).exists()
+        missing = part in ("kernels", "dynamics", "limits") and not Path(PEER[0]).exists()
         assert math.isnan(row.theirs) if missing else row.theirs > 0
+
+
+def test_infinite_limits_are_measured_in_a_process_of_their_own(monkeypatch):
+    monkeypatch.setattr(limits, "PEER", ("no-such-python",))
+    case = limits.Case("CNN", "CNN", {"channels": 2, "depth": 1, "out_size": 1}, (3, 2, 4, 4))
+    again, first = limits.compare((case,), 1)
+    assert 0 < again.ours < first.ours < math.inf
+    assert again.reference == first.reference == "neural-tangents (not here: make peer)"
+    assert math.isnan(again.theirs)
+    assert math.isnan(first.theirs)
 
 
 def test_timing_counts_the_median_after_a_warm_up():

@@ -64,7 +64,6 @@ def _polynomial(square: Array) -> Array:
 @functools.cache
 def _coefficients(terms: int) -> tuple[float, ...]:
     """Of powers of u = 8 z - 1: the interpolant in Chebyshev's points, good to 14^-terms."""
-
     points = np.polynomial.chebyshev.chebpts1(terms)
     roots = np.sqrt((points + 1) / 8)
     values = 2 / np.pi * np.arcsin(roots) / roots

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from zoo.limits.arcsine import arcsine, safe_sqrt
+from zoo.limits.widths import NoLimitError
 
 
 class GaussianPair(NamedTuple):
@@ -121,8 +122,8 @@ class StepDual(Dual):
         return middle**2 + half**2 * correlation_arcsine(pair)
 
     def slopes(self, pair: GaussianPair) -> Float[Array, "..."]:
-        """**Raises:** `ValueError`."""
-        raise ValueError(
+        """**Raises:** `NoLimitError`."""
+        raise NoLimitError(
             "an activation that is piecewise constant has no tangent kernel: its derivative is "
             "zero wherever there is one. Expected `nngp` alone, or a smoother activation."
         )

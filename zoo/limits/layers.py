@@ -51,7 +51,7 @@ class ActivationRule(LimitRule):
         pair = gaussian_pair(k11, kernels.nngp, k22)
         try:
             ntk = None if kernels.ntk is None else self.dual.slopes(pair) * kernels.ntk
-        except ValueError as error:
+        except NoLimitError as error:
             raise NoLimitError(f"`model{self.path}`, {self.name}: {error}") from None
         errors = [jnp.max(self.dual.error(variances)) for variances in (first, second)]
         return kernels.replaced(
