@@ -33,6 +33,11 @@ from zoo.limits.infinite_network import (
     QuadratureWarning as QuadratureWarning,
 )
 from zoo.limits.kernels import LayerKernels as LayerKernels, Layout as Layout, Needs as Needs
+from zoo.limits.propagation import (
+    critical_weight_std as critical_weight_std,
+    signal_propagation as signal_propagation,
+    SignalPropagation as SignalPropagation,
+)
 from zoo.limits.rule import LimitRule as LimitRule
 from zoo.limits.widths import NoLimitError as NoLimitError, Widths as Widths
 from zoo.mlp import MLP as MLP

@@ -122,7 +122,7 @@ ACTIVATIONS: dict[str, Activation] = {
         Activation("relu", jax.nn.relu, 0, 1.0, _INF, PiecewiseLinearDual(1.0, 0.0)),
         Activation("leaky_relu", jax.nn.leaky_relu, 0, 1.0, _INF, PiecewiseLinearDual(1.0, 0.01)),
         Activation("abs", jnp.abs, 0, 1.0, _INF, PiecewiseLinearDual(1.0, -1.0)),
-        Activation("elu", jax.nn.elu, 1, 1.0, 1.0, HermiteDual(jax.nn.elu, terms=1024)),
+        Activation("elu", jax.nn.elu, 1, 1.0, 1.0, HermiteDual(jax.nn.elu, terms=512)),
         # phi' is largest at 0 and |phi''| at 1/sqrt(2)
         Activation(
             "erf",

@@ -27,7 +27,7 @@ from zoo.parameterization import Parameterization
 from zoo.precision import full_precision
 from zoo.tiles import DEVICE_BYTES, shards_of, Tiling
 
-ERROR_TOLERANCE = 1e-5
+ERROR_TOLERANCE = 5e-5
 """The share of a kernel that a series may leave unresolved before there is a warning."""
 
 _ARRAYS = 8
