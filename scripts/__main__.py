@@ -17,10 +17,14 @@ try:
 
     from scripts import runtime
     from scripts.benchmark import benchmark, BenchmarkConfig
-    from scripts.reproduce import CoordinateCheckConfig, LinearityConfig
+    from scripts.reproduce import CoordinateCheckConfig, InfiniteWidthConfig, LinearityConfig
     from scripts.reproduce.coordinate_check import (
         execute as execute_coordinate_check,
         prepare as prepare_coordinate_check,
+    )
+    from scripts.reproduce.infinite_width import (
+        execute as execute_infinite_width,
+        prepare as prepare_infinite_width,
     )
     from scripts.reproduce.linearity import (
         execute as execute_linearity,
@@ -39,9 +43,12 @@ COMMANDS = {
     "study": StudyConfig,
     "benchmark": BenchmarkConfig,
     "coordinate-check": CoordinateCheckConfig,
+    "infinite-width": InfiniteWidthConfig,
     "linearity": LinearityConfig,
 }
-Config = StudyConfig | BenchmarkConfig | CoordinateCheckConfig | LinearityConfig
+Config = (
+    StudyConfig | BenchmarkConfig | CoordinateCheckConfig | InfiniteWidthConfig | LinearityConfig
+)
 
 
 def main() -> int:
@@ -71,6 +78,8 @@ def _prepared(config: Config) -> Callable[[], object]:
         return functools.partial(execute, prepare(config))
     if isinstance(config, CoordinateCheckConfig):
         return functools.partial(execute_coordinate_check, prepare_coordinate_check(config))
+    if isinstance(config, InfiniteWidthConfig):
+        return functools.partial(execute_infinite_width, prepare_infinite_width(config))
     if isinstance(config, LinearityConfig):
         return functools.partial(execute_linearity, prepare_linearity(config))
     config.check()
