@@ -28,6 +28,10 @@ def test_the_page_on_networks_runs(float32, unchecked, capsys):
     assert capsys.readouterr().out == shown
 
 
+def test_the_page_on_infinite_width_runs(float32, unchecked):
+    run("infinite_width", 6)
+
+
 def test_the_page_on_kernels_runs(float32, unchecked):
     run("kernels", 4)
 
