@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, Float
 
 from zoo import checks
@@ -156,6 +157,8 @@ class InfiniteNetwork(eqx.Module):
         shards = shards_of(x1)
         n1, n2 = len(x1), len(x1 if x2 is None else x2)
         check_fits(f"the kernel of {n1} x {n2} examples", (n1, n2), x1.dtype, shards)
+        if x2 is None and shards > 1:
+            x2 = _on_every_device(x1)  # so that rows of the kernel are sharded as `x1` is
         nngp, ntk, error = _kernels(self.rule, x1, x2, batch_size, shards, tangent)
         _warn(error)
         return nngp, ntk
@@ -240,12 +243,12 @@ def _kernels(
     at_most = batch_size or _tile_size(x1, needs, shards)
     first = second = examples(x1, needs)
     rows = columns = Tiling(len(x1), at_most, shards)
-    if x2 is not None or shards > 1:
-        second = first if x2 is None else examples(x2, needs)
+    if x2 is not None:
+        second = examples(x2, needs)
         columns = Tiling(len(second.entries), at_most)
     if rows.count == columns.count == 1:
         both, error = tile(first, second)
-    elif x2 is None and shards == 1:
+    elif x2 is None:
         both, error = _symmetric(tile, first, rows)
     else:
         both, error = _rectangular(tile, first, second, rows, columns)
@@ -274,6 +277,14 @@ def _tile_size(x: Array, needs: Needs, shards: int) -> int:
 def _tile_bytes() -> int:
     """A small tile that stays in the caches of the cores is twice as fast as a large one."""
     return _CPU_TILE if jax.default_backend() == "cpu" else DEVICE_BYTES
+
+
+def _on_every_device(x: Array) -> Array:
+    sharding = x.sharding
+    if not isinstance(sharding, NamedSharding):
+        return x
+    everywhere = NamedSharding(sharding.mesh, PartitionSpec())
+    return jax.jit(lambda x: x, out_shardings=everywhere)(x)
 
 
 Tile = Callable[[Examples, Examples], tuple[Array, Array]]
