@@ -251,22 +251,33 @@ def test_derivatives_in_inputs_are_those_of_differences(name):
     assert bool(jnp.all(jnp.isfinite(alone)))
 
 
+DEGENERATE = st.sampled_from([-1.5, -1.0, 0.0, 1e-8, 1.0, 1.5])
+IMAGE_MODELS = {
+    "CNN mean": CNN((1, 2, 2), 1, channels=2, depth=2, readout="mean", key=jr.key(0)),
+    "CNN": CNN((1, 2, 2), 1, channels=2, depth=2, activation="gelu", key=jr.key(0)),
+    "WideResNet layer norm": WideResNet((1, 2, 2), 1, base_channels=2, norm="layer", **OPTIONS),
+}
+
+
 @settings(max_examples=25, deadline=None)
 @given(
-    values=st.lists(st.sampled_from([-1.5, -1.0, 0.0, 1e-8, 1.0, 1.5]), min_size=24, max_size=24),
-    name=st.sampled_from(["relu", "erf", "gelu", "sin", "tanh", "leaky_relu"]),
+    values=st.lists(DEGENERATE, min_size=24, max_size=24),
+    name=st.sampled_from(["relu", "erf", "gelu", "sin", "tanh", "leaky_relu", *IMAGE_MODELS]),
 )
 def test_kernels_are_positive_semidefinite_on_degenerate_sets(values, name):
-    """Eigenvalues are above -100 roundings of the largest."""
-    x = jnp.asarray(values).reshape(6, 4)
-    kernels = _network(name).kernels(x)
-    for kernel in kernels:
+    """Eigenvalues are above -100 roundings of the largest. Black and constant images are among
+    them, and equal ones.
+    """
+    x = jnp.asarray(values).reshape((6, 1, 2, 2) if name in IMAGE_MODELS else (6, 4))
+    for kernel in _network(name).kernels(x):
         eigenvalues = np.linalg.eigvalsh(kernel)
         assert eigenvalues[0] >= -100 * np.finfo(float).eps * max(eigenvalues[-1], 1e-300)
 
 
 @functools.cache
 def _network(name):
+    if name in IMAGE_MODELS:
+        return limit(IMAGE_MODELS[name])
     return limit(MLP(4, 1, width=2, depth=3, bias_std=0.1, activation=name, key=jr.key(0)))
 
 
