@@ -32,7 +32,12 @@ from zoo.limits.infinite_network import (
     limit as limit,
     QuadratureWarning as QuadratureWarning,
 )
-from zoo.limits.kernels import LayerKernels as LayerKernels, Layout as Layout, Needs as Needs
+from zoo.limits.kernels import (
+    LayerKernels as LayerKernels,
+    Layout as Layout,
+    Needs as Needs,
+    Side as Side,
+)
 from zoo.limits.propagation import (
     critical_weight_std as critical_weight_std,
     signal_propagation as signal_propagation,

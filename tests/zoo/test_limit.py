@@ -411,6 +411,8 @@ def test_bad_arguments_are_named(unchecked):
         without.with_stds(bias_std=0.1)
     with pytest.raises(ValueError, match="`degree` is 0, expected an integer"):
         monomial(0)
+    with pytest.raises(ValueError, match=r"`terms` is 7, expected an even number"):
+        HermiteDual(jnp.tanh, terms=7)
 
 
 def test_sign_and_step_have_a_covariance():

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from zoo import checks
 from zoo.limits.arcsine import safe_sqrt
 from zoo.limits.duals import Dual, GaussianPair
 
@@ -44,6 +45,14 @@ class HermiteDual(Dual):
 
     function: Callable[[Array], Array]
     terms: int = 128
+
+    def __post_init__(self) -> None:
+        """**Raises:** `TypeError` / `ValueError` for a function or terms that are none."""
+        if not callable(self.function):
+            raise TypeError(f"`function` is {self.function!r}, expected a pointwise function.")
+        checks.integer("terms", self.terms, least=4)
+        if self.terms % 2:
+            raise ValueError(f"`terms` is {self.terms}, expected an even number.")
 
     def values(self, pair: GaussianPair) -> Float[Array, "..."]:
         """E phi(u) phi(v)."""

@@ -82,11 +82,13 @@ class LayerKernels(eqx.Module):
     def between_sides(
         self, of_first: Float[Array, "n1 ..."], of_second: Float[Array, "n2 ..."]
     ) -> tuple[Array, Array]:
-        """Numbers of the positions of each batch, (n, *space), as they broadcast to `nngp`.
-
-        One number an example, (n,), broadcasts too.
+        """Numbers of the examples of each batch, (n,), or of their positions, (n, *space), in the
+        shapes that broadcast to `nngp`.
         """
-        return _across(of_first, of_second, self.layout, len(self.space))
+        rank, positions = self.nngp.ndim, of_first.ndim - 1
+        first = jnp.expand_dims(of_first, (1, *range(2 + positions, rank)))
+        second = jnp.expand_dims(of_second, (0, *range(2, rank - positions)))
+        return first, second
 
     def replaced(self, **changes: object) -> "LayerKernels":
         """A copy with other fields."""
@@ -109,16 +111,3 @@ def own_pairs(side: Side, axes: int) -> tuple[Array, Array]:
     n, *space = variances.shape
     ones = (1,) * axes
     return variances.reshape(n, *space, *ones), variances.reshape(n, *ones, *space)
-
-
-def _across(of_first: Array, of_second: Array, layout: Layout, axes: int) -> tuple[Array, Array]:
-    ones = (1,) * axes if layout == Layout.FULL else ()
-    first, second = of_first[:, None], of_second[None]
-    if of_first.ndim == 1:  # a number an example
-        positions = {Layout.FULL: 2 * axes, Layout.DIAGONAL: axes}.get(layout, 0)
-        shape = (1,) * positions
-        return first.reshape(*first.shape, *shape), second.reshape(*second.shape, *shape)
-    if not ones:
-        return first, second
-    n1, n2, space = len(of_first), len(of_second), of_first.shape[1:]
-    return first.reshape(n1, 1, *space, *ones), second.reshape(1, n2, *ones, *space)
