@@ -18,39 +18,41 @@ def joint_kernels(model, xs):
     """NNGP and tangent kernel, (n, n), of a network of the zoo."""
     n, channels, *space = xs.shape
     flat = np.moveaxis(np.asarray(xs, float).reshape(n, channels, -1), 1, 2).reshape(-1, channels)
-    state = flat @ flat.T / channels, np.zeros((len(flat), len(flat)))
-    (k, t), space = _through(model.body, state, tuple(space), n)
+    state = flat @ flat.T / channels, np.zeros((len(flat), len(flat))), 0.0
+    (k, t, _), space = _through(model.body, state, tuple(space), n)
     assert space == ()
     return k, t
 
 
 def _through(layer, state, space, n):
-    k, t = state
+    k, t, scale = state  # scale z z' is what scales add to the tangent kernel of a channel z
     positions = math.prod(space)
     if isinstance(layer, Sequential):
         for inner in layer.layers:
             state, space = _through(inner, state, space, n)
         return state, space
     if isinstance(layer, Residual):
-        (kb, tb), out = _through(layer.branch, state, space, n)
+        assert scale == 0
+        (kb, tb, _), out = _through(layer.branch, state, space, n)
         if layer.shortcut is not None:
-            (k, t), _ = _through(layer.shortcut, state, space, n)
-        return (k + kb, t + tb), out
+            (k, t, _), _ = _through(layer.shortcut, state, space, n)
+        return (k + kb, t + tb, 0.0), out
     if isinstance(layer, Activation):
-        values, slopes = DUALS[layer.name](k)
-        return (values, slopes * t), space
+        values, slopes, weighted = DUALS[layer.name](k)
+        return (values, slopes * t + scale * weighted, 0.0), space
     if isinstance(layer, GroupNorm):
         power = np.diag(k).reshape(n, positions).mean(axis=1) + layer.epsilon
         root = np.repeat(power, positions) ** -0.5
         k, t = (m * root[:, None] * root[None] for m in (k, t))
-        return (k, t + k + 1), space
+        return (k, t + 1, scale + 1), space
     if isinstance(layer, Flatten | GlobalAveragePool):
         pick = np.eye(positions) if isinstance(layer, Flatten) else np.ones((positions, positions))
         weights = pick / pick.sum()
         means = [
             np.einsum("ipjq,pq->ij", m.reshape(n, positions, n, positions), weights) for m in (k, t)
         ]
-        return tuple(means), ()
+        return (*means, scale), ()
+    t = t + scale * k
     if isinstance(layer, Conv):
         picks, space = _picks(layer, space)
         each = [np.kron(np.eye(n), pick) for pick in picks]
@@ -58,21 +60,23 @@ def _through(layer, state, space, n):
     else:
         assert isinstance(layer, Dense)
     w, b = layer.weight_std**2, (layer.bias_std or 0.0) ** 2
-    return (w * k + b, w * k + b + w * t), space
+    return (w * k + b, w * k + b + w * t, 0.0), space
 
 
 def _relu(k):
     std = np.sqrt(np.diag(k))
     angle = np.arccos(np.clip(k / np.outer(std, std), -1, 1))
     values = np.outer(std, std) * (np.sin(angle) + (np.pi - angle) * np.cos(angle)) / (2 * np.pi)
-    return values, (np.pi - angle) / (2 * np.pi)
+    return values, (np.pi - angle) / (2 * np.pi), values
 
 
 def _erf(k):
     root = np.sqrt(1 + 2 * np.diag(k))
     sine = np.clip(2 * k / np.outer(root, root), -1, 1)
     values = 2 / np.pi * np.arcsin(sine)
-    return values, 4 / np.pi / (np.outer(root, root) * np.sqrt(1 - sine**2))
+    outer = np.outer(root, root) ** 2 * (1 - sine**2)
+    slopes = 4 / np.pi / np.sqrt(outer)
+    return values, slopes, slopes * k / outer
 
 
 def _tanh(k):
@@ -88,11 +92,12 @@ def _tanh(k):
     def mean(fn):
         return np.einsum("xyij,i,j->xy", fn(u) * fn(v), w, w)
 
-    return mean(np.tanh), mean(lambda s: 1 - np.tanh(s) ** 2)
+    slopes = mean(lambda s: 1 - np.tanh(s) ** 2)
+    return mean(np.tanh), slopes, mean(lambda s: s * (1 - np.tanh(s) ** 2))
 
 
 def _identity(k):
-    return k, np.ones_like(k)
+    return k, np.ones_like(k), k
 
 
 DUALS = {"relu": _relu, "erf": _erf, "tanh": _tanh, "identity": _identity}

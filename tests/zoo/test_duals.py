@@ -206,6 +206,18 @@ def test_slopes_are_the_derivative_of_values(name):
     np.testing.assert_allclose(derivative, dual.slopes(pair), atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["relu", "leaky_relu", "abs", "erf", "gelu", "sin", "tanh"])
+def test_weighted_slopes_are_the_dual_of_x_times_the_slope(name):
+    pair, phi = grid(), ACTIVATIONS[name]
+
+    def weighted(x):
+        return x * jax.jvp(phi.function, (x,), (jnp.ones_like(x),))[1]
+
+    expected = HermiteDual(weighted, terms=256).values(pair)
+    tolerance = 3e-5 if phi.smoothness == 0 else 1e-8
+    np.testing.assert_allclose(phi.gaussian_dual.weighted_slopes(pair), expected, atol=tolerance)
+
+
 @pytest.mark.parametrize("name", [*sorted(ACTIVATIONS), "monomial_3"])
 def test_gradients_are_finite_at_all_correlations(name):
     """Also where a variance is zero."""

@@ -69,6 +69,7 @@ MODELS = {
     "WideResNet": wide_resnet(bias_std=None),
     "WideResNet erf": wide_resnet(activation="erf"),
     "WideResNet layer norm": wide_resnet(norm="layer"),
+    "WideResNet group norm": wide_resnet(norm="group", activation="erf"),
 }
 
 
@@ -90,6 +91,7 @@ def test_kernels_are_those_of_the_dense_recursion(name):
     np.testing.assert_allclose(limit(model).nngp(xs), found.nngp, rtol=1e-13)
 
 
+@pytest.mark.smoke
 def test_relu_diagonal_is_exact():
     """Theta(x, x) = d s^2 |x|^2 / n_0 with d layers of weights (theory, section 6)."""
     model = MLP(40, 1, width=4, depth=4, readout_std=0.8, key=jr.key(0))
@@ -193,6 +195,7 @@ def test_mean_field_and_mup_start_with_outputs_that_vanish():
             np.testing.assert_allclose(network.ntk(x), expected, rtol=1e-13)
 
 
+@pytest.mark.smoke
 def test_float32_is_accurate_at_duplicates(float32):
     x32 = np.asarray(X.reshape(4, 40), np.float32)
     x32[2] = x32[0]
@@ -207,7 +210,15 @@ def test_float32_is_accurate_at_duplicates(float32):
     assert float(found.ntk[0, 2]) == pytest.approx(float(found.ntk[0, 0]), rel=1e-6)
 
 
-@pytest.mark.parametrize("name", ["MLP", "CNN mean", "WideResNet"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "MLP",
+        "CNN mean",
+        "WideResNet",
+        pytest.param("WideResNet group norm", marks=pytest.mark.slow),
+    ],
+)
 def test_derivatives_in_stds_are_those_of_differences(name):
     """On a set with a duplicate and a black image: none is NaN."""
     xs = X.at[1].set(X[0]).at[2].set(0.0)
@@ -234,6 +245,7 @@ def test_derivatives_in_stds_are_those_of_differences(name):
     assert all(bool(jnp.isfinite(leaf)) for leaf in leaves)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", ["MLP", "CNN mean", "CNN"])
 def test_derivatives_in_inputs_are_those_of_differences(name):
     network = limit(MODELS[name])
@@ -370,6 +382,10 @@ def test_models_without_a_limit_are_refused(model, text, unchecked):
         (
             [dense(40, 4), Residual(RELU), dense(4, 1)],
             r"`model.layers\[1\]` adds a branch and a shortcut of which neither ends in a layer",
+        ),
+        (
+            [dense(40, 4), GroupNorm(4), Residual(Sequential([RELU, dense(4, 4)]))],
+            r"`model.layers\[2\]` adds what comes out of a normalization, expected an activation",
         ),
         ([dense(30, 1)], r"`x1` does not fit `model.layers\[0\]`: it has 40 entries, expected 30"),
         ([conv(2, 4)], r"`model.layers\[0\]` takes 2 spatial axes, but what comes in has 0"),

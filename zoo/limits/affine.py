@@ -80,6 +80,7 @@ class AffineRule(LimitRule):
     def __call__(self, kernels: LayerKernels) -> LayerKernels:
         """The kernels of z."""
         self._check(kernels)
+        kernels = kernels.averaged()
         space = kernels.space
         dtype = kernels.nngp.dtype
         weight_std = self.weight_std.astype(dtype)

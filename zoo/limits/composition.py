@@ -50,6 +50,12 @@ class ResidualRule(LimitRule):
             raise NoLimitError(
                 f"`model{self.path}` adds images of {branch.space} and {shortcut.space} positions."
             )
+        if branch.of_scale is not None or shortcut.of_scale is not None:
+            raise NoLimitError(
+                f"`model{self.path}` adds what comes out of a normalization, expected an "
+                "activation or a layer with weights in between: else channels differ in their "
+                "tangent kernels."
+            )
         if not (branch.fresh or shortcut.fresh):
             raise NoLimitError(
                 f"`model{self.path}` adds a branch and a shortcut of which neither ends in a layer "
@@ -96,6 +102,6 @@ class CenteredRule(LimitRule):
 
     def __call__(self, kernels: LayerKernels) -> LayerKernels:
         """No covariance, and the tangent kernel as it is."""
-        after = self.rule(kernels)
+        after = self.rule(kernels).averaged()
         zero = after.mapped(lambda kernel, _: jnp.zeros_like(kernel))
         return zero.replaced(ntk=after.ntk)

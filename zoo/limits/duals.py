@@ -67,6 +67,19 @@ class Dual(abc.ABC):
     def slopes(self, pair: GaussianPair) -> Float[Array, "..."]:
         """E phi'(u) phi'(v)."""
 
+    def weighted_slopes(self, pair: GaussianPair) -> Float[Array, "..."]:
+        """E u phi'(u) v phi'(v), the derivative of E phi(a u) phi(b v) in a and b at 1."""
+        one = jnp.ones((), pair.k12.dtype)
+
+        def values(a: Array, b: Array) -> Array:
+            moved = gaussian_pair(a**2 * pair.k11, a * b * pair.k12, b**2 * pair.k22)
+            return self.values(moved)
+
+        def slope(a: Array) -> Array:
+            return jax.jvp(lambda b: values(a, b), (one,), (one,))[1]
+
+        return jax.jvp(slope, (one,), (one,))[1]
+
     def error(self, variances: Float[Array, "..."]) -> Float[Array, "..."]:
         """How far off both may be, relative to their values at correlation 1."""
         return jnp.zeros_like(variances)
@@ -96,6 +109,10 @@ class PiecewiseLinearDual(Dual):
         """E phi'(u) phi'(v)."""
         even, odd = self._parts
         return even * correlation_arcsine(pair) + odd
+
+    def weighted_slopes(self, pair: GaussianPair) -> Float[Array, "..."]:
+        """E u phi'(u) v phi'(v) = E phi(u) phi(v)."""
+        return self.values(pair)
 
     @property
     def _parts(self) -> tuple[float, float]:

@@ -237,7 +237,7 @@ def _kernels(
 
     def tile(first: Examples, second: Examples) -> tuple[Array, Array]:
         """Kernels (1 or 2, n1, n2) and their error."""
-        after = rule(input_kernels(first, second, tangent=tangent))
+        after = rule(input_kernels(first, second, tangent=tangent)).averaged()
         return _stacked(after), after.error
 
     at_most = batch_size or _tile_size(x1, needs, shards)

@@ -67,6 +67,7 @@ def input_kernels(first: Examples, second: Examples, *, tangent: bool) -> LayerK
     return LayerKernels(
         nngp=nngp,
         ntk=None,
+        of_scale=None,
         sides=(Side(first.own, first.own_layout), Side(second.own, second.own_layout)),
         error=jnp.zeros((), nngp.dtype),
         layout=layout,

@@ -58,6 +58,8 @@ class LayerKernels(eqx.Module):
 
     - `nngp`: the covariance of one channel, (n1, n2, *positions) in the layout `layout`.
     - `ntk`: the tangent kernel likewise; None: zero, or not asked for.
+    - `of_scale`: what the scales of a normalization add to the tangent kernel of a channel z, in
+      units of z(x1) z(x2): unlike all else, it differs from channel to channel. None: nothing.
     - `sides`: the batches.
     - `error`: how far off the kernels may be, relative to their diagonal.
     - `space`: lengths of the spatial axes.
@@ -70,6 +72,7 @@ class LayerKernels(eqx.Module):
 
     nngp: Float[Array, "n1 n2 ..."]
     ntk: Float[Array, "n1 n2 ..."] | None
+    of_scale: Float[Array, ""] | None
     sides: tuple[Side, Side]
     error: Float[Array, ""]
     layout: Layout = eqx.field(static=True)
@@ -89,6 +92,13 @@ class LayerKernels(eqx.Module):
         first = jnp.expand_dims(of_first, (1, *range(2 + positions, rank)))
         second = jnp.expand_dims(of_second, (0, *range(2, rank - positions)))
         return first, second
+
+    def averaged(self) -> "LayerKernels":
+        """With the part of the scales in the tangent kernel, averaged over channels."""
+        if self.of_scale is None:
+            return self
+        ntk = self.of_scale * self.nngp
+        return self.replaced(ntk=ntk if self.ntk is None else self.ntk + ntk, of_scale=None)
 
     def replaced(self, **changes: object) -> "LayerKernels":
         """A copy with other fields."""

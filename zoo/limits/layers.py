@@ -1,9 +1,11 @@
 r"""The rules of layers without weights, and of normalization.
 
-activation        K' = E phi phi,  Theta' = E phi' phi' Theta        (the dual of phi)
-flatten           the mean over equal positions
-average pool      the mean over all pairs of positions
-normalization     K' = K / (r1 r2),  r^2 = mean_p K(p, p) + epsilon, and Theta likewise
+- Activation: K' = E phi phi and Theta' = E phi' phi' Theta, by the dual of phi.
+- Flatten: the mean over equal positions. Average pool: that over all pairs of positions.
+- Normalization: K' = K / (r1 r2) with r^2 = mean_p K(p, p) + epsilon, and Theta likewise.
+
+The scale of a normalization is one number a channel, whose gradient is the channel itself: after an
+activation it adds E u phi'(u) v phi'(v) to the tangent kernel, not E phi' phi' E u v.
 """
 
 import math
@@ -13,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from zoo.limits.duals import Dual, gaussian_pair, identical_pair, MonomialDual
+from zoo.limits.duals import Dual, gaussian_pair, GaussianPair, identical_pair, MonomialDual
 from zoo.limits.kernels import LayerKernels, Layout, Needs, own_pairs, Side
 from zoo.limits.rule import LimitRule
 from zoo.limits.widths import NoLimitError, TensorLimit
@@ -50,18 +52,26 @@ class ActivationRule(LimitRule):
         k11, k22 = kernels.between_sides(first, second)
         pair = gaussian_pair(k11, kernels.nngp, k22)
         try:
-            ntk = None if kernels.ntk is None else self.dual.slopes(pair) * kernels.ntk
+            ntk = self._tangent(kernels, pair)
         except NoLimitError as error:
             raise NoLimitError(f"`model{self.path}`, {self.name}: {error}") from None
         errors = [jnp.max(self.dual.error(variances)) for variances in (first, second)]
         return kernels.replaced(
             nngp=self.dual.values(pair),
             ntk=ntk,
+            of_scale=None,
             sides=tuple(self._side(side, axes) for side in kernels.sides),
             error=jnp.maximum(kernels.error, jax.lax.stop_gradient(jnp.maximum(*errors))),
             gaussian=False,
             fresh=False,
         )
+
+    def _tangent(self, kernels: LayerKernels, pair: GaussianPair) -> Array | None:
+        ntk = None if kernels.ntk is None else self.dual.slopes(pair) * kernels.ntk
+        if kernels.of_scale is None:
+            return ntk
+        of_scale = kernels.of_scale * self.dual.weighted_slopes(pair)
+        return of_scale if ntk is None else ntk + of_scale
 
     def _side(self, side: Side, axes: int) -> Side:
         assert side.own is not None
@@ -152,17 +162,20 @@ class NormRule(LimitRule):
         factors = [self._factor(side, axes) for side in kernels.sides]
         first, second = kernels.between_sides(*factors)
         nngp = kernels.nngp * first * second
-        ntk = None
+        ntk = of_scale = None
         if kernels.tangent:
             one = jnp.ones((), nngp.dtype)  # both tensors have the std 1
-            ntk = self.scale.gradient(one) * nngp + self.shift.gradient(one)
+            of_scale, of_shift = self.scale.gradient(one), self.shift.gradient(one)
+            if kernels.of_scale is not None:
+                of_scale = of_scale + kernels.of_scale
+            ntk = jnp.full_like(nngp, of_shift)
             if kernels.ntk is not None:
                 ntk = ntk + kernels.ntk * first * second
         sides = tuple(
             Side(_scaled(side.own, factor**2), side.layout)
             for side, factor in zip(kernels.sides, factors, strict=True)
         )
-        return kernels.replaced(nngp=nngp, ntk=ntk, sides=sides)
+        return kernels.replaced(nngp=nngp, ntk=ntk, of_scale=of_scale, sides=sides)
 
     def _factor(self, side: Side, axes: int) -> Array:
         variances = side.variances(axes)
