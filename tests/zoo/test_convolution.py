@@ -14,7 +14,6 @@ from zoo import astype, CNN, Conv
 from zoo.convolution import (
     _by_patches,
     _native,
-    _pads,
     convolve,
     cotangent_matrix,
     cotangent_patches,
@@ -22,6 +21,7 @@ from zoo.convolution import (
     output_space,
     outside_loops,
     PADDINGS,
+    pads_of,
 )
 
 
@@ -87,7 +87,7 @@ def test_same_padding_is_that_of_xla(stride):
 def test_both_implementations_and_their_derivatives_agree(stride):
     """Values, gradients and the forward derivative of gradients, under vmap, through `convolve`."""
     images, weight = jr.normal(jr.key(0), (4, 3, 6, 5)), jr.normal(jr.key(1), (2, 3, 3, 2))
-    pads = tuple(_pads(n, k, s, "SAME") for n, k, s in zip((6, 5), (3, 2), stride, strict=True))
+    pads = tuple(pads_of(n, k, s, "SAME") for n, k, s in zip((6, 5), (3, 2), stride, strict=True))
 
     def through(fn):
         def loss(weight, images):
