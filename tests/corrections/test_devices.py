@@ -1,9 +1,5 @@
 """Kernels on accelerators and on several devices, shown without either."""
 
-import os
-import subprocess
-import sys
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,6 +8,7 @@ from jax import export
 
 from corrections import hessian_norm, ntk, NTKOperator, o3, o4, taylorize
 from tests.models import inputs, tanh_mlp
+from tests.processes import run
 from zoo import astype, CNN
 
 CALLS = {
@@ -113,8 +110,4 @@ for count in (of_ntk, of_o3, of_o4, of_operator):
 
 
 def test_four_devices_give_what_one_gives_with_a_part_of_its_work():
-    environment = os.environ | {"PYTHONPATH": os.getcwd(), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run(SHARDED)

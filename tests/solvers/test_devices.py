@@ -5,8 +5,8 @@ devices as it starts. Without EQX_ON_ERROR=nan the checks inside a solve are hos
 """
 
 import os
-import subprocess
-import sys
+
+from tests.processes import run
 
 LOWERED = """
 import equinox as eqx, jax, jax.numpy as jnp
@@ -74,14 +74,6 @@ for order in (2, 3, 4):
     np.testing.assert_allclose(four.train, one.train, atol=1e-12)
     np.testing.assert_allclose(four.test, one.test, atol=1e-12)
 """
-
-
-def run(script, **environment):
-    environment = os.environ | {"PYTHONPATH": os.getcwd(), "JAX_PLATFORMS": "cpu"} | environment
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
 
 
 def test_lowers_for_accelerators():

@@ -1,15 +1,12 @@
 """Limits of infinite width on accelerators and on several devices, shown without either."""
 
-import os
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import pytest
 from jax import export
 
+from tests.processes import run
 from zoo import CNN, limit, MLP
 
 NETWORKS = {
@@ -70,8 +67,4 @@ assert ratio < 0.4, ratio
 
 
 def test_four_devices_give_what_one_gives_with_a_part_of_its_work():
-    environment = os.environ | {"PYTHONPATH": os.getcwd(), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", SHARDED], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run(SHARDED)
