@@ -19,9 +19,9 @@ def joint_kernels(model, xs):
     n, channels, *space = xs.shape
     flat = np.moveaxis(np.asarray(xs, float).reshape(n, channels, -1), 1, 2).reshape(-1, channels)
     state = flat @ flat.T / channels, np.zeros((len(flat), len(flat))), 0.0
-    (k, t, _), space = _through(model.body, state, tuple(space), n)
+    (k, t, scale), space = _through(model.body, state, tuple(space), n)
     assert space == ()
-    return k, t
+    return k, t + scale * k
 
 
 def _through(layer, state, space, n):

@@ -1,6 +1,7 @@
 """Infinite-width kernels against a dense recursion, exact cases, and what must not change them."""
 
 import functools
+from types import SimpleNamespace
 
 import equinox as eqx
 import jax
@@ -25,6 +26,7 @@ from zoo import (
     GroupNorm,
     HermiteDual,
     LayerKernels,
+    Layout,
     limit,
     LimitRule,
     MEAN_FIELD,
@@ -42,6 +44,7 @@ from zoo import (
     WideResNet,
     with_output,
 )
+from zoo.limits.inputs import examples, input_kernels
 
 X = jr.normal(jr.key(7), (4, 2, 5, 4))
 OPTIONS = {"weight_std": 1.3, "bias_std": 0.4, "key": jr.key(0)}
@@ -116,6 +119,27 @@ def test_images_of_one_pixel_are_vectors():
     found, expected = limit(as_image).kernels(x[..., None, None]), limit(as_vector).kernels(x)
     for kernel, oracle in zip(found, expected, strict=True):
         np.testing.assert_allclose(kernel, oracle, rtol=1e-12)
+
+
+@pytest.mark.parametrize("centre", [False, True])
+def test_normalization_without_an_activation_averages_its_scales(centre):
+    """Before a layer with weights, and at the end of a centered network."""
+    dense = Dense(40, 4, role="input", key=jr.key(0))
+    layers = [Flatten(), dense, GroupNorm(4), *([] if centre else [Dense(4, 1, key=jr.key(1))])]
+    x, body = X.reshape(4, 40), Sequential(layers)
+    nngp, tangent = joint_kernels(SimpleNamespace(body=body), np.asarray(x)[..., None, None])
+    found = limit(centered(body) if centre else body).kernels(x)
+    np.testing.assert_allclose(found.nngp, 0 * nngp if centre else nngp, rtol=1e-12)
+    np.testing.assert_allclose(found.ntk, tangent, rtol=1e-12)
+
+
+def test_equal_examples_have_their_own_variance_to_the_last_bit(float32):
+    """Products of 3072 entries differ from sums of squares by some roundings."""
+    needs = Needs(Layout.FLAT, Layout.FLAT)
+    x = 3 + jr.normal(jr.key(0), (50, 3072))
+    batch = examples(x, needs)
+    kernels = input_kernels(batch, examples(x[::-1], needs), tangent=False)
+    np.testing.assert_array_equal(jnp.diagonal(kernels.nngp[:, ::-1]), batch.own)
 
 
 @pytest.mark.parametrize("name", ["MLP", "CNN", "CNN mean"])

@@ -1,6 +1,6 @@
 r"""The arcsine of a correlation, as fast as the arithmetic around it.
 
-XLA's inverse trigonometric functions are not vectorized on CPU: they take ten times as long as all
+XLA's inverse trigonometric functions are not vectorized on CPU: they would take longer than all
 else in the dual of an activation. This one is a polynomial and a root, with derivatives of its own.
 """
 

@@ -275,7 +275,7 @@ def _tile_size(x: Array, needs: Needs, shards: int) -> int:
 
 
 def _tile_bytes() -> int:
-    """A small tile that stays in the caches of the cores is twice as fast as a large one."""
+    """On CPU little: a tile that stays in the caches of the cores is faster than a large one."""
     return _CPU_TILE if jax.default_backend() == "cpu" else DEVICE_BYTES
 
 
