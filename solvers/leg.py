@@ -3,13 +3,14 @@
 from typing import Any, NamedTuple
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optimistix
 from jaxtyping import Array, Float
 
 from solvers.chebyshev import ChebyshevState, RungeKuttaChebyshev
-from solvers.ode import Ending, Flow, Observation, State, Tolerances
+from solvers.ode import Ending, Flow, Motion, Observation, State, Tolerances
 from solvers.output_errors import OutputErrors
 from solvers.result import RESULTS
 
@@ -67,7 +68,7 @@ def solve_leg(
 
     def velocity(t: Any, whole: Whole, args: Any) -> Whole:
         state, _, *lag = whole
-        moved, loss, rate = flow.motion(state)
+        moved, loss, rate = _motion(flow, state)
         rise = (jnp.maximum(rate, 0) / (loss + atol)).astype(dtype)
         if not lag:
             return moved, rise
@@ -78,7 +79,7 @@ def solve_leg(
         return moved, rise, behind
 
     def save(t: Any, whole: Whole, args: Any) -> tuple[Observation, Array]:
-        return flow.observe(whole[0]), whole[1]
+        return _observe(flow, whole[0]), whole[1]
 
     def rises(whole: Whole) -> Array:
         return whole[1] > most_rise(dtype)
@@ -90,7 +91,7 @@ def solve_leg(
         scaled = jax.tree.map(
             lambda now, then: (now - then) / (atol + min(rtol, 1e-3) * jnp.abs(now)), state, lag[0]
         )
-        rests = largest_rms(flow.velocity(state)) == 0
+        rests = largest_rms(_motion(flow, state).velocity) == 0
         return rests | ((largest_rms(scaled) < 2) & (jnp.asarray(t, dtype) * slowest >= 100))
 
     def ends(t: Any, y: Whole, args: Any, **kwargs: Any) -> Array:
@@ -125,7 +126,7 @@ def solve_leg(
         rtol=rtol,
         atol=atol,
         norm=_largest_part,
-        outputs=lambda whole: flow.outputs_to_first_order(whole[0]),
+        outputs=lambda whole: _outputs_to_first_order(flow, whole[0]),
     )
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(velocity),
@@ -149,7 +150,7 @@ def solve_leg(
     if len(ts):
         row_ts, (observed, rise_rows) = solution.ts[1], solution.ys[1]
     else:
-        seen = jax.tree.map(lambda leaf: leaf[None][:0], flow.observe(state))
+        seen = jax.tree.map(lambda leaf: leaf[None][:0], _observe(flow, state))
         row_ts, observed, rise_rows = ts, seen, ts
     result = RESULTS.promote(solution.result)
     t = jnp.where(healthy & ~done, solution.ts[0][-1], t0)
@@ -170,6 +171,25 @@ def solve_leg(
         result=RESULTS.where(healthy, result, RESULTS.diverged),  # pyright: ignore
         stats=_stats(solution, solver, ending),
     )
+
+
+# A solve runs its flow in several places. Functions of their own under `jit` are traced once for all
+# of them, and tracing is half of what a first solve of a deep network takes.
+
+
+@eqx.filter_jit
+def _motion(flow: Flow, state: State) -> Motion:
+    return flow.motion(state)
+
+
+@eqx.filter_jit
+def _observe(flow: Flow, state: State) -> Observation:
+    return flow.observe(state)
+
+
+@eqx.filter_jit
+def _outputs_to_first_order(flow: Flow, state: State) -> Array | None:
+    return flow.outputs_to_first_order(state)
 
 
 def _is_past(margin: Array) -> Array:
