@@ -24,6 +24,7 @@ from corrections.evolution import (
 from corrections.hierarchy import ddntk as ddntk, dntk as dntk, o3 as o3, o4 as o4
 from corrections.kernel import nngp as nngp, ntk as ntk
 from corrections.kernel_matrix import kernel_target_alignment as kernel_target_alignment
+from corrections.kernel_rates import kernel_rates as kernel_rates, KernelRates as KernelRates
 from corrections.landscape import (
     error_barrier as error_barrier,
     ErrorBarrier as ErrorBarrier,

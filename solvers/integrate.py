@@ -186,6 +186,7 @@ def _trajectory(flow: Flow, leg: Leg, ts: Array, limit: bool) -> Trajectory:
         result=result,
         stats=leg.stats,
         final=leg.state,
+        displacement=observed.displacement,
     )
 
 

@@ -173,8 +173,8 @@ def solve_leg(
     )
 
 
-# A solve runs its flow in several places. Functions of their own under `jit` are traced once for all
-# of them, and tracing is half of what a first solve of a deep network takes.
+# A solve runs its flow in several places. Functions of their own under `jit` are traced once for
+# all of them, and tracing is half of what a first solve of a deep network takes.
 
 
 @eqx.filter_jit

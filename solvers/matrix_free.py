@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from corrections.batched import pushed_in_tiles
+from corrections.flat_model import metric_norm
 from corrections.linearization import Linearization, linearization
 from corrections.parameters import Model, Params, precondition, split
 from corrections.path import held
@@ -60,7 +61,8 @@ class MatrixFreeFlow(Flow):
         f, n = self._outputs(network, path), len(self.y)
         coefficients = network.kernel(path[:-1])
         kernel = None if coefficients is None else jnp.sum(jnp.stack(coefficients), axis=0)
-        return Observation(f[:n], f[n:] if len(network.sets) > 1 else None, kernel)
+        test = f[n:] if len(network.sets) > 1 else None
+        return Observation(f[:n], test, kernel, metric_norm(_sum(path), network.metric))
 
     def outputs_to_first_order(self, state: State) -> Float[Array, "points k"]:
         return self._first_order(self.network, _sum(state))

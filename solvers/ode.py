@@ -12,11 +12,14 @@ from zoo import checks
 
 
 class Observation(NamedTuple):
-    """What a flow shows of its state: outputs on training and test points, and its kernel."""
+    """What a flow shows of its state: outputs on training and test points, its kernel, and how far
+    its parameters are from their start.
+    """
 
     train: Float[Array, "n k"]
     test: Float[Array, "m k"] | None
     kernel: Float[Array, "n1 k n2 k"] | None
+    displacement: Float[Array, ""] | None = None
 
 
 State = tuple[PyTree, ...]

@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from corrections import ntk
+from corrections.flat_model import metric_norm
 from corrections.parameters import Metric, Model, Params, precondition
 from solvers.integrate import integrate
 from solvers.kernel_problem import Targets
 from solvers.losses import LossFunction, mean_loss
 from solvers.ode import check_tolerances, Flow, Motion, Observation, Tolerances
-from solvers.problem import check_problem
+from solvers.problem import check_pairs, check_problem, Pairs
 from solvers.result import Times, Trajectory
 from zoo.precision import full_precision
 
@@ -35,6 +37,7 @@ class ParameterFlow(Flow):
     x_test: Float[Array, "m ..."] | None
     metric: Metric | None
     loss: LossFunction
+    kernel_pairs: Pairs | None
 
     def model_at(self, state: State) -> PyTree:
         """The model in this state."""
@@ -50,11 +53,13 @@ class ParameterFlow(Flow):
         return Motion(velocity, jnp.ones(()), jnp.zeros(()))
 
     def observe(self, state: State) -> Observation:
-        outputs = jax.vmap(self.model_at(state))
+        model, pairs = self.model_at(state), self.kernel_pairs
+        outputs = jax.vmap(model)
         return Observation(
             train=outputs(self.x),
             test=None if self.x_test is None else outputs(self.x_test),
-            kernel=None,
+            kernel=None if pairs is None else ntk(model, *pairs, metric=self.metric),
+            displacement=metric_norm(state[0], self.metric),
         )
 
     def outputs_to_first_order(self, state: State) -> Float[Array, "n k"]:
@@ -76,6 +81,7 @@ def parameter_flow(
     loss: LossFunction,
     x_test: Float[ArrayLike, "m ..."] | None = None,
     metric: Metric | None = None,
+    kernel_pairs: tuple[Float[ArrayLike, "n1 ..."], Float[ArrayLike, "n2 ..."]] | None = None,
     solver: diffrax.AbstractSolver | None = None,
     rtol: float = 1e-6,
     atol: float = 1e-8,
@@ -94,12 +100,15 @@ def parameter_flow(
     - `loss`: per example, (f (k,), y (k,)) -> scalar. Its mean over examples is what is descended.
     - `x_test`: test examples, (m, ...).
     - `metric`: the learning-rate multipliers M, a PyTree prefix of the parameters (default: 1).
+    - `kernel_pairs`: (x1, x2), examples of which the tangent kernel of the network is shown at each
+      time.
     - `solver`, `max_steps`, `throw`, `progress`: as in `gradient_flow`.
     - `rtol`, `atol`: tolerances of a step, relative and absolute, on the outputs of the training
       points and on the displacement of the parameters from their start (`atol` in its Euclidean
       norm).
 
-    **Returns:** a `Trajectory`; its `.final` is the trained model.
+    **Returns:** a `Trajectory`; its `.final` is the trained model, its `.kernel` the tangent kernel
+    on the `kernel_pairs`, (t, n1, k, n2, k), if they were asked for.
 
     **Raises:** `ValueError` / `TypeError` for arguments that do not fit, before any work;
     `SolverError` where the solve fails and `throw=True`.
@@ -108,7 +117,13 @@ def parameter_flow(
     tolerances = Tolerances(solver, rtol, atol, max_steps, progress)
     check_tolerances(tolerances)
     flow = ParameterFlow(
-        model=model, x=problem.x, y=problem.y, x_test=problem.x_test, metric=metric, loss=loss
+        model=model,
+        x=problem.x,
+        y=problem.y,
+        x_test=problem.x_test,
+        metric=metric,
+        loss=loss,
+        kernel_pairs=check_pairs(model, kernel_pairs),
     )
     displacement = jax.tree.map(jnp.zeros_like, eqx.filter(model, eqx.is_inexact_array))
     tolerances = tolerances._replace(atol=atol / _count(displacement) ** 0.5)

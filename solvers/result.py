@@ -47,6 +47,8 @@ class Trajectory(eqx.Module):
     - `stats`: counts of steps taken, as diffrax gives them; with `num_velocities`, the right-hand
       sides that they took (those of rejected steps at the mean cost of a step).
     - `final`: the state at `t_reached` (a trained model for `parameter_flow`).
+    - `displacement`: |theta_t - theta_0|, (t,), in the norm of M^{-1/2} theta with M the metric, or
+      None for a solve without parameters.
     """
 
     ts: Float[Array, " t"]
@@ -58,6 +60,7 @@ class Trajectory(eqx.Module):
     result: Any
     stats: dict[str, Any]
     final: PyTree
+    displacement: Float[Array, " t"] | None = None
 
     @property
     def successful(self) -> Bool[Array, ""]:

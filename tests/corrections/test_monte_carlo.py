@@ -2,6 +2,8 @@
 
 import functools
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -114,3 +116,34 @@ def test_bad_arguments_are_named(unchecked):
         monte_carlo_kernels(lambda key: make(key=key), X, n_samples=1, key=jr.key(0))
     with pytest.raises(TypeError, match=r"`model_fn` is 3, expected a function"):
         monte_carlo_kernels(3, X, n_samples=2, key=jr.key(0))
+
+
+@pytest.mark.parametrize("architecture", ["MLP", "CNN"])
+def test_standard_parameterization_at_its_own_rates_over_the_width(architecture):
+    """At rate 1 / width the input layer stands still in the limit: its rate is 0 in the draws."""
+    shape = (5,) if architecture == "MLP" else (1, 4, 4)
+    x = jr.normal(jr.key(1), (3, *shape))
+
+    def network(key):
+        options = {"activation": "erf", "parameterization": STANDARD, "bias_std": 0.5, "key": key}
+        if architecture == "MLP":
+            return MLP(5, 1, width=256, depth=2, **options)
+        return CNN(shape, 1, channels=96, depth=2, readout="flatten", **options)
+
+    model = network(jr.key(0))
+    leaves, structure = jax.tree.flatten(eqx.filter(model, eqx.is_inexact_array))
+    width = model.body.layers[-1].fans["fan_in"]
+    rates = [0.0 if leaf.ndim == 1 else 1 / width for leaf in leaves]
+    rates = jax.tree.unflatten(structure, [0.0, *rates[1:]])
+    found = monte_carlo_kernels(
+        network, x, n_samples=60, key=jr.key(2), metric_fn=lambda model: rates
+    )
+    expected = limit(model, rate_power=-1).ntk(x)
+    gap = jnp.abs(found.ntk - expected)
+    assert bool(jnp.all(gap < 4 * found.ntk_error + 0.01 * jnp.max(expected)))
+    assert float(found.ntk_error.max()) < 0.02 * float(expected.max())
+
+
+def test_learning_rates_that_are_no_number_are_refused(unchecked):
+    with pytest.raises(TypeError, match=r"`rate_power` is 'width', expected a finite number"):
+        limit(MLP(5, 1, width=8, depth=1, key=jr.key(0)), rate_power="width")

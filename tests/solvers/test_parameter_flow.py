@@ -9,9 +9,16 @@ import numpy as np
 import pytest
 
 from corrections import ntk, taylorize
-from solvers import CrossEntropy, gradient_flow, MeanSquaredError, parameter_flow, SolverError
+from solvers import (
+    CrossEntropy,
+    gradient_flow,
+    hierarchy_flow,
+    MeanSquaredError,
+    parameter_flow,
+    SolverError,
+)
 from tests.models import inputs, one_hot, tanh_mlp, TwoLayerLinear
-from zoo import NTK, STANDARD
+from zoo import learning_rates, MLP, NTK, STANDARD
 
 
 @pytest.mark.smoke
@@ -188,3 +195,38 @@ def test_bad_arguments_are_named(unchecked, arguments, message):
     }
     with pytest.raises(ValueError, match=re.escape(message)):
         parameter_flow(**(defaults | arguments))
+
+
+def test_it_shows_how_far_the_parameters_and_the_kernel_have_come():
+    """Against the trained model itself; and order 2 moves the parameters as the linear model."""
+    key = jr.key(2)
+    model = MLP(3, 2, width=6, depth=1, activation="tanh", key=key)
+    x, y = jr.normal(key, (4, 3)), jr.normal(jr.key(7), (4, 2))
+    metric = learning_rates(model, equivalent_to=STANDARD)
+    options = {"loss": MeanSquaredError(), "metric": metric}
+    shown = parameter_flow(model, x, y, [0.0, 0.5, 2.0], kernel_pairs=(x[:2], x), **options)
+    start, end = (
+        jax.tree.leaves(eqx.filter(m, eqx.is_inexact_array)) for m in (model, shown.final)
+    )
+    rates = jax.tree.leaves(metric)
+    squares = [jnp.sum((b - a) ** 2) / r for a, b, r in zip(start, end, rates, strict=True)]
+    np.testing.assert_allclose(shown.displacement[-1], jnp.sqrt(sum(squares)), rtol=1e-10)
+    assert shown.displacement[0] == 0
+    expected = ntk(shown.final, x[:2], x, metric=metric)
+    np.testing.assert_allclose(shown.kernel[-1], expected, rtol=1e-10)
+    assert shown.kernel.shape == (3, 2, 2, 4, 2)
+
+    linear = hierarchy_flow(model, x, y, [0.5, 2.0], order=2, rtol=1e-9, atol=1e-11, **options)
+    taylor = taylorize(model, 1)
+    of_taylor = eqx.tree_at(lambda t: t.model, eqx.filter(taylor, eqx.is_inexact_array), metric)
+    truth = parameter_flow(
+        taylor,
+        x,
+        y,
+        [0.5, 2.0],
+        loss=MeanSquaredError(),
+        metric=of_taylor,
+        rtol=1e-9,
+        atol=1e-11,
+    )
+    np.testing.assert_allclose(linear.displacement, truth.displacement, rtol=1e-7)

@@ -164,7 +164,9 @@ class InfiniteNetwork(eqx.Module):
         return nngp, ntk
 
 
-def limit(model: Any, *, equivalent_to: Parameterization | None = None) -> InfiniteNetwork:
+def limit(
+    model: Any, *, equivalent_to: Parameterization | None = None, rate_power: float = 0.0
+) -> InfiniteNetwork:
     """The limit of infinite width of the very network that `model` is one draw of.
 
     All its hidden layers (the channels of convolutions) become infinite together, in their
@@ -179,13 +181,17 @@ def limit(model: Any, *, equivalent_to: Parameterization | None = None) -> Infin
     - `equivalent_to`: the learning rates of Theta. None: those of the model's parameterization,
       `learning_rates(model)`. Another parameterization: `learning_rates(model, equivalent_to=...)`,
       with which `STANDARD` has the tangent kernel of `NTK`.
+    - `rate_power`: the learning rates are multiplied by this power of the width, the readout's
+      fan-in. With -1 `STANDARD` has a tangent kernel under its own rates (Sohl-Dickstein et al.
+      2020): that of a network over the width, to which its input layer adds nothing.
 
     For `MEAN_FIELD` and `MUP` the kernels are those at the start: outputs vanish there, up to the
     readout's bias, and the tangent kernel moves in training at any width. `STANDARD` has no
-    tangent kernel under its own learning rates.
+    tangent kernel under its own learning rates, but for `rate_power=-1`.
 
-    **Raises:** `NoLimitError` (a `ValueError`) that names the layer without a rule: batch
-    normalization, functions of the outputs (`with_output`), layers of others.
+    **Raises:** `TypeError` for arguments of other types; `NoLimitError` (a `ValueError`) that names
+    the layer without a rule: batch normalization, functions of the outputs (`with_output`), layers
+    of others.
 
     Source: Jacot, Gabriel & Hongler (2018); Lee et al. (2018); Arora et al. (2019), "On exact
     computation with an infinitely wide neural net"; docs/theory.md, section 7.
@@ -194,10 +200,12 @@ def limit(model: Any, *, equivalent_to: Parameterization | None = None) -> Infin
         raise TypeError(
             f"`equivalent_to` is {equivalent_to!r}, expected a `zoo.Parameterization` or None."
         )
-    return InfiniteNetwork(rule_of(model, _widths_of(model, equivalent_to)))
+    if not isinstance(rate_power, int | float) or not np.isfinite(rate_power):
+        raise TypeError(f"`rate_power` is {rate_power!r}, expected a finite number.")
+    return InfiniteNetwork(rule_of(model, _widths_of(model, equivalent_to, float(rate_power))))
 
 
-def _widths_of(model: Any, equivalent_to: Parameterization | None) -> Widths:
+def _widths_of(model: Any, equivalent_to: Parameterization | None, rate_power: float) -> Widths:
     """What grows with the width in `model`.
 
     **Raises:** `NoLimitError` for more than one readout.
@@ -221,7 +229,7 @@ def _widths_of(model: Any, equivalent_to: Parameterization | None) -> Widths:
         law = product_of(scaling.multiplier, scaling.multiplier, scaling.init, scaling.init)
         power = max(0.0, -Wide("readout", "weight", has_hidden).power(law))
         fan_in = readouts[0].fans["fan_in"]
-    return Widths(equivalent_to, "", has_hidden, power, fan_in)
+    return Widths(equivalent_to, rate_power, "", has_hidden, power, fan_in)
 
 
 @eqx.filter_jit

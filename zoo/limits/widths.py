@@ -59,12 +59,14 @@ class Widths:
     """Which tensors of a model have a limit: see the module's docstring.
 
     - `equivalent_to`: learning rates are those of `learning_rates(model, equivalent_to=...)`.
+    - `rate_power`: they are multiplied by this power of the readout's fan-in.
     - `path`: where in the model it looks.
     - `has_hidden`: whether there is a layer before the readout.
     - `readout_power`, `readout_fan_in`: the outputs of the readout go like fan_in^-power.
     """
 
     equivalent_to: Parameterization | None
+    rate_power: float
     path: str
     has_hidden: bool
     readout_power: float
@@ -95,15 +97,16 @@ class Widths:
             other = layer.tensor_scaling(name, self.equivalent_to)
             multiplier, sgd = other.multiplier, other.sgd
         gradient = product_of(multiplier, multiplier, sgd)
-        excess = wide.power(gradient)
+        excess = wide.power(gradient) + self.rate_power * self.has_hidden
         if layer.role != "readout":
             excess -= self.readout_power
         fans = layer.fans
         positions = fans["fan_in"] if kind == "weight" else 1
         units = {"std": 1.0, **fans}
         missing = self.readout_fan_in**self.readout_power
+        rate = self.readout_fan_in**self.rate_power
         is_readout = layer.role == "readout"
-        found = gradient(**units) * positions / (1 if is_readout else missing)
+        found = rate * gradient(**units) * positions / (1 if is_readout else missing)
         back = backward(**units) * positions * (missing if is_readout else 1)
         return TensorLimit(
             forward=StdPower(0.0 if grows < 0 else forward(**units) * positions, forward.std),
@@ -142,5 +145,6 @@ def _why(label: str, excess: float, equivalent_to: Parameterization | None) -> s
     return (
         f"the tangent kernel has no limit: under {rates}, {label} makes it go like "
         f"width^{excess:g}. Expected learning rates that fall with the width, those of "
-        "`learning_rates(model, equivalent_to=NTK)` say: `limit(model, equivalent_to=NTK)`."
+        "`learning_rates(model, equivalent_to=NTK)` say: `limit(model, equivalent_to=NTK)`; or "
+        f"these times width^{-excess:g}: `limit(model, rate_power={-excess:g})`."
     )
