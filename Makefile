@@ -7,7 +7,7 @@ PY := $(VENV)/bin/python
 PIP_FLAGS := -qq --disable-pip-version-check --no-input
 # Tests run in as many processes as there are cores.
 WORKERS ?= auto
-# Arguments of the commands: make study ARGS="--widths 64 128", make test ARGS="-k flow".
+# Arguments of the commands: make study ARGS="--preset default", make test ARGS="-k flow".
 ARGS ?=
 
 # Compiled JAX programs are kept, so that a second run is fast.
@@ -22,7 +22,7 @@ QUICK_COMPILES := --xla_cpu_use_fusion_emitters=false --xla_backend_optimization
 .PHONY: help install study test test-slow lint format bench peer docs lock test-oldest test-newest clean
 
 help:
-	@echo "make study         train networks on digits and compare them with their predictions"
+	@echo "make study         train networks on digits and predict them: an answer, and a report to read"
 	@echo "make test          the test suite (test-slow: the long tests)"
 	@echo "make lint          ruff and pyright (format: let ruff rewrite)"
 	@echo "make bench         speed, as ratios against the naive way in the same run"
@@ -43,7 +43,7 @@ $(VENV)/.ready: requirements.lock pyproject.toml
 	@touch $@
 
 study: $(VENV)/.ready
-	@$(PY) -m scripts study $(ARGS)
+	@$(PY) -m scripts study --preset quick $(ARGS)
 
 test: $(VENV)/.ready
 	XLA_FLAGS="$(QUICK_COMPILES)" $(PY) -m pytest -n $(WORKERS) -m "not slow" $(ARGS)

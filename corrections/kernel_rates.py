@@ -23,14 +23,14 @@ from zoo.precision import full_precision
 class KernelRates(NamedTuple):
     """A tangent kernel and what O_3 and O_4 do to it; see `kernel_rates`.
 
-    - `kernel`: Theta, (n, k, n, k).
+    - `kernel`: Theta, (n1, k, n2, k).
     - `first`: -O_3 g, in units of Theta over time.
     - `second`: O_4 g g, in units of Theta over time squared.
     """
 
-    kernel: Float[Array, "n k n k"]
-    first: Float[Array, "n k n k"]
-    second: Float[Array, "n k n k"]
+    kernel: Float[Array, "n1 k n2 k"]
+    first: Float[Array, "n1 k n2 k"]
+    second: Float[Array, "n1 k n2 k"]
 
 
 @full_precision
@@ -40,6 +40,7 @@ def kernel_rates(
     g: Float[ArrayLike, "n k"],
     *,
     metric: Metric | None = None,
+    kernel_pairs: tuple[Float[ArrayLike, "n1 ..."], Float[ArrayLike, "n2 ..."]] | None = None,
 ) -> KernelRates:
     """The first two derivatives in time of the tangent kernel in gradient flow, with g held fixed.
 
@@ -54,9 +55,11 @@ def kernel_rates(
     - `g`: what multiplies the gradients of the outputs, (n, k): the derivative of the loss in the
       outputs, its mean over examples included.
     - `metric`: the learning-rate multipliers M, a PyTree prefix of the parameters (default: 1).
+    - `kernel_pairs`: (x1, x2), examples of which the kernel is looked at (default: `x` with
+      itself).
 
-    **Raises:** `ValueError` / `TypeError` for a batch that is empty, not finite or not floating, a
-    model that does not take it, a `g` or a metric that does not fit. **Warns:** `KinkWarning` for
+    **Raises:** `ValueError` / `TypeError` for batches that are empty, not finite or not floating, a
+    model that does not take them, a `g` or a metric that does not fit. **Warns:** `KinkWarning` for
     activations without these derivatives.
 
     Source: Huang & Yau (2020), eqs. 1.9-1.11; Dyer & Gur-Ari (2020).
@@ -68,12 +71,18 @@ def kernel_rates(
     checks.finite("g", g)
     if metric is not None:
         check_metric(model, metric)
+    pairs = (x, x) if kernel_pairs is None else kernel_pairs
+    x1, x2 = (checks.batch(f"kernel_pairs[{i}]", one) for i, one in enumerate(pairs))
+    for i, one in enumerate((x1, x2)):
+        check_model(model, f"kernel_pairs[{i}]", one)
     warn_at_kinks(model, 3)
-    return _kernel_rates(model, x, g.astype(x.dtype), metric)
+    return _kernel_rates(model, x, g.astype(x.dtype), metric, x1, x2)
 
 
 @eqx.filter_jit
-def _kernel_rates(model: Model, x: Array, g: Array, metric: Metric | None) -> KernelRates:
+def _kernel_rates(
+    model: Model, x: Array, g: Array, metric: Metric | None, x1: Array, x2: Array
+) -> KernelRates:
     params, static = eqx.partition(model, eqx.is_inexact_array)
 
     def velocity(params: Params) -> Params:
@@ -81,7 +90,7 @@ def _kernel_rates(model: Model, x: Array, g: Array, metric: Metric | None) -> Ke
         return jax.tree.map(jnp.negative, precondition(metric, pull(g)[0]))
 
     def kernel(params: Params) -> Array:
-        return ntk(eqx.combine(params, static), x, metric=metric)
+        return ntk(eqx.combine(params, static), x1, x2, metric=metric)
 
     first = velocity(params)
     _, second = jax.jvp(velocity, (params,), (first,))

@@ -1,89 +1,175 @@
-"""The command line: `python -m scripts`, the same as `finite-width`."""
+"""The command line: `python -m scripts`, the same as `finite-width`.
 
+What a command needs is imported when it is asked for, and what is wrong with a study shows before
+JAX is imported.
+"""
+
+import argparse
 import functools
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 # Run-time checks inside compiled programs are callbacks into Python, and JAX keeps no program with
 # callbacks in its compilation cache. Every input is checked before it gets there. This has to
 # stand before equinox is imported.
 os.environ.setdefault("EQX_ON_ERROR", "nan")
 
-try:
-    import tyro
-    from rich.console import Console
-    from rich.markup import escape
-
-    from scripts import runtime
-    from scripts.benchmark import benchmark, BenchmarkConfig
-    from scripts.reproduce import CoordinateCheckConfig, InfiniteWidthConfig, LinearityConfig
-    from scripts.reproduce.coordinate_check import (
-        execute as execute_coordinate_check,
-        prepare as prepare_coordinate_check,
-    )
-    from scripts.reproduce.infinite_width import (
-        execute as execute_infinite_width,
-        prepare as prepare_infinite_width,
-    )
-    from scripts.reproduce.linearity import (
-        execute as execute_linearity,
-        prepare as prepare_linearity,
-    )
-    from scripts.study import execute, prepare, StudyConfig
-except ModuleNotFoundError as error:
-    if str(error.name).startswith("scripts"):
-        raise
-    raise SystemExit(
-        f"The command line needs the package {error.name!r}, which is not installed, expected "
-        "`pip install 'finite-width[study]'`."
-    ) from error
-
 COMMANDS = {
-    "study": StudyConfig,
-    "benchmark": BenchmarkConfig,
-    "coordinate-check": CoordinateCheckConfig,
-    "infinite-width": InfiniteWidthConfig,
-    "linearity": LinearityConfig,
+    "study": "train networks, predict them and report where the predictions hold",
+    "report": "rebuild the report of a study, or compare several",
+    "benchmark": "speed, as ratios against the naive way in the same run",
+    "coordinate-check": "how activations and outputs scale with the width in training",
+    "infinite-width": "kernel methods with infinitely wide networks",
+    "linearity": "how measures of linearity scale with the width",
 }
-Config = (
-    StudyConfig | BenchmarkConfig | CoordinateCheckConfig | InfiniteWidthConfig | LinearityConfig
-)
+
+Config = TypeVar("Config")
+Work = Callable[[], object]
+"""What a command does, once everything about it has been checked."""
 
 
-def main() -> int:
-    """Runs a subcommand.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command.
 
-    Returns the exit status: 0, 2 for arguments that make no sense (nothing was done), or 130 after
-    Ctrl-C (what was finished is kept).
+    Returns the exit status: 0, 1 for work that failed in part, 2 for arguments that make no sense
+    or results that cannot be written (what was finished is kept), or 130 after Ctrl-C (the same).
     """
-    runtime.use_compilation_cache()
-    config = tyro.extras.subcommand_cli_from_dict(COMMANDS)
-    with runtime.precision(config.precision):
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        prog="finite-width",
+        description="Studies of wide networks and their predictions.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(f"  {name:18}{what}" for name, what in COMMANDS.items())
+        + "\n\n`finite-width COMMAND --help` lists what can be chosen.",
+    )
+    parser.add_argument("command", choices=tuple(COMMANDS), metavar="COMMAND")
+    command = parser.parse_args(given[:1]).command
+    try:
+        from rich.console import Console
+        from rich.markup import escape
+
         try:
-            start = _prepared(config)
+            work = _prepared(command, given[1:])
         except (ValueError, TypeError, OSError, ImportError) as error:
+            if _is_of_the_study_extra(error):
+                raise
             Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
             return 2
-        try:
-            start()
-        except KeyboardInterrupt:
-            return 130
+    except ModuleNotFoundError as error:
+        if not _is_of_the_study_extra(error):
+            raise
+        raise SystemExit(
+            f"The command line needs the package {error.name!r}, which is not installed, expected "
+            "`pip install 'finite-width[study]'`."
+        ) from error
+    try:
+        work()
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(_kept(error))}", highlight=False)
+        return 2
+    except RuntimeError as error:
+        if type(error).__name__ != "StudyError":
+            raise
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
+        return 1
     return 0
 
 
-def _prepared(config: Config) -> Callable[[], object]:
-    """The work that `config` asks for; whatever is wrong with it shows here, before it starts."""
-    if isinstance(config, StudyConfig):
-        return functools.partial(execute, prepare(config))
-    if isinstance(config, CoordinateCheckConfig):
-        return functools.partial(execute_coordinate_check, prepare_coordinate_check(config))
-    if isinstance(config, InfiniteWidthConfig):
-        return functools.partial(execute_infinite_width, prepare_infinite_width(config))
-    if isinstance(config, LinearityConfig):
-        return functools.partial(execute_linearity, prepare_linearity(config))
-    config.check()
-    return functools.partial(benchmark, config)
+def _kept(error: OSError) -> str:
+    return (
+        f"{error}. Results cannot be written. What was finished before is kept: make room, or give "
+        "leave to write, and the same command goes on."
+    )
+
+
+_STUDY_EXTRA = ("filelock", "h5netcdf", "h5py", "jinja2", "matplotlib", "pandas", "rich", "sklearn")
+
+
+def _is_of_the_study_extra(error: BaseException) -> bool:
+    names = (*_STUDY_EXTRA, "tyro", "xarray", "yaml")
+    return isinstance(error, ModuleNotFoundError) and error.name in names
+
+
+def _prepared(command: str, arguments: Sequence[str]) -> Work:
+    """The work that a command asks for; whatever is wrong with it shows here, before it starts."""
+    if command == "study":
+        from scripts.study.command import parse
+
+        work = parse(arguments)
+        if work.is_dry_run:
+            return work.dry_run
+        if "jax" not in sys.modules:
+            _set_up_cpu(work.config.devices, fast_compilation=work.config.fast_compilation)
+        from scripts import runtime
+        from scripts.study import execute, prepare
+
+        runtime.use_compilation_cache()
+        runtime.set_precision(work.config.precision)
+        return functools.partial(execute, prepare(work.config))
+
+    import tyro
+
+    from scripts import runtime
+
+    def parsed(config_type: type[Config]) -> Config:
+        return tyro.cli(config_type, args=arguments, prog=f"finite-width {command}")
+
+    runtime.use_compilation_cache()
+    if command == "report":
+        from scripts.study.report import ReportConfig, run_report
+
+        config = parsed(ReportConfig)
+        config.check()
+        return functools.partial(run_report, config)
+    if command == "benchmark":
+        from scripts.benchmark import benchmark, BenchmarkConfig
+
+        config = parsed(BenchmarkConfig)
+        runtime.set_precision(config.precision)
+        config.check()
+        return functools.partial(benchmark, config)
+    if command == "coordinate-check":
+        from scripts.reproduce import coordinate_check
+
+        module: Any = coordinate_check
+        config = parsed(coordinate_check.CoordinateCheckConfig)
+    elif command == "infinite-width":
+        from scripts.reproduce import infinite_width
+
+        module, config = infinite_width, parsed(infinite_width.InfiniteWidthConfig)
+    else:
+        from scripts.reproduce import linearity
+
+        module, config = linearity, parsed(linearity.LinearityConfig)
+    runtime.set_precision(config.precision)
+    return functools.partial(module.execute, module.prepare(config))
+
+
+_MOST_CPU_DEVICES = 8
+
+
+_FAST_COMPILATION = (
+    "--xla_backend_optimization_level=0",
+    "--xla_llvm_disable_expensive_passes=true",
+    "--xla_cpu_use_fusion_emitters=false",
+)
+
+
+def _set_up_cpu(devices: int | None, *, fast_compilation: bool) -> None:
+    """Lets JAX see the cores of a CPU as devices, each of which compiles and runs networks; flags
+    that are set already stay as they are.
+    """
+    count = devices or min(os.cpu_count() or 1, _MOST_CPU_DEVICES)
+    wanted = [f"--xla_force_host_platform_device_count={count}"]
+    if fast_compilation:
+        wanted.extend(_FAST_COMPILATION)
+    flags = os.environ.get("XLA_FLAGS", "")
+    added = [flag for flag in wanted if flag.split("=")[0] not in flags]
+    os.environ["XLA_FLAGS"] = " ".join([*flags.split(), *added])
 
 
 if __name__ == "__main__":

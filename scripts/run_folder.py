@@ -1,7 +1,10 @@
-"""The folder of a run: made once, with the choices and the machine of the run in it."""
+"""The folder of a run: its choices, one process at a time in it, and files that are whole."""
 
+import contextlib
 import dataclasses
 import json
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,5 +39,64 @@ def write_config(folder: Path, config: Any) -> None:
         key: str(value) if isinstance(value, Path) else value
         for key, value in dataclasses.asdict(config).items()
     }
-    record = {"config": fields, "provenance": runtime.provenance()}
-    (folder / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+    write_text(
+        folder / "config.json",
+        json.dumps({"config": fields, "provenance": runtime.provenance()}, indent=2) + "\n",
+    )
+
+
+def write_whole(file: Path, save: Callable[[Path], Any]) -> None:
+    """Writes a file by `save` so that whoever looks finds the former one or this one, whole.
+
+    It is on the disk when this returns, whatever happens to the machine.
+
+    **Raises:** `OSError` where there is no room or no permission; the former file is untouched.
+    """
+    draft = file.with_name(f".{file.name}.draft")
+    try:
+        save(draft)
+        with open(draft, "rb") as written:
+            os.fsync(written.fileno())
+        os.replace(draft, file)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise
+    _sync_folder(file.parent)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    write_whole(file, lambda draft: draft.write_text(text))
+
+
+@contextlib.contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Holds the folder against other runs; a process that dies lets go of it.
+
+    **Raises:** `FileExistsError` where another run has it.
+    """
+    from filelock import FileLock, Timeout  # a dependency of runs, not of configs
+
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise FileExistsError(
+            f"Another run is computing in {folder} at this moment, expected none: wait for it, or "
+            "choose another `name`. Nothing was changed."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename last; not every system can."""
+    with contextlib.suppress(OSError, AttributeError):
+        handle = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

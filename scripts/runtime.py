@@ -21,11 +21,16 @@ _PACKAGES = ("finite-width", "jax", "jaxlib", "equinox", "diffrax", "numpy")
 def precision(dtype: Precision) -> Iterator[None]:
     """Sets JAX's default float type for the block, and puts the former one back."""
     before = jnp.result_type(float) == jnp.float64
-    jax.config.update("jax_enable_x64", dtype == "float64")
+    set_precision(dtype)
     try:
         yield
     finally:
         jax.config.update("jax_enable_x64", before)
+
+
+def set_precision(dtype: Precision) -> None:
+    """Sets JAX's default float type."""
+    jax.config.update("jax_enable_x64", dtype == "float64")
 
 
 def use_compilation_cache() -> None:

@@ -17,7 +17,12 @@ def slope_in_width(values: xr.DataArray) -> xr.DataArray:
         return float(np.polyfit(np.log(widths[usable]), np.log(values[usable]), 1)[0])
 
     return xr.apply_ufunc(
-        fit, values, values["width"], input_core_dims=[["width"], ["width"]], vectorize=True
+        fit,
+        values,
+        values["width"],
+        input_core_dims=[["width"], ["width"]],
+        vectorize=True,
+        output_dtypes=[float],
     )
 
 
@@ -41,18 +46,22 @@ def slope_interval(
     logs = np.log(drawn_at_all.values)
     sizes = np.log(values[abscissa].values.astype(float))
 
-    def fit(seeds: np.ndarray) -> float:
-        drawn = logs[:, seeds]
-        counts = np.isfinite(drawn).sum(axis=1)
+    def fit(seeds: np.ndarray) -> np.ndarray:
+        """The least-squares slope for each row of `seeds`, all rows at once."""
+        drawn = logs[:, seeds]  # (size, draw, seed)
+        counts = np.isfinite(drawn).sum(axis=-1)
+        means = np.where(np.isfinite(drawn), drawn, 0).sum(axis=-1) / np.maximum(counts, 1)
         usable = counts > 0
-        if usable.sum() < 2:
-            return float("nan")
-        means = np.nansum(np.where(np.isfinite(drawn), drawn, 0), axis=1)[usable] / counts[usable]
-        return float(np.polyfit(sizes[usable], means, 1)[0])
+        number = np.maximum(usable.sum(axis=0), 1)
+        centred = sizes[:, None] - np.where(usable, sizes[:, None], 0).sum(axis=0) / number
+        centred = np.where(usable, centred, 0)
+        spread = (centred**2).sum(axis=0)
+        fitted = usable.sum(axis=0) >= 2
+        slopes = (centred * means).sum(axis=0) / np.where(fitted, spread, 1)
+        return np.where(fitted, slopes, np.nan)
 
     count = logs.shape[1]
     draws = np.random.default_rng(0).integers(0, count, (resamples, count))
-    slopes = [fit(seeds) for seeds in draws]
     tail = (1 - level) / 2
-    low, high = np.nanquantile(slopes, [tail, 1 - tail])
-    return fit(np.arange(count)), float(low), float(high)
+    low, high = np.nanquantile(fit(draws), [tail, 1 - tail])
+    return float(fit(np.arange(count)[None])[0]), float(low), float(high)

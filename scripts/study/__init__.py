@@ -1,5 +1,23 @@
-"""The study: how well do finite-width predictions follow a real network's training?"""
+"""The study: for which networks does the kernel picture hold, and what do corrections add?
 
-from scripts.study.config import StudyConfig as StudyConfig
-from scripts.study.results import read as read
-from scripts.study.runner import execute as execute, prepare as prepare, run as run
+Configs are there without JAX, so that a wrong one is refused at once; what computes is imported
+when it is first asked for.
+"""
+
+import importlib
+from typing import Any, TYPE_CHECKING
+
+from scripts.study.config import PRESETS as PRESETS, StudyConfig as StudyConfig
+from scripts.study.config_file import from_file as from_file
+
+if TYPE_CHECKING:
+    from scripts.study.results import read as read
+    from scripts.study.runner import execute as execute, prepare as prepare, run as run
+
+_COMPUTING = {"read": "results", "execute": "runner", "prepare": "runner", "run": "runner"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _COMPUTING:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_COMPUTING[name]}"), name)

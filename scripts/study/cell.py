@@ -1,87 +1,326 @@
-"""One cell of a study: one network, trained for real and predicted."""
+"""One cell of a study: one network, measured at its start, trained for real and predicted."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any, NamedTuple
 
+import equinox as eqx
+import jax
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
+from jaxtyping import Array, Float
 
-from corrections import extreme_eigenvalues, NTKOperator
-from scripts.study.config import LOSSES, PREDICTIONS, StudyConfig
-from solvers import compare_predictions, Trajectory
-from solvers.comparison import NETWORK, Prediction
-from zoo import Dataset, learning_rates, MLP, PARAMETERIZATIONS
+from corrections import (
+    extreme_eigenvalues,
+    hessian_norm,
+    kappa,
+    kernel_distance,
+    kernel_rates,
+    ntk,
+    NTKOperator,
+    taylorize,
+)
+from corrections.flat_model import metric_norm
+from scripts.study.config import FROZEN, INFINITE, Measure, NETWORK, StudyConfig
+from scripts.study.infinite import EnsembleCurves, InfiniteKernels, Limits, readout_fan_in
+from scripts.study.losses import loss_named
+from scripts.study.networks import Cell, draw, Network
+from solvers import gradient_flow, hierarchy_flow, parameter_flow, RESULTS, Trajectory
+from solvers.losses import LossFunction, mean_loss
+from zoo import Dataset
+
+_LARGEST_KERNEL = 2**24
+"""Numbers of a frozen kernel that is stored; a larger one is solved without storing it."""
+
+Values = dict[str, Any]
+"""Names of the variables of a cell -> NumPy arrays without the axes of cells."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """Where a cell stands in the study."""
+class _Problem(NamedTuple):
+    """What all solves of a cell share."""
 
-    parameterization: str
-    width: int
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{self.parameterization} width {self.width} seed {self.seed}"
-
-
-@dataclass(frozen=True)
-class CellResult:
-    """What a cell found: the trajectory of each of `config.solves`, and lambda_max."""
-
+    data: Dataset
+    network: Network
+    loss: LossFunction
+    ts: Float[Array, " t"]
     lambda_max: float
-    trajectories: dict[str, Trajectory]
-
-
-def cells(config: StudyConfig) -> list[Cell]:
-    """All cells, small networks first."""
-    return [
-        Cell(parameterization, width, seed)
-        for width in sorted(config.widths)
-        for parameterization in config.parameterizations
-        for seed in config.seeds
-    ]
+    shown: Float[Array, "p ..."]
+    """The training points that kernels are looked at on."""
+    shown_at: list[int]
+    """Which they are."""
+    kernel: Float[Array, "p k p k"]
+    """The tangent kernel at the start, on these."""
+    f0: Float[Array, "points k"]
+    infinite: InfiniteKernels | None
+    shows_predicted_kernels: bool
+    tolerances: dict[str, Any]
 
 
 def compute(
-    config: StudyConfig, data: Dataset, cell: Cell, started: Callable[[str], None]
-) -> CellResult:
-    """Trains the network of this cell and predicts it; `started` hears the name of each solve."""
-    x, y, x_test = data.x_train, data.y_train, data.x_test
-    loss = LOSSES[config.loss]
-    model = MLP(
-        int(np.prod(x.shape[1:])),
-        y.shape[1],
-        width=cell.width,
-        depth=config.depth,
-        activation=config.activation,
-        parameterization=PARAMETERIZATIONS[cell.parameterization],
-        weight_std=config.weight_std,
-        key=jr.fold_in(jr.key(cell.seed), cell.width),
-    )
-    metric = learning_rates(model)
-    largest = extreme_eigenvalues(NTKOperator(model, x, metric=metric), rtol=1e-6)
-    if not largest.converged[0]:
-        raise RuntimeError(f"The largest eigenvalue of the kernel was not found for {cell}.")
-    lambda_max = float(largest.values[0]) / len(x)
-    names: tuple[Prediction, ...] = tuple(PREDICTIONS[label] for label in config.predictions)
-    labels: dict[str, str] = dict(zip(names, config.predictions, strict=True))
-    found = compare_predictions(
-        model,
-        x,
-        y,
-        jnp.asarray(config.solved_times) / lambda_max,
+    config: StudyConfig,
+    data: Dataset,
+    cell: Cell,
+    limits: Limits,
+    started: Callable[[str], None],
+) -> Values:
+    """Everything about one cell; `started` hears the name of each part as it starts.
+
+    **Raises:** `FloatingPointError` for a network whose kernel at the start is not finite.
+    """
+    started("kernel")
+    network, loss = draw(config, data, cell), loss_named(cell.loss)
+    x, y = data.x_train, data.y_train
+    n, k = y.shape
+    shown_at = shown_points(config, data)
+    shown = x[np.asarray(shown_at)]
+    kernel = ntk(network.model, shown, metric=network.metric)
+    size = len(shown_at) * k
+    spectrum = np.asarray(jnp.linalg.eigvalsh(kernel.reshape(size, size))[::-1]) / len(shown_at)
+    lambda_max = float(spectrum[0])
+    if len(shown_at) < n:
+        operator = NTKOperator(network.model, x, metric=network.metric)
+        lambda_max = float(extreme_eigenvalues(operator, rtol=1e-6).values[0]) / n
+    if not np.isfinite(lambda_max) or lambda_max <= 0:
+        raise FloatingPointError(
+            f"The tangent kernel of {cell} has the largest eigenvalue {lambda_max} at the start, "
+            "expected a positive one: choose another `weight_std` or `precision`."
+        )
+    f0 = jax.vmap(network.model)(jnp.concatenate([x, data.x_test]))
+    infinite = None
+    if config.infinite_width:
+        started("infinite width")
+        infinite = limits.kernels(cell)
+    problem = _Problem(
+        data=data,
+        network=network,
         loss=loss,
-        predictions=names,
-        x_test=x_test,
-        metric=metric,
-        method=config.method,
-        rtol=config.rtol,
-        atol=config.atol,
-        started=lambda name: started(labels.get(name, NETWORK)),
+        ts=jnp.asarray(config.solved_times, y.dtype) / lambda_max,
+        lambda_max=lambda_max,
+        shown=shown,
+        shown_at=shown_at,
+        kernel=kernel,
+        f0=f0,
+        infinite=infinite,
+        shows_predicted_kernels=config.predicted_kernels,
+        tolerances={"rtol": config.rtol, "atol": config.atol, "throw": False},
     )
-    trajectories = {NETWORK: found.network.record}
-    for name, outputs in found.predictions.items():
-        trajectories[labels[name]] = outputs.record
-    return CellResult(lambda_max, trajectories)
+    values: Values = {"lambda_max": lambda_max, "spectrum": spectrum}
+    values |= _distances(problem)
+    for name in config.measures:
+        started(name)
+        values |= _MEASURES[name](problem)
+    rows = []
+    for name in config.solves:
+        started(name)
+        solved = _solve(problem, name)
+        rows.append(_unsolved(problem) if solved is None else _solved(problem, name, solved))
+    values |= {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    for part in ("train", "test"):
+        logits = values[f"{part}_logits"]
+        gap = logits - logits[:1]
+        values[f"{part}_rmse"] = np.sqrt(np.mean(gap**2, axis=(2, 3)))
+    if infinite is not None:
+        started("infinite ensemble")
+        values |= _of_limit(problem, limits.ensemble(cell))
+    return values
+
+
+def _of_limit(problem: _Problem, curves: EnsembleCurves) -> Values:
+    """What infinitely wide networks of the cell's kind do."""
+    k = problem.data.y_train.shape[1]
+    assert problem.infinite is not None
+    ntk, lambda_max = problem.infinite.ntk, problem.infinite.lambda_max
+    kernel = ntk[np.ix_(problem.shown_at, problem.shown_at)]
+    spectrum = np.repeat(np.linalg.eigvalsh(kernel)[::-1], k) / len(kernel)
+    return {
+        "limit_spectrum": spectrum / lambda_max,
+        "limit_two_point_kernel": kernel[:2, :2] / lambda_max,
+        "limit_mean": curves.mean,
+        "limit_std": curves.std,
+        "limit_loss_mean": curves.loss_mean,
+        "limit_loss_std": curves.loss_std,
+    }
+
+
+def _distances(problem: _Problem) -> Values:
+    if problem.infinite is None:
+        return {"limit_distance": np.nan, "limit_angle": np.nan}
+    kernel, limit = problem.kernel, _shown_infinite_kernel(problem)
+    size = jnp.linalg.norm(limit.ravel())
+    return {
+        "limit_distance": float(jnp.linalg.norm((kernel - limit).ravel()) / size),
+        "limit_angle": float(kernel_distance(kernel, limit)),
+    }
+
+
+def _infinite_kernel(problem: _Problem) -> Float[Array, "points n"]:
+    """The limit's kernel on all points, of this width where it grows like the width."""
+    assert problem.infinite is not None
+    width = float(readout_fan_in(problem.network.model))
+    kernel = problem.infinite.ntk * width**-problem.infinite.power
+    return jnp.asarray(kernel, problem.kernel.dtype)
+
+
+def _shown_infinite_kernel(problem: _Problem) -> Float[Array, "p k p k"]:
+    """The same on the points that kernels are looked at on, with its outputs."""
+    at = np.asarray(problem.shown_at)
+    outputs = jnp.eye(problem.data.y_train.shape[1], dtype=problem.kernel.dtype)
+    return jnp.einsum("ij,ab->iajb", _infinite_kernel(problem)[at][:, at], outputs)
+
+
+def _kappa(problem: _Problem) -> Values:
+    model, metric = problem.network
+    y = problem.data.y_train[np.asarray(problem.shown_at)]
+    return {"kappa": float(kappa(model, problem.shown, y, metric=metric).value)}
+
+
+def _hessian_norm(problem: _Problem) -> Values:
+    model, metric = problem.network
+    found = hessian_norm(model, problem.shown, metric=metric, rtol=1e-3)
+    return {"hessian_norm": float(jnp.max(found.value)) / problem.lambda_max}
+
+
+def _rates(problem: _Problem) -> Values:
+    data, (model, metric) = problem.data, problem.network
+    f0 = problem.f0[: len(data.y_train)]
+    gradient = jax.grad(lambda f: mean_loss(problem.loss, f, data.y_train))(f0)
+    pairs = (problem.shown, problem.shown)
+    rates = kernel_rates(model, data.x_train, gradient, metric=metric, kernel_pairs=pairs)
+    size = jnp.linalg.norm(rates.kernel.ravel())
+    first, second = (jnp.linalg.norm(rate.ravel()) / size for rate in rates[1:])
+    return {
+        "o3_size": float(first) / problem.lambda_max,
+        "o4_size": float(second) / problem.lambda_max**2,
+    }
+
+
+_MEASURES: dict[Measure, Callable[[_Problem], Values]] = {
+    "kappa": _kappa,
+    "hessian_norm": _hessian_norm,
+    "rates": _rates,
+}
+
+
+def _solve(problem: _Problem, name: str) -> Trajectory | None:
+    """The trajectory of one solve, or None where there is no such prediction."""
+    data, (model, metric) = problem.data, problem.network
+    x, y, n = data.x_train, data.y_train, len(data.y_train)
+    options = {"loss": problem.loss, **problem.tolerances}
+    points = jnp.concatenate([x, data.x_test])
+    is_small = len(points) * n * y.shape[1] ** 2 <= _LARGEST_KERNEL
+    if name == INFINITE and problem.infinite is None:
+        return None
+    if name == INFINITE or (name == FROZEN and is_small):
+        stored = (
+            _infinite_kernel(problem) if name == INFINITE else ntk(model, points, x, metric=metric)
+        )
+        return gradient_flow(
+            stored[:n],
+            y,
+            problem.ts,
+            f0=problem.f0[:n],
+            kernel_test=stored[n:],
+            f0_test=problem.f0[n:],
+            **options,
+        )
+    options |= {"x_test": data.x_test, "metric": metric}
+    pairs = (problem.shown, problem.shown)
+    if name == NETWORK:
+        return parameter_flow(model, x, y, problem.ts, kernel_pairs=pairs, **options)
+    order = 2 if name == FROZEN else int(name.split()[-1])
+    if not name.startswith("Taylor"):
+        pairs = pairs if problem.shows_predicted_kernels and order > 2 else None
+        return hierarchy_flow(model, x, y, problem.ts, order=order, kernel_pairs=pairs, **options)
+    taylor = taylorize(model, order)
+    parameters = eqx.filter(taylor, eqx.is_inexact_array)
+    options["metric"] = eqx.tree_at(lambda t: t.model, parameters, metric)
+    return parameter_flow(taylor, x, y, problem.ts, **options)
+
+
+def _solved(problem: _Problem, name: str, found: Trajectory) -> Values:
+    """What is kept of a trajectory, over its times."""
+    data = problem.data
+    valid = np.asarray(found.valid)
+    row: Values = {}
+    assert found.test is not None
+    for part, logits, targets in (
+        ("train", found.train, data.y_train),
+        ("test", found.test, data.y_test),
+    ):
+        values, labels = np.asarray(logits), np.argmax(np.asarray(targets), axis=-1)
+        hits = np.mean(np.argmax(values, axis=-1) == labels, axis=-1)
+        row[f"{part}_logits"] = values
+        row[f"{part}_loss"] = np.asarray(_losses(problem.loss, logits, targets))
+        row[f"{part}_accuracy"] = np.where(valid, hits, np.nan)
+    row |= _kernel_rows(problem, name, found)
+    size = metric_norm(
+        eqx.filter(problem.network.model, eqx.is_inexact_array), problem.network.metric
+    )
+    row["parameter_change"] = (
+        np.full(len(valid), np.nan)
+        if found.displacement is None
+        else np.asarray(found.displacement) / float(size)
+    )
+    successful = bool(found.successful)
+    reached = float(found.t_reached) * problem.lambda_max
+    row["breakdown_time"] = np.nan if successful else reached
+    reason = "" if successful else RESULTS[found.result].split(". ")[0].rstrip(".") + "."
+    row["outcome"] = np.asarray(reason, dtype=object)
+    return row
+
+
+def _kernel_rows(problem: _Problem, name: str, found: Trajectory) -> Values:
+    """How the kernel on the training points changes, and its mean over outputs on two of them."""
+    count = len(found.ts)
+    start = _shown_infinite_kernel(problem) if name == INFINITE else problem.kernel
+    if found.kernel is not None:
+        kernels = np.asarray(found.kernel)
+    elif name in (FROZEN, INFINITE):
+        kernels = np.broadcast_to(np.asarray(start), (count, *start.shape))
+    else:
+        return {
+            "kernel_change": np.full(count, np.nan),
+            "two_point_kernel": np.full((count, 2, 2), np.nan),
+        }
+    change = np.linalg.norm((kernels - np.asarray(start)).reshape(count, -1), axis=1)
+    # The first two points that are shown are of different classes.
+    pair = np.einsum("tiaja->tij", kernels[:, :2, :, :2]) / start.shape[1]
+    return {
+        "kernel_change": change / float(np.linalg.norm(np.asarray(start).ravel())),
+        "two_point_kernel": pair / problem.lambda_max,
+    }
+
+
+def shown_points(config: StudyConfig, data: Dataset) -> list[int]:
+    """The training points that kernels are looked at on: the first of each class, the second of
+    each, and so on.
+    """
+    labels = np.asarray(data.labels_train)
+    rank = np.zeros(len(labels), int)
+    for label in range(len(data.classes)):
+        rank[labels == label] = np.arange(np.sum(labels == label))
+    order = np.lexsort((labels, rank))
+    return [int(i) for i in order[: config.kernel_points]]
+
+
+def _unsolved(problem: _Problem) -> Values:
+    """The row of a prediction that there is not."""
+    data, count = problem.data, len(problem.ts)
+    row: Values = {}
+    for part, y in (("train", data.y_train), ("test", data.y_test)):
+        row[f"{part}_logits"] = np.full((count, *y.shape), np.nan)
+        row[f"{part}_loss"] = np.full(count, np.nan)
+        row[f"{part}_accuracy"] = np.full(count, np.nan)
+    return row | {
+        "kernel_change": np.full(count, np.nan),
+        "two_point_kernel": np.full((count, 2, 2), np.nan),
+        "parameter_change": np.full(count, np.nan),
+        "breakdown_time": np.nan,
+        "outcome": np.asarray("There is no kernel of infinite width.", dtype=object),
+    }
+
+
+@eqx.filter_jit
+def _losses(
+    loss: LossFunction, f: Float[Array, "t n k"], y: Float[Array, "n k"]
+) -> Float[Array, " t"]:
+    return jax.vmap(lambda outputs: mean_loss(loss, outputs, y))(f)

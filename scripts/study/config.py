@@ -1,125 +1,288 @@
-"""What a study is: every choice, typed, checked before any work."""
+"""What a study is: every choice, typed, checked before any work and before JAX is imported."""
 
+import dataclasses
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
+from scripts import fields
 
-from scripts.run_folder import check_name
-from scripts.runtime import Precision
-from solvers import CrossEntropy, Loss, MeanSquaredError
-from solvers.comparison import NETWORK, Prediction
-from zoo import ACTIVATIONS, checks, DATASETS, PARAMETERIZATIONS
+Architecture = Literal["MLP", "CNN", "WideResNet"]
+ARCHITECTURES: tuple[Architecture, ...] = ("MLP", "CNN", "WideResNet")
+DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10")
+ACTIVATIONS = (
+    "relu",
+    "leaky_relu",
+    "abs",
+    "erf",
+    "tanh",
+    "gelu",
+    "sigmoid",
+    "silu",
+    "elu",
+    "softplus",
+    "sin",
+    "cos",
+    "identity",
+)
+PARAMETERIZATIONS = ("NTK", "STANDARD", "MEAN_FIELD", "MUP")
+LOSSES = ("cross_entropy", "mean_squared_error")
+Measure = Literal["kappa", "hessian_norm", "rates"]
+MEASURES: tuple[Measure, ...] = ("kappa", "hessian_norm", "rates")
+NETWORK = "network"
+FROZEN, INFINITE = "frozen NTK", "infinite NTK"
 
-LOSSES: dict[str, Loss] = {
-    "cross_entropy": CrossEntropy(),
-    "mean_squared_error": MeanSquaredError(),
-}
+_NOT_OF_RESULTS = ("name", "out", "devices", "budget_minutes", "budget_gib")
+"""Fields that do not change what a study finds."""
 
-PREDICTIONS: dict[str, Prediction] = {
-    "frozen NTK": "order 2",
-    "O_3 hierarchy": "order 3",
-    "O_4 hierarchy": "order 4",
-    "Taylor 2": "Taylor 2",
-}
-"""What a study calls the predictions of `solvers.compare_predictions`."""
-
-_TIMES = tuple(round(float(t), 4) for t in np.geomspace(0.1, 20, 24))
+_TIMES = (
+    *(0.1, 0.14, 0.2, 0.28, 0.4, 0.56, 0.75, 1.0, 1.4, 2.0),
+    *(2.8, 4.0, 5.6, 7.5, 10.0, 14.0, 20.0),
+)
 
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """Trains real networks and predicts their test outputs, over widths and parameterizations.
+    """Trains real networks and predicts them: over architectures, parameterizations, widths, seeds.
 
     Times are in units of 1/lambda_max: the largest eigenvalue of the initial tangent kernel of the
     training points divided by their number, the rate at which squared loss learns its fastest mode.
     """
 
     name: str | None = None
-    """Name of the run, and of its folder under `out` (default: data set and time of day)."""
+    """Name of the run, and of its folder under `out` (default: data set and a digest of the
+    choices, so that the same study goes on in the same folder)."""
     out: Path = Path("runs")
     """Where runs are kept."""
     dataset: str = "digits"
-    """Data set: a name that `zoo.load` knows, or a .npz file."""
+    """Data set: digits, mnist, fashion-mnist, cifar10, or a .npz file."""
     root: Path | None = None
     """Folder of the data set's files (digits need none)."""
     classes: tuple[int, ...] = (0, 1, 2)
     """Labels to keep."""
-    n_train: int = 24
+    n_train: int = 12
     """Number of training images, spread over the classes."""
-    n_test: int = 24
+    n_test: int = 12
     """Number of test images, spread over the classes."""
     data_seed: int = 0
     """Seed of the split of the data."""
-    widths: tuple[int, ...] = (64, 160, 400, 1024)
-    """Widths of the hidden layers."""
-    depth: int = 2
-    """Number of hidden layers."""
-    activation: str = "tanh"
-    """Activation; smooth, for the corrections to be defined."""
+    architectures: tuple[Architecture, ...] = ARCHITECTURES
+    """Architectures to compare."""
+    depths: tuple[int, ...] = (2,)
+    """Numbers of hidden layers of MLP and CNN."""
+    resnet_depths: tuple[int, ...] = (10,)
+    """Depths of WideResNet, 6 n + 4."""
+    widths: tuple[int, ...] = (32, 64, 128, 256)
+    """Widths of the hidden layers of MLP."""
+    channels: tuple[int, ...] = (4, 8, 16, 32)
+    """Widths of CNN: channels of its layers."""
+    base_channels: tuple[int, ...] = (4, 6, 8, 12)
+    """Widths of WideResNet: channels of its first group."""
+    cnn_readout: Literal["flatten", "mean"] = "flatten"
+    """How CNN goes from an image to a vector."""
+    resnet_norm: Literal["none", "layer", "group"] = "none"
+    """Normalization in WideResNet."""
+    activations: tuple[str, ...] = ("tanh",)
+    """Activations; smooth ones, for the corrections to be defined."""
     weight_std: float = 2**0.5
     """sigma_w of every layer."""
+    bias_std: float = 0.0
+    """sigma_b of every layer; 0 leaves biases out."""
     parameterizations: tuple[str, ...] = ("NTK", "STANDARD")
     """Parameterizations to compare, each at its own learning rates (`zoo.learning_rates`)."""
-    seeds: tuple[int, ...] = (0, 1)
+    seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the initial parameters."""
-    loss: str = "cross_entropy"
-    """Loss: cross_entropy or mean_squared_error."""
-    predictions: tuple[str, ...] = tuple(PREDICTIONS)
-    """Predictions of the network: the hierarchy of orders 2 (the frozen NTK) to 4, Taylor model."""
+    losses: tuple[str, ...] = ("cross_entropy",)
+    """Losses: cross_entropy, mean_squared_error."""
+    orders: tuple[int, ...] = (2, 3, 4)
+    """Orders of the kernel hierarchy to predict with; 2 is the frozen NTK."""
+    taylor_orders: tuple[int, ...] = (1, 2, 3)
+    """Orders of the Taylor models to predict with."""
+    infinite_width: bool = True
+    """Whether to predict with the kernel of infinite width too, where there is one."""
+    measures: tuple[Measure, ...] = MEASURES
+    """What to measure of curvature at the start: kappa, Hessian norms, and the rates at which O_3
+    and O_4 move the kernel."""
+    predicted_kernels: bool = True
+    """Whether orders 3 and 4 show the kernel that they predict."""
+    kernel_points: int = 64
+    """The most training points that spectra, kernels and curvature are looked at on."""
     times: tuple[float, ...] = _TIMES
     """Times to compare at, in units of 1/lambda_max."""
     reference_time: float = 1.0
-    """The time that the table and the width plot are drawn at, in units of 1/lambda_max."""
-    method: Literal["matrix_free", "dense"] = "matrix_free"
-    """How the hierarchy is solved; both give the same numbers."""
+    """The time that tables and width plots are made at, in units of 1/lambda_max."""
+    tolerance: float = 0.1
+    """The relative error up to which a prediction counts as good."""
     rtol: float = 1e-7
     """Relative tolerance of every flow."""
     atol: float = 1e-10
     """Absolute tolerance of every flow."""
-    precision: Precision = "float64"
+    precision: Literal["float32", "float64"] = "float64"
     """Floating-point type of everything."""
+    devices: int | None = None
+    """The most devices to spread networks over (default: all; of a CPU, its cores)."""
+    fast_compilation: bool = False
+    """Compile in about half the time what then takes twice as long (CPU, from the command line):
+    for small studies, which are compilation mostly."""
+    budget_minutes: float | None = None
+    """Refuse a study that is estimated to take longer."""
+    budget_gib: float | None = None
+    """Refuse a study that is estimated to take more memory (default: that of this machine)."""
 
     def check(self) -> None:
         """**Raises:** `ValueError` that names the field, what came and what was expected."""
-        for field in ("classes", "widths", "parameterizations", "seeds", "predictions", "times"):
-            checks.distinct(field, getattr(self, field))
-        for width in self.widths:
-            checks.integer("widths", width)
-        for field in ("depth", "n_train", "n_test"):
-            checks.integer(field, getattr(self, field))
+        for field in ("classes", "architectures", "depths", "resnet_depths", "widths", "channels"):
+            fields.distinct(field, getattr(self, field))
+        for field in ("base_channels", "activations", "parameterizations", "seeds", "losses"):
+            fields.distinct(field, getattr(self, field))
+        for field in ("orders", "taylor_orders", "measures"):
+            fields.distinct(field, getattr(self, field), empty=True)
+        fields.distinct("times", self.times)
+        for field in ("depths", "resnet_depths", "widths", "channels", "base_channels"):
+            for value in getattr(self, field):
+                fields.integer(field, value)
+        for field in ("n_train", "n_test", "kernel_points"):
+            fields.integer(field, getattr(self, field))
+        for label in self.classes:
+            fields.integer("classes", label, least=0)
         for seed in self.seeds:
-            checks.integer("seeds", seed, least=0)
-        checks.integer("data_seed", self.data_seed, least=0)
-        if not self.dataset.endswith(".npz"):
-            checks.choice("dataset", self.dataset, DATASETS)
-        for parameterization in self.parameterizations:
-            checks.choice("parameterizations", parameterization, PARAMETERIZATIONS)
-        for prediction in self.predictions:
-            checks.choice("predictions", prediction, PREDICTIONS)
-        checks.choice("activation", self.activation, ACTIVATIONS)
-        checks.choice("loss", self.loss, LOSSES)
-        checks.choice("method", self.method, ("matrix_free", "dense"))
-        checks.choice("precision", self.precision, ("float32", "float64"))
-        for field in ("weight_std", "rtol", "atol", "reference_time"):
-            checks.nonnegative_number(field, getattr(self, field), strictly=True)
+            fields.integer("seeds", seed, least=0)
+        fields.integer("data_seed", self.data_seed, least=0)
+        for depth in self.resnet_depths:
+            if depth < 10 or depth % 6 != 4:
+                raise ValueError(
+                    f"`resnet_depths` is {depth}, expected 6 n + 4: 10, 16, 22, 28, ..."
+                )
+        if not isinstance(self.dataset, str) or not self.dataset.endswith(".npz"):
+            fields.choice("dataset", self.dataset, DATASETS)
+        for field, choices in (
+            ("architectures", ARCHITECTURES),
+            ("parameterizations", PARAMETERIZATIONS),
+            ("activations", ACTIVATIONS),
+            ("losses", LOSSES),
+            ("orders", (2, 3, 4)),
+            ("taylor_orders", (1, 2, 3)),
+            ("measures", MEASURES),
+        ):
+            for value in getattr(self, field):
+                fields.choice(field, value, choices)
+        fields.choice("cnn_readout", self.cnn_readout, ("flatten", "mean"))
+        fields.choice("resnet_norm", self.resnet_norm, ("none", "layer", "group"))
+        fields.choice("precision", self.precision, ("float32", "float64"))
+        for field in ("infinite_width", "predicted_kernels", "fast_compilation"):
+            fields.choice(field, getattr(self, field), (True, False))
+        for field in ("weight_std", "rtol", "atol", "reference_time", "tolerance"):
+            fields.number(field, getattr(self, field), positive=True)
+        fields.number("bias_std", self.bias_std)
         for time in self.times:
-            checks.nonnegative_number("times", time)
-        if list(self.times) != sorted(self.times):
-            raise ValueError(f"`times` is {self.times!r}, expected increasing times.")
+            fields.number("times", time)
+        fields.increasing("times", self.times)
+        if self.devices is not None:
+            fields.integer("devices", self.devices)
+        for field in ("budget_minutes", "budget_gib"):
+            if getattr(self, field) is not None:
+                fields.number(field, getattr(self, field), positive=True)
         if len(self.classes) < 2:
             raise ValueError(
                 f"`classes` is {self.classes!r}, expected at least two labels to tell apart."
             )
-        check_name(self.name)
+        if len(self.solves) == 1:
+            raise ValueError(
+                "`orders` and `taylor_orders` are empty and `infinite_width` is False, expected at "
+                "least one prediction."
+            )
+        if self.name is not None and (not self.name or Path(self.name).name != self.name):
+            raise ValueError(f"`name` is {self.name!r}, expected the name of a folder, not a path.")
 
     @property
     def solves(self) -> tuple[str, ...]:
         """The network, then its predictions."""
-        return (NETWORK, *self.predictions)
+        by_order = {2: FROZEN, 3: "order 3", 4: "order 4"}
+        names = [by_order[order] for order in sorted(self.orders)]
+        if self.infinite_width:
+            names.insert(1 if 2 in self.orders else 0, INFINITE)
+        return (NETWORK, *names, *(f"Taylor {order}" for order in sorted(self.taylor_orders)))
 
     @property
     def solved_times(self) -> tuple[float, ...]:
         """`times` with 0 and the reference time among them."""
-        return tuple(sorted({0.0, self.reference_time, *self.times}))
+        return tuple(sorted({0.0, float(self.reference_time), *map(float, self.times)}))
+
+    @property
+    def folder(self) -> Path:
+        """Where this study is kept."""
+        return Path(self.out) / (self.name or self._default_name())
+
+    def widths_of(self, architecture: str) -> tuple[int, ...]:
+        """The widths of "MLP", "CNN" or "WideResNet", increasing."""
+        fields_of = {"MLP": self.widths, "CNN": self.channels, "WideResNet": self.base_channels}
+        return tuple(sorted(fields_of[architecture]))
+
+    def choices(self) -> dict[str, Any]:
+        """The fields as JSON has them."""
+        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+
+    def differences(self, other: dict[str, Any]) -> list[str]:
+        """What is chosen otherwise in `other`, of the fields that change what is found."""
+        missing = object()
+        found = []
+        for field, own in self.choices().items():
+            theirs = other.get(field, missing)
+            if field not in _NOT_OF_RESULTS and theirs != own:
+                shown = "nothing" if theirs is missing else repr(theirs)
+                found.append(f"`{field}`: {shown} there, {own!r} now")
+        return found
+
+    def command(self) -> str:
+        """The command that runs this study again."""
+        default = StudyConfig().choices()
+        words = ["python -m scripts study"]
+        for field, value in self.choices().items():
+            if field in _NOT_OF_RESULTS[1:] or value == default[field]:
+                continue
+            flag = field.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{flag}" if value else f"--no-{flag}")
+                continue
+            values = value if isinstance(value, list) else [value]
+            words.append(" ".join([f"--{flag}", *map(str, values)]))
+        return " ".join(words)
+
+    def _default_name(self) -> str:
+        choices = {k: v for k, v in self.choices().items() if k not in _NOT_OF_RESULTS}
+        digest = hashlib.sha256(json.dumps(choices, sort_keys=True).encode()).hexdigest()
+        return f"{Path(self.dataset).stem}-{digest[:8]}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+PRESETS: dict[str, StudyConfig] = {
+    "quick": StudyConfig(
+        widths=(32, 128),
+        channels=(4, 16),
+        base_channels=(4, 8),
+        seeds=(0, 1),
+        taylor_orders=(),
+        measures=("rates",),
+        fast_compilation=True,
+        predicted_kernels=False,
+    ),
+    "default": StudyConfig(),
+    "paper": StudyConfig(
+        n_train=48,
+        n_test=96,
+        widths=(32, 64, 128, 256, 512, 1024),
+        channels=(8, 16, 32, 64, 128),
+        base_channels=(4, 8, 16, 32, 64),
+        activations=("tanh", "gelu"),
+        losses=("cross_entropy", "mean_squared_error"),
+        seeds=tuple(range(10)),
+    ),
+}
+"""Studies with a name: minutes, the better part of an hour, and a weekend on two cores."""

@@ -1,125 +1,182 @@
 """A study's results: one labelled data set, on disk after every cell, whole or not at all."""
 
-import os
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from scripts.study.cell import Cell, CellResult
-from scripts.study.config import LOSSES, StudyConfig
-from solvers import RESULTS
-from solvers.comparison import NETWORK
-from solvers.losses import mean_loss
+from scripts.run_folder import write_whole
+from scripts.study.config import NETWORK, StudyConfig
+from scripts.study.networks import families
 from zoo import Dataset
 
 FILE = "results.nc"
 
-GAINS = (("frozen NTK", "O_3 hierarchy"), ("O_3 hierarchy", "O_4 hierarchy"))
-"""What each order of the hierarchy is compared with: the one below."""
+CELL = ("architecture", "activation", "loss", "parameterization", "width", "seed")
+"""The axes that cells are told apart by."""
+
+_LIMIT = ("architecture", "activation", "parameterization")
+_ENSEMBLE = ("architecture", "activation", "loss", "parameterization")
+
+# name: (axes beside those of the cell, what it is, its unit)
+_PER_CELL: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "lambda_max": ((), "largest eigenvalue of the initial tangent kernel / n_train", "1 / time"),
+    "spectrum": (("mode",), "eigenvalues of the initial tangent kernel / n_train", "1 / time"),
+    "limit_distance": ((), "|Theta - Theta_inf|_F / |Theta_inf|_F at the start", "1"),
+    "limit_angle": ((), "1 - cosine of Theta and Theta_inf at the start", "1"),
+    "kappa": ((), "inverse relative scale |y - f| |D^2 f| / |D f|^2 at the start", "1"),
+    "hessian_norm": (
+        (),
+        "largest Hessian norm of an output of a training point at the start / lambda_max",
+        "1 / logit",
+    ),
+    "o3_size": ((), "|O_3 g|_F / (lambda_max |Theta|_F) at the start", "1"),
+    "o4_size": ((), "|O_4 g g|_F / (lambda_max^2 |Theta|_F) at the start", "1"),
+    "train_logits": (("solve", "time", "train_point", "output"), "training logits", "logit"),
+    "test_logits": (("solve", "time", "test_point", "output"), "test logits", "logit"),
+    "train_loss": (("solve", "time"), "training loss", "loss"),
+    "test_loss": (("solve", "time"), "test loss", "loss"),
+    "train_accuracy": (("solve", "time"), "training accuracy", "1"),
+    "test_accuracy": (("solve", "time"), "test accuracy", "1"),
+    "train_rmse": (("solve", "time"), "RMSE of training logits against the network's", "logit"),
+    "test_rmse": (("solve", "time"), "RMSE of test logits against the network's", "logit"),
+    "kernel_change": (("solve", "time"), "|Theta_t - Theta_0|_F / |Theta_0|_F", "1"),
+    "parameter_change": (("solve", "time"), "|theta_t - theta_0| / |theta_0|", "1"),
+    "two_point_kernel": (
+        ("solve", "time", "row", "column"),
+        "tangent kernel of two training points, mean over outputs",
+        "lambda_max",
+    ),
+    "breakdown_time": (("solve",), "time at which a solve stopped early", "1 / lambda_max"),
+}
+_OF_LIMITS: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "limit_spectrum": (
+        (*_LIMIT, "mode"),
+        "eigenvalues of the infinite-width tangent kernel / (n_train lambda_max)",
+        "1",
+    ),
+    "limit_two_point_kernel": (
+        (*_LIMIT, "row", "column"),
+        "infinite-width tangent kernel of two training points",
+        "lambda_max",
+    ),
+    "limit_mean": (
+        (*_ENSEMBLE, "time", "test_point", "output"),
+        "mean test logits of infinitely wide networks",
+        "logit",
+    ),
+    "limit_std": (
+        (*_ENSEMBLE, "time", "test_point", "output"),
+        "standard deviation of the test logits of infinitely wide networks",
+        "logit",
+    ),
+    "limit_loss_mean": (
+        (*_ENSEMBLE, "time"),
+        "mean training loss of infinitely wide networks",
+        "loss",
+    ),
+    "limit_loss_std": (
+        (*_ENSEMBLE, "time"),
+        "standard deviation of the training loss of infinitely wide networks",
+        "loss",
+    ),
+}
 
 
 def empty(config: StudyConfig, data: Dataset) -> xr.Dataset:
     """The data set of a study before its first cell: labelled, and NaN throughout."""
+    own = families(config)
+    n, k = data.y_train.shape
     coords = {
+        "architecture": list(dict.fromkeys(family.label for family in own)),
+        "activation": list(config.activations),
+        "loss": list(config.losses),
         "parameterization": list(config.parameterizations),
-        "width": sorted(config.widths),
+        "width": sorted({w for family in own for w in config.widths_of(family.kind)}),
         "seed": list(config.seeds),
         "solve": list(config.solves),
         "time": list(config.solved_times),
-        "test_point": np.arange(data.x_test.shape[0]),
+        "train_point": np.arange(n),
+        "test_point": np.arange(len(data.x_test)),
         "output": list(data.classes),
+        "mode": np.arange(min(n, config.kernel_points) * k),
+        "row": [0, 1],
+        "column": [0, 1],
     }
     sizes = {name: len(values) for name, values in coords.items()}
-    per_cell = ("parameterization", "width", "seed")
 
-    def blank(*dims: str, fill: Any = np.nan, **attrs: str) -> xr.Variable:
-        dims = (*per_cell, *dims)
+    def blank(dims: tuple[str, ...], fill: Any, **attrs: str) -> xr.Variable:
         return xr.Variable(dims, np.full([sizes[d] for d in dims], fill), attrs)
 
-    dataset = xr.Dataset(
-        {
-            "test_logits": blank("solve", "time", "test_point", "output", long_name="test logits"),
-            "train_loss": blank("solve", "time", long_name="training loss"),
-            "test_accuracy": blank("solve", "time", long_name="test accuracy", units="1"),
-            "test_rmse": blank(
-                "solve", "time", long_name="RMSE of the test logits against the network's"
-            ),
-            "lambda_max": blank(
-                long_name="largest eigenvalue of the initial tangent kernel / n_train"
-            ),
-            "outcome": blank(
-                "solve", fill="", long_name="why a solve stopped early; empty where it did not"
-            ).astype(object),
-            "finished": blank(fill=False, long_name="whether the cell was computed"),
-        },
-        coords=coords,
-        attrs={"title": f"finite-width study on {config.dataset}", "network": NETWORK},
-    )
-    dataset["time"].attrs = {
-        "long_name": "time of gradient flow",
-        "units": "1 / lambda_max",
+    tables = {name: ((*CELL, *dims), *rest) for name, (dims, *rest) in _PER_CELL.items()}
+    variables = {
+        name: blank(dims, np.nan, long_name=what, units=unit)
+        for name, (dims, what, unit) in (tables | _OF_LIMITS).items()
     }
+    variables["outcome"] = blank(
+        (*CELL, "solve"), "", long_name="why a solve stopped early; empty where it did not"
+    ).astype(object)
+    for name, what in (("planned", "is part of the study"), ("finished", "was computed")):
+        variables[name] = blank(CELL, False, long_name=f"whether the cell {what}")
+    for part, labels in (("train", data.labels_train), ("test", data.labels_test)):
+        classes = np.asarray(data.classes)[np.asarray(labels)]
+        variables[f"{part}_label"] = xr.Variable((f"{part}_point",), classes)
+    attrs = {
+        "title": f"finite-width study of {config.dataset}",
+        "network": NETWORK,
+        "config": json.dumps(config.choices()),
+        "command": config.command(),
+        "provenance": "[]",
+    }
+    dataset = xr.Dataset(variables, coords=coords, attrs=attrs)
+    dataset["time"].attrs = {"long_name": "time of gradient flow", "units": "1 / lambda_max"}
+    for family in own:
+        at = {"architecture": family.label, "width": list(config.widths_of(family.kind))}
+        dataset["planned"].loc[at] = True
     return dataset
 
 
-def enter(
-    dataset: xr.Dataset, config: StudyConfig, data: Dataset, cell: Cell, result: CellResult
-) -> None:
-    """Enters the result of one cell, in place."""
-    here = {
-        "parameterization": cell.parameterization,
-        "width": cell.width,
-        "seed": cell.seed,
-    }
-    loss, labels = LOSSES[config.loss], np.asarray(data.labels_test)
-    dataset["lambda_max"].loc[here] = result.lambda_max
-    network = np.asarray(result.trajectories[NETWORK].test)
-    for name, trajectory in result.trajectories.items():
-        at = {**here, "solve": name}
-        logits = np.asarray(trajectory.test)
-        valid = np.asarray(trajectory.valid)
-        dataset["test_logits"].loc[at] = logits
-        dataset["train_loss"].loc[at] = [
-            float(mean_loss(loss, f, data.y_train)) for f in trajectory.train
-        ]
-        accuracy = np.mean(np.argmax(logits, axis=-1) == labels, axis=-1)
-        dataset["test_accuracy"].loc[at] = np.where(valid, accuracy, np.nan)
-        dataset["test_rmse"].loc[at] = np.sqrt(np.mean((logits - network) ** 2, axis=(1, 2)))
-        if not bool(trajectory.successful):
-            reason = RESULTS[trajectory.result].split(". ")[0].rstrip(".")
-            reached = float(trajectory.t_reached) * result.lambda_max
-            dataset["outcome"].loc[at] = f"{reason} (at t = {reached:.4g}/lambda_max)."
-    dataset["finished"].loc[here] = True
+def enter(dataset: xr.Dataset, at: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """Enters what was found about the cell `at` these labels, in place; of limits, what all its
+    like share.
+    """
+    for name, value in values.items():
+        dims = dataset[name].dims
+        here = {axis: label for axis, label in at.items() if axis in dims}
+        dataset[name].loc[here] = value
+    dataset["finished"].loc[dict(at)] = True
 
 
 def write(folder: Path, dataset: xr.Dataset) -> None:
-    """Writes `results.nc` so that whoever looks finds the former file or this one, whole."""
-    draft = folder / f".{FILE}.draft"
-    of_fixed_width = dataset["outcome"].astype(str)
-    dataset.assign(outcome=of_fixed_width).to_netcdf(draft, engine="h5netcdf")
-    os.replace(draft, folder / FILE)
+    """Writes `results.nc` so that whoever looks finds the former file or this one, whole.
+
+    **Raises:** `OSError` where there is no room or no permission; the former file is untouched.
+    """
+    of_fixed_width = dataset.assign(outcome=dataset["outcome"].astype(str))
+
+    def save(file: Path) -> None:
+        of_fixed_width.to_netcdf(file, engine="h5netcdf")
+
+    write_whole(folder / FILE, save)
 
 
 def read(folder: Path) -> xr.Dataset:
-    """The results of a run, finished or not."""
-    with xr.open_dataset(folder / FILE, engine="h5netcdf") as dataset:
-        return dataset.load()
+    """The results of a run, finished or not.
 
-
-def completed(dataset: xr.Dataset) -> tuple[int, int]:
-    """How many cells are finished, and of how many."""
-    return int(dataset["finished"].sum()), int(dataset["finished"].size)
-
-
-def median_error(dataset: xr.Dataset) -> xr.DataArray:
-    """Test-logit RMSE of each prediction: median over the seeds where it is valid."""
-    errors = dataset["test_rmse"].where(dataset["finished"])
-    return errors.sel(solve=errors["solve"] != NETWORK).median("seed")
-
-
-def median_gain(dataset: xr.Dataset, worse: str, better: str) -> xr.DataArray:
-    """How many times closer one prediction is than another: the median of each seed's ratio."""
-    errors = dataset["test_rmse"].where(dataset["finished"])
-    return (errors.sel(solve=worse) / errors.sel(solve=better)).median("seed")
+    **Raises:** `FileNotFoundError` where there are none; `ValueError` for a file that is not whole.
+    """
+    file = Path(folder) / FILE
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no {FILE} in {folder}, expected the folder of a study.")
+    try:
+        with xr.open_dataset(file, engine="h5netcdf") as dataset:
+            found = dataset.load()
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(
+            f"{file} cannot be read ({error}), expected the results of a study. It was not written "
+            "by one, or damaged since: move it away, and the same command computes it anew."
+        ) from error
+    return found.assign(outcome=found["outcome"].astype(object))

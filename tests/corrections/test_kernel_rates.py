@@ -32,6 +32,9 @@ def test_they_are_the_stored_kernels_times_the_residual(case):
     second = jnp.einsum("aibjckdl,ck,dl->aibj", o4(model, x, metric=metric), g, g)
     for got, expected in ((found.first, first), (found.second, second)):
         np.testing.assert_allclose(got, expected, atol=1e-10 * float(jnp.abs(expected).max()))
+    pairs = kernel_rates(model, x, g, metric=metric, kernel_pairs=(x[1:], x[:2]))
+    for got, whole in zip(pairs, found, strict=True):
+        np.testing.assert_allclose(got, whole[1:, :, :2], rtol=1e-9, atol=1e-12)
 
 
 def test_the_first_is_how_the_kernel_of_the_network_starts_to_move():

@@ -165,7 +165,7 @@ class InfiniteNetwork(eqx.Module):
 
 
 def limit(
-    model: Any, *, equivalent_to: Parameterization | None = None, rate_power: float = 0.0
+    model: Any, *, equivalent_to: Parameterization | None = None, rate_power: int | float = 0
 ) -> InfiniteNetwork:
     """The limit of infinite width of the very network that `model` is one draw of.
 

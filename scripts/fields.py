@@ -1,0 +1,43 @@
+"""Checks of the fields of a config, without JAX: a wrong one is refused at once."""
+
+import itertools
+import math
+from collections.abc import Collection, Sequence
+from typing import Any
+
+
+def choice(name: str, value: Any, choices: Collection[Any]) -> None:
+    """**Raises:** `ValueError` where `value` is not among the choices."""
+    if value not in choices:
+        listed = ", ".join(repr(one) for one in choices)
+        raise ValueError(f"`{name}` is {value!r}, expected one of {listed}.")
+
+
+def distinct(name: str, values: Any, *, empty: bool = False) -> None:
+    """**Raises:** `ValueError` where `values` is no sequence of different values, or is empty
+    without leave.
+    """
+    fine = isinstance(values, tuple | list) and len(set(values)) == len(values)
+    if not fine or not (values or empty):
+        least = "" if empty else ", at least one"
+        raise ValueError(f"`{name}` is {values!r}, expected different values{least}.")
+
+
+def integer(name: str, value: Any, *, least: int = 1) -> None:
+    """**Raises:** `ValueError` where `value` is no integer, or smaller than `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"`{name}` is {value!r}, expected an integer >= {least}.")
+
+
+def number(name: str, value: Any, *, positive: bool = False) -> None:
+    """**Raises:** `ValueError` where `value` is no finite number >= 0 (> 0 with `positive`)."""
+    fine = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not fine or value < 0 or (positive and value == 0):
+        bound = "> 0" if positive else ">= 0"
+        raise ValueError(f"`{name}` is {value!r}, expected a finite number {bound}.")
+
+
+def increasing(name: str, values: Sequence[float]) -> None:
+    """**Raises:** `ValueError` where the values do not increase."""
+    if any(b <= a for a, b in itertools.pairwise(values)):
+        raise ValueError(f"`{name}` is {values!r}, expected increasing values.")

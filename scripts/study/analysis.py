@@ -1,0 +1,268 @@
+"""The numbers of a study: errors of predictions, gains of an order on the one below, horizons.
+
+Every function takes the results (`scripts.study.results.read`) or the part of them that is one
+group, with dimensions kept by name, and returns labelled arrays. Medians are over the seeds that
+are finished. A prediction that stopped early while the network went on has an infinite error from
+there on: it counts in medians as worse than any number.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from scripts.study.config import FROZEN, NETWORK
+from zoo import ACTIVATIONS
+
+ORDER_3, ORDER_4 = "order 3", "order 4"
+PAIRS = ((FROZEN, ORDER_3), (ORDER_3, ORDER_4))
+"""What each order of the hierarchy is compared with: the one below."""
+GROUPING = ("architecture", "activation", "loss", "parameterization")
+"""The coordinates that a width is compared within."""
+_DERIVATIVES = 3  # that order 4 takes
+
+
+@dataclass(frozen=True)
+class Group:
+    """The finished widths of one architecture, activation, loss and parameterization.
+
+    - `label`: the coordinates in which the study's groups differ, or the architecture.
+    - `data`: its part of the results, over width and seed.
+    """
+
+    label: str
+    data: xr.Dataset
+
+    @property
+    def key(self) -> dict[str, str]:
+        """Its four coordinates."""
+        return {name: str(self.data[name].item()) for name in GROUPING}
+
+    @property
+    def widths(self) -> list[int]:
+        """The widths with a finished cell, increasing."""
+        return [int(width) for width in self.data["width"].values]
+
+    @property
+    def smooth(self) -> bool:
+        """Whether the activation has the derivatives that the orders 3 and 4 take."""
+        activation = ACTIVATIONS.get(self.key["activation"])
+        smoothness = None if activation is None else activation.smoothness
+        return smoothness is not None and smoothness >= _DERIVATIVES
+
+
+@dataclass(frozen=True)
+class Exceptional:
+    """A width at which an order is no closer to the network than the one below."""
+
+    group: Group
+    width: int
+    worse: str
+    better: str
+    gain: float
+    errors: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """A solve that stopped early: where, when (NaN where the time is not known) and why."""
+
+    group: Group
+    width: int
+    seed: int
+    solve: str
+    time: float
+    outcome: str
+
+
+def settings(dataset: xr.Dataset) -> dict[str, Any]:
+    """The choices of the study."""
+    return json.loads(dataset.attrs["config"])
+
+
+def sessions(dataset: xr.Dataset) -> list[dict[str, Any]]:
+    """The computing sessions of the study: versions, devices, wall time."""
+    return json.loads(dataset.attrs.get("provenance", "[]"))
+
+
+def completed(dataset: xr.Dataset) -> tuple[int, int]:
+    """How many cells are finished, and of how many that are planned."""
+    planned = dataset["planned"].astype(bool)
+    return int((dataset["finished"].astype(bool) & planned).sum()), int(planned.sum())
+
+
+def predictions(dataset: xr.Dataset) -> list[str]:
+    """The solves that predict the network."""
+    return [str(name) for name in dataset["solve"].values if name != NETWORK]
+
+
+def pairs(dataset: xr.Dataset) -> list[tuple[str, str]]:
+    """The orders that can be compared, each with the one below."""
+    names = predictions(dataset)
+    return [pair for pair in PAIRS if set(pair) <= set(names)]
+
+
+def groups(dataset: xr.Dataset) -> list[Group]:
+    """The groups with at least one finished cell, in the order of the coordinates."""
+    return list(_groups(dataset))
+
+
+def _groups(dataset: xr.Dataset) -> Iterator[Group]:
+    told_apart = [name for name in GROUPING if dataset.sizes[name] > 1] or ["architecture"]
+    finished = dataset["finished"].astype(bool)
+    for index in np.ndindex(*(dataset.sizes[name] for name in GROUPING)):
+        at = dict(zip(GROUPING, index, strict=True))
+        widths = finished.isel(at).any("seed").values
+        if widths.any():
+            data = dataset.isel({**at, "width": np.flatnonzero(widths)})
+            names = [str(data[name].item()) for name in told_apart]
+            yield Group(", ".join(name.replace("_", " ") for name in names), data)
+
+
+def errors(dataset: xr.Dataset) -> xr.DataArray:
+    """Test-logit RMSE of each prediction, by cell and time.
+
+    Infinite where the prediction stopped while the network went on; NaN where there is nothing to
+    compare.
+    """
+    rmse = dataset["test_rmse"].where(dataset["finished"].astype(bool))
+    stopped = dataset["breakdown_time"].notnull() & rmse.isnull()
+    known = dataset["test_rmse"].sel(solve=NETWORK, drop=True).notnull()
+    found = rmse.where(~(stopped & known), np.inf)
+    return found.sel(solve=predictions(dataset))
+
+
+def median_error(dataset: xr.Dataset) -> xr.DataArray:
+    """`errors`, the median over seeds."""
+    return errors(dataset).median("seed")
+
+
+def displacement(dataset: xr.Dataset) -> xr.DataArray:
+    """RMS over test points and outputs of how far the network's logits went, by cell.
+
+    From t = 0 to the last time that the network reached.
+    """
+    logits = dataset["test_logits"].sel(solve=NETWORK, drop=True)
+    moved = logits - logits.isel(time=0, drop=True)
+    size = (moved**2).mean(["test_point", "output"], skipna=False) ** 0.5
+    return _last_known(size.where(dataset["finished"].astype(bool)))
+
+
+def relative_error(dataset: xr.Dataset) -> xr.DataArray:
+    """`errors` over `displacement`: without units, comparable between architectures."""
+    return errors(dataset) / displacement(dataset)
+
+
+def gain(dataset: xr.Dataset, worse: str, better: str) -> xr.DataArray:
+    """How many times closer to the network one prediction is than another.
+
+    The median over seeds of each seed's ratio of errors; 0 where the better one stopped, infinite
+    where the worse one did, 1 where both did.
+    """
+    found = errors(dataset)
+    above, below = found.sel(solve=worse, drop=True), found.sel(solve=better, drop=True)
+    ratio = (above / below).where(~(np.isinf(above) & np.isinf(below)), 1.0)
+    return ratio.median("seed")
+
+
+def reference_gains(dataset: xr.Dataset) -> xr.DataArray:
+    """`gain` of each of `pairs` at the reference time, over "comparison" ("better / worse")."""
+    at = settings(dataset)["reference_time"]
+    compared = pairs(dataset)
+    names = [f"{better} / {worse}" for worse, better in compared]
+    found = [gain(dataset, *pair).sel(time=at, drop=True) for pair in compared]
+    return xr.concat(found, xr.DataArray(names, dims="comparison", name="comparison"))
+
+
+def exceptions(dataset: xr.Dataset) -> list[Exceptional]:
+    """Where order 3 does not beat the frozen NTK, or order 4 order 3, at the reference time.
+
+    Medians over seeds; activations that are not smooth are among them (`Group.smooth` tells).
+    """
+    at = settings(dataset)["reference_time"]
+    found = []
+    for group in groups(dataset):
+        error = median_error(group.data).sel(time=at)
+        for worse, better in pairs(dataset):
+            gains = gain(group.data, worse, better).sel(time=at)
+            for width in group.widths:
+                value = float(gains.sel(width=width))
+                if value <= 1:
+                    both = error.sel(width=width, solve=[worse, better]).values
+                    pair = (float(both[0]), float(both[1]))
+                    found.append(Exceptional(group, width, worse, better, value, pair))
+    return found
+
+
+def horizons(dataset: xr.Dataset) -> xr.DataArray:
+    """The time up to which a prediction's error stays below a tolerance, by cell and prediction.
+
+    The tolerance is `tolerance` of the settings times `displacement`: a tenth, say, of how far
+    training moved the network's logits. Between two times the error is taken to be a power of the
+    time. Infinite where the error stays below to the last time, the time of the breakdown where a
+    prediction that was still good stopped, NaN where there is nothing to compare.
+    """
+    tolerated = settings(dataset)["tolerance"] * displacement(dataset)
+    stopped = dataset["breakdown_time"].sel(solve=predictions(dataset))
+    return xr.apply_ufunc(
+        _horizon,
+        errors(dataset),
+        tolerated,
+        stopped,
+        dataset["time"],
+        input_core_dims=[["time"], [], [], ["time"]],
+        vectorize=True,
+        output_dtypes=[float],
+    )
+
+
+def breakdowns(dataset: xr.Dataset) -> list[Breakdown]:
+    """The solves that stopped early in a finished cell, the network's among them."""
+    found = []
+    for group in groups(dataset):
+        data = group.data
+        finished = data["finished"].astype(bool).values
+        outcomes = data["outcome"].transpose("width", "seed", "solve").values
+        times = data["breakdown_time"].transpose("width", "seed", "solve").values
+        for w, s, k in np.ndindex(*outcomes.shape):
+            if finished[w, s] and (str(outcomes[w, s, k]) or np.isfinite(times[w, s, k])):
+                found.append(
+                    Breakdown(
+                        group,
+                        width=int(data["width"][w]),
+                        seed=int(data["seed"][s]),
+                        solve=str(data["solve"][k].item()),
+                        time=float(times[w, s, k]),
+                        outcome=str(outcomes[w, s, k]),
+                    )
+                )
+    return found
+
+
+def _last_known(values: xr.DataArray) -> xr.DataArray:
+    """The value at the last time that is not NaN; NaN where there is none."""
+    position = xr.DataArray(np.arange(values.sizes["time"]), dims="time")
+    last = xr.where(values.notnull(), position, 0).max("time")
+    return values.isel(time=last.astype(int)).drop_vars("time")
+
+
+def _horizon(error: np.ndarray, tolerated: float, stopped: float, times: np.ndarray) -> float:
+    """The first time at which `error` (over `times`) exceeds `tolerated`."""
+    if not tolerated > 0 or np.isnan(error).all():
+        return np.nan
+    beyond = np.flatnonzero(error > tolerated)
+    if not beyond.size:
+        unknown = np.flatnonzero(np.isnan(error))
+        return float(times[unknown[0] - 1]) if unknown.size and unknown[0] else np.inf
+    i = int(beyond[0])
+    if i == 0:
+        return 0.0
+    if np.isinf(error[i]):
+        return float(stopped)
+    t0, t1, e0, e1 = times[i - 1], times[i], error[i - 1], error[i]
+    if t0 > 0 and e0 > 0:
+        return float(t0 * (t1 / t0) ** (np.log(tolerated / e0) / np.log(e1 / e0)))
+    return float(t0 + (t1 - t0) * (tolerated - e0) / (e1 - e0))

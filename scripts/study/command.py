@@ -1,0 +1,74 @@
+"""The arguments of `python -m scripts study`: a preset, a file, and fields on top of them."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from scripts.study import plan
+from scripts.study.config import StudyConfig
+from scripts.study.config_file import from_file, preset
+
+
+@dataclass(frozen=True)
+class StudyCommand:
+    """Trains real networks, predicts them, and reports where the predictions hold.
+
+    Choices come from a preset, then from a file, then from the command line. The same command on
+    the same choices goes on where it was stopped.
+    """
+
+    config: tyro.conf.OmitArgPrefixes[StudyConfig]
+    preset: Literal["quick", "default", "paper"] = "default"
+    """The study to start from."""
+    file: Path | None = None
+    """TOML or YAML with fields of the study (and `preset`)."""
+    dry_run: bool = False
+    """Print what the study would compute, its estimated time and memory, and stop."""
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A study that was asked for.
+
+    - `config`: checked, its budget too but for a dry run.
+    - `is_dry_run`: whether only its plan is wanted.
+    """
+
+    config: StudyConfig
+    is_dry_run: bool
+
+    def dry_run(self) -> None:
+        """Prints the cells of the study with what each is estimated to take."""
+        from rich.console import Console
+
+        Console().print(plan.table(self.config))
+
+
+def parse(arguments: Sequence[str]) -> Parsed:
+    """The study that the arguments ask for.
+
+    **Raises:** `ValueError` for a preset, a file, a field or a budget that makes no sense;
+    `SystemExit` where tyro has said what is wrong.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--preset", default="default")
+    early.add_argument("--file", type=Path)
+    first, _ = early.parse_known_args(arguments)
+    base = preset(first.preset)
+    if first.file is not None:
+        base = from_file(first.file, base)
+    command = tyro.cli(
+        StudyCommand,
+        args=arguments,
+        prog="finite-width study",
+        default=StudyCommand(config=base),
+    )
+    command.config.check()
+    if not command.dry_run:
+        found = plan.estimates(command.config, plan.image_of(command.config.dataset))
+        plan.check_budget(command.config, found, plan.device_count(command.config))
+    return Parsed(command.config, command.dry_run)

@@ -1,0 +1,152 @@
+"""The report as one HTML page that needs nothing but itself."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import xarray as xr
+from jinja2 import Environment, StrictUndefined
+from markupsafe import escape, Markup
+from matplotlib.figure import Figure
+
+from scripts.study import figures, panels
+from scripts.study.analysis import completed, groups, sessions, settings
+from scripts.study.answer import answers, QUESTION
+from scripts.study.figures import PICTURES
+from scripts.study.svg import inline, swatch
+from scripts.study.tables import Table
+
+TEMPLATE = "report.html.jinja"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A figure of the page: its panels and what their colours stand for."""
+
+    title: str
+    look_for: str
+    panels: list[Markup]
+    keys: list[tuple[Markup, str]]
+
+
+def page(
+    runs: Mapping[str, xr.Dataset],
+    papers: Mapping[str, Mapping[str, Figure]],
+    tables: Mapping[str, Sequence[Table]],
+    comparison: Sequence[Table],
+    rebuild: str,
+) -> str:
+    """The text of `report.html`.
+
+    **Arguments:**
+
+    - `runs`: the results by name.
+    - `papers`: of each run, the figures for paper by stem, whose limits the panels share.
+    - `tables`: of each run.
+    - `comparison`: tables of the runs side by side.
+    - `rebuild`: the command that builds the report again.
+    """
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["typeset"] = typeset
+    source = files("scripts.study").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    parts = [
+        _part(f"run{i}", name, dataset, papers[name], tables[name])
+        for i, (name, dataset) in enumerate(runs.items())
+    ]
+    return environment.from_string(source).render(
+        title=" and ".join(runs),
+        question=QUESTION,
+        runs=parts,
+        comparison=comparison,
+        rebuild=rebuild,
+    )
+
+
+def typeset(text: object) -> Markup:
+    """Escaped text with powers, indices and minus signs as they are printed."""
+    said = str(escape(text))
+    said = re.sub(r"(?<![\w.&#])-(?=\d)", "\N{MINUS SIGN}", said)
+    said = re.sub(r"(\d)e(-|\+)?(\d+)\b", _power, said)
+    said = re.sub(r"width\^(\N{MINUS SIGN}?-?[\d.]*\d)", _raised, said)
+    said = said.replace("lambda_max", "λ<sub>max</sub>")
+    return Markup(re.sub(r"\b([OΘ])_([34])\b", r"\1<sub>\2</sub>", said))
+
+
+def _power(found: re.Match[str]) -> str:
+    sign = "\N{MINUS SIGN}" if found[2] == "-" else ""
+    return f"{found[1]}·10<sup>{sign}{found[3]}</sup>"
+
+
+def _raised(found: re.Match[str]) -> str:
+    return "width<sup>" + found[1].replace("-", "\N{MINUS SIGN}") + "</sup>"
+
+
+def _part(
+    prefix: str,
+    name: str,
+    dataset: xr.Dataset,
+    papers: Mapping[str, Figure],
+    tables: Sequence[Table],
+) -> dict[str, Any]:
+    done, planned = completed(dataset)
+    return {
+        "id": prefix,
+        "name": name,
+        "title": dataset.attrs.get("title", name),
+        "done": done,
+        "planned": planned,
+        "answers": answers(dataset),
+        "columns": figures.columns_of(dataset),
+        "figures": _figures(prefix, dataset, papers),
+        "tables": tables,
+        "command": dataset.attrs.get("command", ""),
+        "settings": [(key, _flat(value)) for key, value in settings(dataset).items()],
+        "sessions": [
+            [(key.replace("_", " "), _flat(value)) for key, value in session.items()]
+            for session in sessions(dataset)
+        ],
+    }
+
+
+def _figures(prefix: str, dataset: xr.Dataset, papers: Mapping[str, Figure]) -> list[Shown]:
+    found = groups(dataset)
+    shown = []
+    for number, picture in enumerate(PICTURES):
+        limits = figures.limits(papers[picture.stem], dataset)
+        drawn = [
+            Markup(
+                inline(
+                    figures.single(picture, group, limits[group.label]),
+                    f"{prefix}-{number}-{i}",
+                    str(escape(f"{picture.title}: {group.label}")),
+                )
+            )
+            for i, group in enumerate(found)
+        ]
+        keys = [(Markup(swatch(key)), key.label) for key in picture.keys(dataset)]
+        shown.append(Shown(picture.title, picture.look_for, drawn, keys))
+    drawn = [
+        Markup(
+            inline(
+                figures.ellipses([group]),
+                f"{prefix}-ellipses-{i}",
+                str(escape(f"{figures.ELLIPSES_TITLE}: {group.label}")),
+            )
+        )
+        for i, group in enumerate(found)
+    ]
+    keys = [(Markup(swatch(key)), key.label) for key in panels.ellipse_keys(dataset)]
+    return [*shown, Shown(figures.ELLIPSES_TITLE, figures.ELLIPSES_LOOK_FOR, drawn, keys)]
+
+
+def _flat(value: object) -> str:
+    """A setting or a version as text."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_flat(held)}" for key, held in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_flat(held) for held in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

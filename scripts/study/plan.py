@@ -1,0 +1,274 @@
+"""What a study will take: cells, time and memory, estimated without running anything.
+
+The estimates are those of a CPU with two cores, to a factor of two or three. Times are
+
+    compilation of each program, once a family and width    +    operations / rate
+
+Most of a small study is compilation.
+"""
+
+import itertools
+import os
+from dataclasses import dataclass
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from scripts.study.config import FROZEN, INFINITE, NETWORK, StudyConfig
+
+_COMPILE = {
+    "dense": {"start": 2.0, NETWORK: 1.2, 3: 2.0, 4: 2.5, "Taylor 1": 1.3, "Taylor 2": 2.0},
+    "conv": {"start": 2.5, NETWORK: 1.7, 3: 2.6, 4: 3.2, "Taylor 1": 1.4, "Taylor 2": 2.4},
+}
+"""Seconds a layer."""
+_COMPILE["dense"] |= {"Taylor 3": 2.3, "kappa": 1.6, "hessian_norm": 0.8, "rates": 0.8}
+_COMPILE["conv"] |= {"Taylor 3": 4.2, "kappa": 3.0, "hessian_norm": 1.4, "rates": 1.3}
+_KERNEL_COMPILE = {"dense": 1.0, "conv": 1.5}
+"""The same for each solve that shows its kernel."""
+_FAST = 0.6
+"""Of these with fast compilation."""
+_GRADIENTS = {NETWORK: 1.0, 3: 3.0, 4: 5.5, "Taylor 1": 2.0, "Taylor 2": 4.5, "Taylor 3": 11.0}
+"""Cost of a right-hand side in gradients of the training loss."""
+_VELOCITIES = 350
+"""Right-hand sides of a solve."""
+_RATE = {"float64": 8e9, "float32": 16e9}
+"""Operations a second that a small network sees of two cores."""
+_BASE_GIB = 1.2
+"""Python, JAX and its compiler at work."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the networks of one family and width take together.
+
+    - `label`, `activation`, `width`: of the networks.
+    - `cells`: how many there are.
+    - `compile_s`, `cell_s`: seconds of compilation, and of each network then.
+    - `gib`: memory while one is computed.
+    """
+
+    label: str
+    activation: str
+    width: int
+    cells: int
+    compile_s: float
+    cell_s: float
+    gib: float
+
+    @property
+    def seconds(self) -> float:
+        """Of all of them, on one device."""
+        return self.compile_s + self.cells * self.cell_s
+
+
+def estimates(config: StudyConfig, image: tuple[int, int, int] = (1, 8, 8)) -> list[Estimate]:
+    """An estimate for each family and width.
+
+    **Arguments:**
+
+    - `config`: the study.
+    - `image`: channels, height and width of an example.
+    """
+    cells = len(config.losses) * len(config.seeds) * len(config.parameterizations)
+    found = []
+    for kind in config.architectures:
+        for depth in config.resnet_depths if kind == "WideResNet" else config.depths:
+            for activation in config.activations:
+                for width in config.widths_of(kind):
+                    layers = _layers(kind, depth, width, image, len(config.classes))
+                    found.append(
+                        Estimate(
+                            label=f"{kind}-{depth}",
+                            activation=activation,
+                            width=width,
+                            cells=cells,
+                            compile_s=_compile_seconds(config, layers),
+                            cell_s=_cell_seconds(config, layers),
+                            gib=_gib(config, layers),
+                        )
+                    )
+    return found
+
+
+def image_of(dataset: str) -> tuple[int, int, int]:
+    """Channels, height and width of the examples of a data set by its name."""
+    known = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion-mnist": (1, 28, 28)}
+    return known.get(dataset, (3, 32, 32))
+
+
+def total_minutes(found: list[Estimate], devices: int) -> float:
+    """Of the whole study on so many devices, each of which takes whole groups of networks."""
+    every = [one.seconds for one in found]
+    return max(sum(every) / devices, max(every)) / 60
+
+
+def device_count(config: StudyConfig) -> int:
+    """The devices that the estimates count with: of a CPU, its cores (8 at most)."""
+    return config.devices or min(os.cpu_count() or 1, 8)
+
+
+def peak_gib(found: list[Estimate], devices: int) -> float:
+    """Memory while the largest networks are computed at once, one a device."""
+    largest = sorted((one.gib - _BASE_GIB for one in found), reverse=True)[:devices]
+    return _BASE_GIB + sum(largest)
+
+
+def table(config: StudyConfig) -> RenderableType:
+    """What a study would compute, and what exceeds its budget."""
+    found, devices = estimates(config, image_of(config.dataset)), device_count(config)
+    limit = config.budget_gib if config.budget_gib is not None else machine_gib()
+    rows = Table(box=SIMPLE_HEAD)
+    for name in ("networks", "activation", "width", "cells", "minutes", "GiB", ""):
+        rows.add_column(name, justify="left" if name in ("networks", "activation", "") else "right")
+    for one in found:
+        over = limit is not None and one.gib > limit
+        rows.add_row(
+            one.label,
+            one.activation,
+            str(one.width),
+            str(one.cells),
+            f"{one.seconds / 60:.1f}",
+            f"{one.gib:.2f}",
+            "over budget" if over else "",
+        )
+    minutes = total_minutes(found, devices)
+    cells = sum(one.cells for one in found)
+    of_cells = ", ".join(
+        f"{len(values)} {name}"
+        for name, values in (
+            ("losses", config.losses),
+            ("parameterizations", config.parameterizations),
+            ("seeds", config.seeds),
+        )
+    )
+    said = (
+        f"{cells} cells ({of_cells} for each row), {len(config.solves)} solves each. Estimated: "
+        f"{minutes:.0f} minutes on {devices} devices, {peak_gib(found, devices):.1f} GiB, to a "
+        "factor of two or three; of a CPU with two cores, nothing compiled yet."
+    )
+    if config.budget_minutes is not None and minutes > config.budget_minutes:
+        said += f" This exceeds the budget of {config.budget_minutes:g} minutes."
+    return Group(rows, said, "", "The command:", config.command())
+
+
+def machine_gib() -> float | None:
+    """The memory of this machine, where it says."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def check_budget(config: StudyConfig, found: list[Estimate], devices: int) -> None:
+    """**Raises:** `ValueError` where the study is estimated to exceed its budget; it names the
+    field that makes it so, and what fits.
+    """
+    limit = config.budget_gib if config.budget_gib is not None else machine_gib()
+    said = "`budget_gib` is" if config.budget_gib is not None else "this machine has"
+    field_of = {"MLP": "widths", "CNN": "channels", "WideResNet": "base_channels"}
+    for one in found:
+        if limit is not None and one.gib > limit:
+            field = field_of[one.label.split("-")[0]]
+            fitting = [
+                str(other.width)
+                for other in found
+                if (other.label, other.activation) == (one.label, one.activation)
+                and other.gib <= limit
+            ]
+            fit = f"one of {', '.join(fitting)}, which fit" if fitting else "smaller ones"
+            raise ValueError(
+                f"`{field}` holds {one.width}: {one.label} is estimated to take {one.gib:.1f} GiB "
+                f"then, and {said} {limit:.3g}, expected {fit}."
+            )
+    if config.budget_minutes is None:
+        return
+    minutes = total_minutes(found, devices)
+    if minutes > config.budget_minutes:
+        worst = max(found, key=lambda one: one.seconds)
+        raise ValueError(
+            f"`budget_minutes` is {config.budget_minutes:g}, but the study is estimated to take "
+            f"{minutes:.0f} minutes on {devices} device{'s' * (devices > 1)} (the most: "
+            f"{worst.label} of width {worst.width}, {worst.seconds / 60:.0f}), expected fewer "
+            "widths, seeds, architectures or predictions (`--dry-run` lists what each takes)."
+        )
+
+
+@dataclass(frozen=True)
+class _Layer:
+    kind: str
+    parameters: int
+    positions: int
+    outputs: int
+    """Channels it gives."""
+
+
+def _layers(
+    kind: str, depth: int, width: int, image: tuple[int, int, int], outputs: int
+) -> list[_Layer]:
+    channels, height, across = image
+    if kind == "MLP":
+        sizes = [channels * height * across, *[width] * depth, outputs]
+        pairs = itertools.pairwise(sizes)
+        return [_Layer("dense", a * b, 1, b) for a, b in pairs]
+    positions = height * across
+    if kind == "CNN":
+        sizes = [channels, *[width] * depth]
+        pairs = itertools.pairwise(sizes)
+        convolutions = [_Layer("conv", 9 * a * b, positions, b) for a, b in pairs]
+        return [*convolutions, _Layer("dense", width * positions * outputs, 1, outputs)]
+    found = [_Layer("conv", 9 * channels * width, positions, width)]
+    before = width
+    for group in range(3):
+        after = width * 2**group
+        if group:
+            positions = max(1, positions // 4)
+        for _ in range((depth - 4) // 6):
+            found.append(_Layer("conv", 9 * before * after, positions, after))
+            found.append(_Layer("conv", 9 * after * after, positions, after))
+            if before != after:
+                found.append(_Layer("conv", before * after, positions, after))
+            before = after
+    return [*found, _Layer("dense", before * outputs, 1, outputs)]
+
+
+def _programs(config: StudyConfig) -> list[str | int]:
+    """What is compiled, beside what is shared by all."""
+    solves = [name for name in config.solves if name not in (FROZEN, INFINITE)]
+    named = [int(name[-1]) if name.startswith("order") else name for name in solves]
+    return ["start", *named, *config.measures]
+
+
+def _compile_seconds(config: StudyConfig, layers: list[_Layer]) -> float:
+    programs = _programs(config)
+    with_kernels = 1 + config.predicted_kernels * sum(order > 2 for order in config.orders)
+    seconds = 15 + sum(
+        with_kernels * _KERNEL_COMPILE[layer.kind]
+        + sum(_COMPILE[layer.kind][name] for name in programs)
+        for layer in layers
+    )
+    return seconds * (_FAST if config.fast_compilation else 1)
+
+
+def _cell_seconds(config: StudyConfig, layers: list[_Layer]) -> float:
+    products = sum(layer.parameters * layer.positions for layer in layers)
+    points = config.n_train
+    gradients = sum(_GRADIENTS.get(name, 0.0) * _VELOCITIES for name in _programs(config))
+    gradients += 2000 * ("kappa" in config.measures) + 1000 * ("hessian_norm" in config.measures)
+    slower = 2 if config.fast_compilation else 1
+    count = min(config.n_train, config.kernel_points) * len(config.classes)
+    kernels = 4.0 * count * sum(layer.parameters for layer in layers) * len(config.solved_times)
+    operations = 6.0 * products * points * gradients + kernels * count
+    return 0.5 + slower * operations / _RATE[config.precision]
+
+
+def _gib(config: StudyConfig, layers: list[_Layer]) -> float:
+    size = 8 if config.precision == "float64" else 4
+    parameters = sum(layer.parameters for layer in layers)
+    values = sum(layer.positions * layer.outputs for layer in layers)
+    highest = max([*config.orders, *[order + 1 for order in config.taylor_orders], 2])
+    points = config.n_train + config.n_test
+    states = 12 * (highest - 1) * parameters  # stages and steps of the solver
+    passes = 40 * points * values * len(config.classes)
+    kernel = (points * len(config.classes)) * config.n_train * len(config.classes)
+    return _BASE_GIB + size * (states + passes + 3 * kernel) / 2**30

@@ -1,0 +1,72 @@
+"""How far a study is: overall and on each device, with the time left; silent off a terminal."""
+
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from scripts.study.config import StudyConfig
+from scripts.study.networks import Cell
+
+
+class Meter:
+    """A bar for the study and one for each device, in estimated seconds: what is large counts."""
+
+    def __init__(self, config: StudyConfig, seconds: dict[Cell, float], console: Console):
+        self._seconds = seconds
+        others = 1 + len(config.measures) + 2 * config.infinite_width
+        self._parts = others + len(config.solves)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[count]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._counted: dict[Cell, float] = {}
+        self._done, self._cells = 0, len(self._seconds)
+        self._overall = self._progress.add_task(
+            "all cells", total=sum(self._seconds.values()), count=f"0/{self._cells}"
+        )
+        self._of_device: dict[Any, Any] = {}
+
+    def __enter__(self) -> "Meter":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def started(self, device: Any, cell: Cell, part: str) -> None:
+        """A part of a cell starts on a device."""
+        seconds = self._seconds[cell]
+        if device not in self._of_device:
+            self._of_device[device] = self._progress.add_task("", total=None, count="")
+        task = self._of_device[device]
+        counted = self._counted.get(cell)
+        if counted is None:
+            self._progress.reset(task, total=seconds)
+            self._counted[cell] = 0.0
+        else:
+            step = min(seconds / self._parts, seconds - counted)
+            self._counted[cell] = counted + step
+            self._progress.advance(task, step)
+            self._progress.advance(self._overall, step)
+        self._progress.update(task, description=f"{cell}: {part}")
+
+    def finished(self, cell: Cell) -> None:
+        """A cell is finished, or has failed."""
+        self._done += 1
+        rest = self._seconds[cell] - self._counted.get(cell, 0.0)
+        self._counted[cell] = self._seconds[cell]
+        self._progress.advance(self._overall, rest)
+        self._progress.update(self._overall, count=f"{self._done}/{self._cells}")

@@ -1,0 +1,178 @@
+"""The report of one or several runs: a page, its figures for paper, its tables; rebuilt at will."""
+
+import io
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import tyro
+import xarray as xr
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from scripts.run_folder import write_whole
+from scripts.study import figures, results
+from scripts.study.analysis import completed, groups
+from scripts.study.comparison import compared, STEMS as COMPARED
+from scripts.study.figures import PICTURES
+from scripts.study.page import page
+from scripts.study.tables import STEMS as TABLES, Table, tables
+
+PAGE = "report.html"
+ELLIPSES = "ellipses"
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Builds the report of runs from the results on disk; several runs are compared."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs, each with a results.nc."""
+    out: Path | None = None
+    """Where the report goes (default: the folder of the run; of several, a folder beside the first
+    that is named after all)."""
+
+    def check(self) -> None:
+        """**Raises:** `ValueError` that names the field, what came and what was expected."""
+        if not self.runs:
+            raise ValueError("`runs` is empty, expected at least one folder of a run.")
+        resolved = [run.resolve() for run in self.runs]
+        for run, folder in zip(self.runs, resolved, strict=True):
+            if resolved.count(folder) > 1:
+                raise ValueError(f"`runs` has {run} more than once, expected each run once.")
+            if not folder.is_dir():
+                raise ValueError(f"`runs` has {run}, which is no folder, expected one of a run.")
+            if not (folder / results.FILE).is_file():
+                held = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+                raise ValueError(
+                    f"`runs` has {run}, a folder without {results.FILE} (it holds {held}), "
+                    "expected the folder of a run."
+                )
+            if completed(results.read(folder))[0] == 0:
+                raise ValueError(
+                    f"`runs` has {run}, whose {results.FILE} holds no finished cell, expected at "
+                    "least one."
+                )
+        if self.out is not None and self.out.exists() and not self.out.is_dir():
+            raise ValueError(f"`out` is {self.out}, which is a file, expected a folder.")
+
+    @property
+    def folder(self) -> Path:
+        """Where the report goes."""
+        if self.out is not None:
+            return self.out
+        first = self.runs[0].resolve()
+        if len(self.runs) == 1:
+            return self.runs[0]
+        return first.parent / "+".join(run.resolve().name for run in self.runs)
+
+    @property
+    def names(self) -> list[str]:
+        """What the runs are called: their folders' names, with the path where two are the same."""
+        short = [run.resolve().name for run in self.runs]
+        return [
+            name if short.count(name) == 1 else str(run)
+            for name, run in zip(short, self.runs, strict=True)
+        ]
+
+
+def run_report(config: ReportConfig, console: Console | None = None) -> list[Path]:
+    """Builds the report that `config` describes and tells where it is.
+
+    **Raises:** as `ReportConfig.check`, before anything is written.
+    """
+    config.check()
+    console = Console() if console is None else console
+    runs = {name: results.read(run) for name, run in zip(config.names, config.runs, strict=True)}
+    parts = ["python", "-m", "scripts", "report", *map(str, config.runs)]
+    if config.out is not None:
+        parts += ["--out", str(config.out)]
+    files = write(config.folder, runs, rebuild=shlex.join(parts))
+    console.print(f"The report and its {len(files) - 1} figures and tables:")
+    console.print(f"  {files[0]}", soft_wrap=True, highlight=False)
+    return files
+
+
+def write(
+    folder: Path, runs: Mapping[str, xr.Dataset], *, rebuild: str | None = None
+) -> list[Path]:
+    """Writes the report of `runs` (results by name) into `folder`.
+
+    `report.html`, `figures/*.pdf`, `tables/*.csv` and `tables/*.tex`; of several runs the latter in
+    a folder a run, and tables that compare them. Each file is replaced whole, those of an earlier
+    report that are not made any more are removed. The same results give the same bytes.
+
+    **Arguments:**
+
+    - `rebuild`: the command that the page says builds it again (default: from `folder`).
+
+    **Returns:** the files, the page first.
+
+    **Raises:** `ValueError` where there is no run, or one without a finished cell.
+    """
+    if not runs:
+        raise ValueError("`runs` is empty, expected the results of at least one run.")
+    for name, dataset in runs.items():
+        if completed(dataset)[0] == 0:
+            raise ValueError(f"`runs` has {name!r} without a finished cell, expected one at least.")
+    comparison = compared(runs) if len(runs) > 1 else []
+    made = {name: tables(dataset) for name, dataset in runs.items()}
+    papers = {name: _papers(dataset) for name, dataset in runs.items()}
+    command = rebuild or shlex.join(["python", "-m", "scripts", "report", str(folder)])
+    text = page(runs, papers, made, comparison, command)
+    written = [_replace(folder / PAGE, text.encode())]
+    for position, name in enumerate(runs):
+        inner = "" if len(runs) == 1 else f"{position + 1}-{Path(name).name}"
+        for stem, figure in papers[name].items():
+            written.append(_replace(folder / "figures" / inner / f"{stem}.pdf", _pdf(figure)))
+        written += _write_tables(folder / "tables" / inner, made[name])
+    written += _write_tables(folder / "tables", comparison)
+    for stale in _reported(folder) - set(written):
+        stale.unlink()
+    return written
+
+
+def _papers(dataset: xr.Dataset) -> dict[str, Figure]:
+    """The figures for paper, by stem."""
+    papers = {picture.stem: figures.grid(picture, dataset) for picture in PICTURES}
+    return papers | {ELLIPSES: figures.ellipses(groups(dataset))}
+
+
+def _write_tables(folder: Path, made: Sequence[Table]) -> list[Path]:
+    files = []
+    for table in made:
+        files.append(_replace(folder / f"{table.stem}.csv", table.csv().encode()))
+        files.append(_replace(folder / f"{table.stem}.tex", table.latex().encode()))
+    return files
+
+
+def _reported(folder: Path) -> set[Path]:
+    """The figures and tables that reports have written into `folder`, told by their names."""
+    named = {
+        "figures": [f"{stem}.pdf" for stem in (*(p.stem for p in PICTURES), ELLIPSES)],
+        "tables": [f"{stem}{kind}" for stem in (*TABLES, *COMPARED) for kind in (".csv", ".tex")],
+    }
+    return {
+        path
+        for kind, names in named.items()
+        for name in names
+        for path in (folder / kind).rglob(name)
+    }
+
+
+def _pdf(figure: Figure) -> bytes:
+    """The same bytes each time: no date, no name of a program."""
+    held = io.BytesIO()
+    nobody = {"CreationDate": None, "Creator": None, "Producer": None}
+    with matplotlib.rc_context({"pdf.fonttype": 42}):
+        figure.savefig(held, format="pdf", metadata=nobody)
+    return held.getvalue()
+
+
+def _replace(file: Path, content: bytes) -> Path:
+    """Writes a file so that whoever looks finds the former one or this one, whole."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, lambda draft: draft.write_bytes(content))
+    return file

@@ -1,0 +1,86 @@
+"""The answer of a study for a terminal: sentences, then a table a group."""
+
+import numpy as np
+import xarray as xr
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group as Stack, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from scripts.study.analysis import gain, Group, groups, median_error, pairs, predictions, settings
+from scripts.study.answer import Answer, answers, QUESTION
+from scripts.study.formats import error, fraction, ratio
+from scripts.study.trends import ERROR, exponents
+
+_COLUMNS = 100
+_SHORT = {"frozen NTK": "frozen", "infinite NTK": "infinite"}
+
+
+def summary(dataset: xr.Dataset) -> RenderableType:
+    """The question, the answers, and per group the errors at the reference time by width."""
+    at = settings(dataset)["reference_time"]
+    parts: list[RenderableType] = [Text(QUESTION, style="italic"), ""]
+    for answer in answers(dataset):
+        parts += [_said(answer), ""]
+    found = groups(dataset)
+    parts.append(
+        Text(
+            f"Errors at t = {at:g}/lambda_max: RMSE of the test logits against the network, median "
+            "over seeds. a/b: how many times closer b is than a, the median of the seeds' ratios "
+            "(*: no closer; ∞: a stopped before). Slope: the fitted power of the width."
+        )
+    )
+    for group in found:
+        parts += ["", _table(group, at)]
+    return Stack(*parts)
+
+
+def as_text(renderable: RenderableType) -> str:
+    """The same as plain text, 100 columns wide."""
+    console = Console(width=_COLUMNS, no_color=True, force_terminal=False, highlight=False)
+    with console.capture() as capture:
+        console.print(renderable)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+
+
+def _said(answer: Answer) -> RenderableType:
+    title = Text(answer.topic + (" (!)" if answer.flagged else ""), style="bold")
+    return Stack(title, *(Padding(Text(line), (0, 0, 0, 2)) for line in answer.sentences))
+
+
+def _table(group: Group, at: float) -> Table:
+    errors = median_error(group.data).sel(time=at)
+    names, compared = predictions(group.data), pairs(group.data)
+    gains = [gain(group.data, *pair).sel(time=at) for pair in compared]
+    slopes = exponents(group)["exponent"]
+    table = Table(
+        title=group.label,
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+    )
+    table.add_column("width", justify="right", no_wrap=True)
+    for name in names:
+        table.add_column(_short(name).replace(" ", "\n"), justify="right", no_wrap=True)
+    for worse, better in compared:
+        table.add_column(f"{_short(worse)}/\n{_short(better)}", justify="right", no_wrap=True)
+    for i, width in enumerate(group.widths):
+        here = errors.sel(width=width)
+        table.add_row(
+            str(width),
+            *(error(float(here.sel(solve=name))) for name in names),
+            *(ratio(float(values[i])) for values in gains),
+        )
+    if bool(np.isfinite(slopes).any()):
+        table.add_section()
+        table.add_row(
+            "slope", *(fraction(float(slopes.sel(quantity=f"{ERROR}{name}"))) for name in names)
+        )
+    return table
+
+
+def _short(name: str) -> str:
+    return _SHORT.get(name, name)

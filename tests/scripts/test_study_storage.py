@@ -1,0 +1,233 @@
+"""A study that is killed, runs out of disk, or meets another one: nothing finished is lost."""
+
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scripts.run_folder import only_run_in
+from scripts.study import prepare, read, report, results, run, runner
+from scripts.study.storage import Store
+from tests.scripts.studies import quiet, small
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def command(out, *more):
+    """The command of `small`, in a process of its own."""
+    fields = "--name small --n-train 6 --n-test 6 --architectures MLP --widths 16 32 --depths 1"
+    fields += " --parameterizations NTK --seeds 0 --orders 2 --measures"
+    fields += (
+        " --no-predicted-kernels --no-infinite-width --times 0.3 3 --devices 1 --taylor-orders"
+    )
+    words = [sys.executable, "-m", "scripts", "study", "--out", str(out), *more, *fields.split()]
+    return subprocess.Popen(
+        words,
+        cwd=ROOT,
+        env={**os.environ, "COLUMNS": "100"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run_command(out, *more):
+    process = command(out, *more)
+    stdout, stderr = process.communicate(timeout=600)
+    return process.returncode, stdout, stderr
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_reports():
+    """They are tested elsewhere, and take longer than these studies."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "write", lambda folder, runs: [])
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The results of a run that nothing interrupted."""
+    return run(small(tmp_path_factory.mktemp("runs")), console=quiet())
+
+
+def interrupted_at(monkeypatch, at, error):
+    """Makes the computation of a cell raise, the `at`-th from 0."""
+    compute, calls = runner.compute, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == at + 1:
+            raise error
+        return compute(*args)
+
+    monkeypatch.setattr(runner, "compute", interrupted)
+
+
+def test_what_was_interrupted_goes_on_to_the_same_results(tmp_path, monkeypatch, whole):
+    interrupted_at(monkeypatch, 1, KeyboardInterrupt)
+    console = quiet()
+    with pytest.raises(KeyboardInterrupt):
+        run(small(tmp_path), console=console)
+    dataset = read(tmp_path / "small")
+    assert int(dataset["finished"].sum()) == 1
+    assert "Interrupted after 1 of 2 cells" in console.file.getvalue()
+    assert (tmp_path / "small" / "summary.txt").exists()
+    console = quiet()
+    assert run(small(tmp_path), console=console).equals(whole)
+    assert read(tmp_path / "small").equals(whole)
+    assert "1 of 2 cells of" in console.file.getvalue()
+    sessions = json.loads(read(tmp_path / "small").attrs["provenance"])
+    assert [session["cells"] for session in sessions] == [1, 1]
+
+
+def test_the_journal_holds_what_is_not_in_the_results_yet(tmp_path, monkeypatch, whole):
+    """As after a kill between the two: what the journal has is not computed again."""
+    monkeypatch.setattr(Store, "write", lambda self: None)
+    monkeypatch.setattr(Store, "close", lambda self: None)
+    run(small(tmp_path), console=quiet())
+    folder = tmp_path / "small"
+    assert not (folder / results.FILE).exists()
+    assert len(list((folder / "unfinished").iterdir())) == 2
+    monkeypatch.undo()
+    interrupted_at(monkeypatch, 0, AssertionError("computed again"))
+    assert run(small(tmp_path), console=quiet()).equals(whole)
+    assert not (folder / "unfinished").exists()
+
+
+def test_a_disk_that_is_full_leaves_the_former_results(tmp_path, monkeypatch, whole):
+    write = results.write
+    calls = []
+
+    def full(folder, dataset):
+        calls.append(folder)
+        if len(calls) == 2:
+            draft = folder / f".{results.FILE}.draft"
+            draft.write_bytes(b"half of the resu")
+            draft.unlink()
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(folder, dataset)
+
+    monkeypatch.setattr(results, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        run(small(tmp_path), console=quiet())
+    assert int(read(tmp_path / "small")["finished"].sum()) == 1
+    monkeypatch.undo()
+    assert run(small(tmp_path), console=quiet()).equals(whole)
+
+
+def test_two_runs_in_one_folder_do_not_meet(tmp_path, whole):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    with only_run_in(folder):
+        code, _, stderr = run_command(tmp_path)
+        assert code == 2
+        said = " ".join(stderr.split())
+        assert "Another run is computing in" in said
+        assert "wait for it, or choose another `name`" in said
+        assert not (folder / results.FILE).exists()
+    assert run(small(tmp_path), console=quiet()).equals(whole)
+
+
+def test_results_that_are_damaged_are_named_and_left_alone(tmp_path):
+    run(small(tmp_path), console=quiet())
+    file = tmp_path / "small" / results.FILE
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"results.nc cannot be read .*move it away"):
+        run(small(tmp_path), console=quiet())
+    assert file.read_bytes() == content[: len(content) // 2]
+
+
+def test_a_folder_of_something_else_is_refused_and_untouched(tmp_path):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("all of it")
+    with pytest.raises(FileExistsError, match=r"holds no study \(it holds thesis.tex\)"):
+        prepare(small(tmp_path))
+    assert [file.name for file in folder.iterdir()] == ["thesis.tex"]
+
+
+def test_a_target_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    code, _, stderr = run_command(tmp_path / "file")
+    assert code == 2
+    assert "error:" in stderr
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.slow
+def test_killed_at_ten_random_moments_it_ends_in_the_same_results(tmp_path, whole):
+    """Kill -9, ten times at random, then to the end."""
+    draw = random.Random(0)
+    for _ in range(10):
+        process = command(tmp_path)
+        time.sleep(draw.uniform(0.5, 25))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        folder = tmp_path / "small"
+        if (folder / results.FILE).exists():  # whole, at any moment
+            assert int(read(folder)["finished"].sum()) >= 0
+    code, _, stderr = run_command(tmp_path)
+    assert code == 0, stderr
+    found = read(tmp_path / "small")
+    assert found.equals(whole)
+    assert sorted(file.name for file in (tmp_path / "small").glob(".*")) == [".lock"]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, of half a MiB."""
+    if os.geteuid() != 0 or shutil.which("mount") is None:
+        pytest.skip("mounting a file system needs root")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
+    mounted = subprocess.run(words, capture_output=True, check=False)
+    if mounted.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_full_file_system_is_said_and_nothing_finished_is_lost(small_disk, whole):
+    code, _, stderr = run_command(small_disk)
+    assert code == 2
+    said = " ".join(stderr.split())
+    assert "No space left on device" in said
+    assert "What was finished before is kept" in said
+    assert "Traceback" not in stderr
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    code, _, stderr = run_command(small_disk)
+    assert code == 0, stderr
+    assert read(small_disk / "small").equals(whole)
+
+
+@pytest.mark.slow
+def test_a_file_system_for_reading_only_is_said_at_once(small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    code, _, stderr = run_command(small_disk)
+    assert code == 2
+    assert "Read-only file system" in stderr
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.slow
+def test_single_precision_agrees_with_double_within_its_error(tmp_path):
+    """Tolerances that float32 can keep: 1e-5; its own rounding is 6e-8 of logits of order 1."""
+    options = {"rtol": 1e-5, "atol": 1e-7, "orders": (2, 3, 4), "taylor_orders": (1, 2)}
+    double = run(small(tmp_path, name="double", **options), console=quiet())
+    single = run(small(tmp_path, name="single", precision="float32", **options), console=quiet())
+    for name in ("train_logits", "test_logits"):
+        np.testing.assert_allclose(single[name], double[name], atol=2e-4)
+    np.testing.assert_allclose(single["spectrum"], double["spectrum"], rtol=1e-4, atol=1e-5)
