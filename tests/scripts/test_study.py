@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from corrections import ntk, o3
-from scripts.study import prepare, read, run, runner
+from scripts.study import prepare, read, report, run, runner
 from scripts.study.runner import StudyError
 from solvers import CrossEntropy, hierarchy_flow, parameter_flow
 from tests.scripts.studies import quiet, small
@@ -229,10 +229,11 @@ def test_another_study_in_the_same_folder_is_refused_with_the_difference(finishe
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
 
-def test_a_breakdown_is_said_not_hidden(tmp_path):
+def test_a_breakdown_is_said_not_hidden(tmp_path, monkeypatch):
     """Width 2, squared loss, late times: the truncated hierarchy breaks down."""
     console = quiet()
     loss = ("mean_squared_error",)
+    monkeypatch.setattr(report, "write", lambda folder, runs: [])
     config = small(tmp_path, widths=(2,), times=(1.0, 2000.0), losses=loss, rtol=1e-5, orders=(3,))
     dataset = run(config, console=console).squeeze(drop=True).sel(solve="order 3")
     assert "stopped being positive" in dataset["outcome"].item()
@@ -249,6 +250,7 @@ def test_a_cell_that_fails_does_not_take_the_others_with_it(tmp_path, monkeypatc
             raise FloatingPointError("no kernel")
         return compute(config, data, cell, *rest)
 
+    monkeypatch.setattr(report, "write", lambda folder, runs: [])
     monkeypatch.setattr(runner, "compute", failing)
     with pytest.raises(StudyError, match=r"1 of 2 cells failed \(the first: .*width 16.*no kernel"):
         run(small(tmp_path), console=quiet())

@@ -1,24 +1,34 @@
-"""What the default study claims on real digits; the README shows its table."""
+"""What the studies of the presets claim on real digits; the README shows the small one."""
 
-import io
+import dataclasses
 
-import numpy as np
 import pytest
-from rich.console import Console
 
-from scripts.slopes import slope_in_width
-from scripts.study import run, StudyConfig
-from scripts.study.results import median_error
+from scripts.study import PRESETS, run
+from scripts.study.analysis import exceptions, groups
+from scripts.study.trends import exponents
+from tests.scripts.studies import quiet
 
 
 @pytest.mark.slow
-def test_o3_is_four_times_closer_and_the_frozen_kernel_improves_with_width(tmp_path):
-    """tanh, NTK parameterization, cross-entropy, widths 64 .. 1024, at t = 1/lambda_max."""
-    config = StudyConfig(out=tmp_path, parameterizations=("NTK",), times=(0.3, 1.0))
-    dataset = run(config, console=Console(file=io.StringIO()))
-    errors = median_error(dataset).sel(parameterization="NTK", time=1.0)
-    gain = errors.sel(solve="frozen NTK") / errors.sel(solve="O_3 hierarchy")
-    assert float(gain.min()) >= 4
-    slope = float(slope_in_width(errors).sel(solve="frozen NTK"))
-    assert -1.2 <= slope <= -0.6
-    assert np.isfinite(errors.sel(solve="Taylor 2")).all()
+def test_each_order_is_closer_than_the_one_below_and_the_frozen_kernel_improves_with_width(
+    tmp_path,
+):
+    """The part of the default study that minutes can hold: tanh MLPs, at t = 1/lambda_max."""
+    config = dataclasses.replace(
+        PRESETS["default"],
+        out=tmp_path,
+        architectures=("MLP",),
+        taylor_orders=(),
+        measures=(),
+        predicted_kernels=False,
+        times=(0.3, 1.0),
+    )
+    dataset = run(config, console=quiet())
+    assert bool(dataset["finished"].all())
+    found = groups(dataset)
+    assert [group.label for group in found] == ["NTK", "STANDARD"]
+    assert exceptions(dataset) == []
+    for group in found:
+        slope = exponents(group)["exponent"].sel(quantity="error of frozen NTK")
+        assert -1.5 <= float(slope) <= -0.2
