@@ -20,13 +20,14 @@ from rich.console import Console
 
 from scripts import runtime
 from scripts.run_folder import only_run_in, write_config, write_text
-from scripts.study import plan, report, summary
+from scripts.study import plan, report
 from scripts.study.analysis import completed
 from scripts.study.cell import compute
 from scripts.study.config import StudyConfig
 from scripts.study.infinite import Limits
 from scripts.study.networks import Cell, groups
 from scripts.study.progress import Meter
+from scripts.study.report.summary import as_text, summary
 from scripts.study.storage import check_same, LOG, Store
 from zoo import checks, Dataset, load
 
@@ -309,9 +310,9 @@ def _report(dataset: xr.Dataset, folder: Path, console: Console) -> None:
     done, _ = completed(dataset)
     if done == 0:
         return
-    answer = summary.summary(dataset)
+    answer = summary(dataset)
     console.print(answer)
-    write_text(folder / "summary.txt", summary.as_text(answer))
+    write_text(folder / "summary.txt", as_text(answer))
     files = report.write(folder, {folder.name: dataset})
     console.print("Results and report:")
     for file in (folder / "results.nc", *(file for file in files if file.suffix == ".html")):

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from scripts.study import figures, panels
 from scripts.study.analysis import groups
-from scripts.study.figures import PICTURES
-from scripts.study.style import COLOURS, label_ends
-from scripts.study.svg import inline, VARIABLES
+from scripts.study.report import figures, panels
+from scripts.study.report.figures import PICTURES
+from scripts.study.report.style import COLOURS, label_ends
+from scripts.study.report.svg import inline, VARIABLES
 from tests.scripts.study_data import law, leave_out, stop, study_data, TIMES
 
 _MLP = {"architecture": "MLP-2", "activation": "tanh", "loss": "cross_entropy"}

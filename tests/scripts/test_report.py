@@ -14,9 +14,10 @@ import pytest
 import xarray as xr
 from rich.console import Console
 
-from scripts.study import page, report, summary
+from scripts.study import report
 from scripts.study.analysis import settings
-from scripts.study.answer import (
+from scripts.study.report import build, page, summary
+from scripts.study.report.answer import (
     against_expectation,
     answers,
     breaking_down,
@@ -28,12 +29,12 @@ from scripts.study.answer import (
     reach,
     scope,
 )
-from scripts.study.comparison import compared
-from scripts.study.figures import PICTURES
-from scripts.study.formats import error, interval, latex, number, ratio, time
-from scripts.study.page import typeset
-from scripts.study.report import ReportConfig, run_report
-from scripts.study.tables import tables
+from scripts.study.report.build import ReportConfig, run_report
+from scripts.study.report.comparison import compared
+from scripts.study.report.figures import PICTURES
+from scripts.study.report.formats import error, interval, latex, number, ratio, time
+from scripts.study.report.page import typeset
+from scripts.study.report.tables import tables
 from tests.scripts.study_data import law, leave_out, stop, study_data
 
 _CELL = {
@@ -148,8 +149,8 @@ def test_a_breakdown_is_told_with_its_time_and_reason():
     answer = breaking_down(data)
     assert answer.flagged
     assert answer.sentences == (
-        "order 4, MLP-2, STANDARD: 2 cells at width 64, the first at t = 2/lambda_max "
-        "(The kernel is not positive).",
+        "The kernel is not positive:",
+        "order 4, MLP-2, STANDARD: 2 cells at width 64, the first at t = 2/lambda_max.",
     )
     assert "2 solves stopped early (order 4)." in in_short(data).sentences
     assert table(data, "breakdowns").numbers["time"].tolist() == [5.0, 2.0]
@@ -360,7 +361,7 @@ def test_the_page_stands_alone(reported):
 @pytest.fixture
 def few_figures(monkeypatch) -> None:
     """Draws two of the figures only, where others are of no concern."""
-    for module in (report, page):
+    for module in (build, page):
         monkeypatch.setattr(module, "PICTURES", PICTURES[:2])
 
 

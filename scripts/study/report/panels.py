@@ -19,7 +19,7 @@ from scripts.study.analysis import (
     settings,
 )
 from scripts.study.config import NETWORK
-from scripts.study.style import (
+from scripts.study.report.style import (
     BLUE,
     COLOURS,
     FAINT,
@@ -233,9 +233,15 @@ def some_widths(group: Group) -> list[int]:
 def ellipse_reach(group: Group) -> float:
     """The half side of a square that holds almost every ellipse of a group."""
     ends = _kernels(group).isel(time=[0, -1])
-    diagonals = np.sqrt(np.concatenate([ends.isel(row=i, column=i).values.ravel() for i in (0, 1)]))
-    finite = diagonals[np.isfinite(diagonals)]
-    return 1.08 * float(np.quantile(finite, 0.99)) if finite.size else 1.0
+    limit = group.data["limit_two_point_kernel"]
+    networks, limits = (
+        np.sqrt(np.concatenate([kernel.isel(row=i, column=i).values.ravel() for i in (0, 1)]))
+        for kernel in (ends, limit)
+    )
+    known = networks[np.isfinite(networks)]
+    largest = [np.quantile(known, 0.99)] if known.size else []
+    largest += list(limits[np.isfinite(limits)])
+    return 1.08 * float(max(largest)) if largest else 1.0
 
 
 def ellipse(axis: Axes, group: Group, width: int, reach: float) -> None:

@@ -20,7 +20,7 @@ from scripts.study.analysis import (
     predictions,
     settings,
 )
-from scripts.study.formats import (
+from scripts.study.report.formats import (
     error,
     fraction,
     INFINITE,

@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from scripts.run_folder import write_whole
-from scripts.study import figures, results
+from scripts.study import results
 from scripts.study.analysis import completed, groups
-from scripts.study.comparison import compared, STEMS as COMPARED
-from scripts.study.figures import PICTURES
-from scripts.study.page import page
-from scripts.study.tables import STEMS as TABLES, Table, tables
+from scripts.study.report import figures
+from scripts.study.report.comparison import compared, STEMS as COMPARED
+from scripts.study.report.figures import PICTURES
+from scripts.study.report.page import page
+from scripts.study.report.tables import STEMS as TABLES, Table, tables
 
 PAGE = "report.html"
 ELLIPSES = "ellipses"

@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from scripts.study.analysis import gain, Group, groups, median_error, pairs, predictions, settings
-from scripts.study.answer import Answer, answers, QUESTION
-from scripts.study.formats import error, fraction, ratio
+from scripts.study.report.answer import Answer, answers, QUESTION
+from scripts.study.report.formats import error, fraction, ratio
 from scripts.study.trends import ERROR, exponents
 
 _COLUMNS = 100

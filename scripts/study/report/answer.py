@@ -23,7 +23,7 @@ from scripts.study.analysis import (
     settings,
 )
 from scripts.study.config import FROZEN
-from scripts.study.formats import error, interval, number, quantity, time
+from scripts.study.report.formats import error, interval, number, quantity, time
 from scripts.study.trends import (
     AGREES,
     ensemble,
@@ -246,12 +246,17 @@ def reach(dataset: xr.Dataset) -> Answer:
 
 
 def breaking_down(dataset: xr.Dataset) -> Answer:
-    """The solves that stopped early, gathered by solve and group."""
+    """The solves that stopped early, gathered by reason, solve and group."""
     found = breakdowns(dataset)
-    gathered: dict[tuple[str, str], list[Breakdown]] = {}
+    gathered: dict[str, dict[tuple[str, str], list[Breakdown]]] = {}
     for one in found:
-        gathered.setdefault((one.solve, one.group.label), []).append(one)
-    said = [_stopped(solve, label, cases) for (solve, label), cases in gathered.items()]
+        reason = one.outcome.rstrip(".") or "For a reason that is not known"
+        cases = gathered.setdefault(reason, {})
+        cases.setdefault((one.solve, one.group.label), []).append(one)
+    said = []
+    for reason, by_group in gathered.items():
+        said.append(f"{reason}:")
+        said += [_stopped(solve, label, cases) for (solve, label), cases in by_group.items()]
     if not said:
         said = ["No solve stopped early: every prediction reached the last time in every cell."]
     return Answer("Where do they break down?", tuple(said), flagged=bool(found))
@@ -334,11 +339,9 @@ def _stopped(solve: str, label: str, cases: Sequence[Breakdown]) -> str:
     widths = sorted({case.width for case in cases})
     times = [case.time for case in cases if np.isfinite(case.time)]
     first = f", the first at t = {number(min(times))}/lambda_max" if times else ""
-    reasons = "; ".join(dict.fromkeys(case.outcome.rstrip(".") for case in cases if case.outcome))
     return (
         f"{solve}, {label}: {_counted(len(cases), 'cell')} at width"
-        f"{'s' if len(widths) > 1 else ''} {_listed(widths)}{first}"
-        + (f" ({reasons})." if reasons else ".")
+        f"{'s' if len(widths) > 1 else ''} {_listed(widths)}{first}."
     )
 
 

@@ -14,9 +14,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scripts.study import panels
 from scripts.study.analysis import Group, groups
-from scripts.study.style import dress, INK, Key, PANEL, readable_powers, SIZE
+from scripts.study.report import panels
+from scripts.study.report.style import dress, INK, Key, PANEL, readable_powers, SIZE
 
 ELLIPSES_TITLE = "Two-point kernel, as an ellipse"
 ELLIPSES_LOOK_FOR = (

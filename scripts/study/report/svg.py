@@ -6,8 +6,8 @@ import re
 import matplotlib
 from matplotlib.figure import Figure
 
-from scripts.study import style
-from scripts.study.style import Key
+from scripts.study.report import style
+from scripts.study.report.style import Key
 
 VARIABLES = {
     style.INK: "--ink",

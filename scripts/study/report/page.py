@@ -11,12 +11,12 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import escape, Markup
 from matplotlib.figure import Figure
 
-from scripts.study import figures, panels
 from scripts.study.analysis import completed, groups, sessions, settings
-from scripts.study.answer import answers, QUESTION
-from scripts.study.figures import PICTURES
-from scripts.study.svg import inline, swatch
-from scripts.study.tables import Table
+from scripts.study.report import figures, panels
+from scripts.study.report.answer import answers, QUESTION
+from scripts.study.report.figures import PICTURES
+from scripts.study.report.svg import inline, swatch
+from scripts.study.report.tables import Table
 
 TEMPLATE = "report.html.jinja"
 
@@ -52,7 +52,7 @@ def page(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["typeset"] = typeset
-    source = files("scripts.study").joinpath(TEMPLATE).read_text(encoding="utf-8")
+    source = files("scripts.study.report").joinpath(TEMPLATE).read_text(encoding="utf-8")
     parts = [
         _part(f"run{i}", name, dataset, papers[name], tables[name])
         for i, (name, dataset) in enumerate(runs.items())

@@ -7,8 +7,8 @@ import pandas as pd
 import xarray as xr
 
 from scripts.study.analysis import groups, median_error, predictions, settings
-from scripts.study.formats import error, fraction, quantity
-from scripts.study.tables import Table
+from scripts.study.report.formats import error, fraction, quantity
+from scripts.study.report.tables import Table
 from scripts.study.trends import exponents
 
 STEMS = ("compared_errors", "compared_exponents", "compared_settings")
