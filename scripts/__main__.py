@@ -6,10 +6,11 @@ JAX is imported.
 
 import argparse
 import functools
+import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 # Run-time checks inside compiled programs are callbacks into Python, and JAX keeps no program with
 # callbacks in its compilation cache. Every input is checked before it gets there. This has to
@@ -68,6 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         work()
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # whoever read what is printed has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         Console(stderr=True).print(f"[bold red]error:[/] {escape(_kept(error))}", highlight=False)
         return 2
@@ -132,23 +136,18 @@ def _prepared(command: str, arguments: Sequence[str]) -> Work:
         runtime.set_precision(config.precision)
         config.check()
         return functools.partial(benchmark, config)
-    if command == "coordinate-check":
-        from scripts.reproduce import coordinate_check
-
-        module: Any = coordinate_check
-        config = parsed(coordinate_check.CoordinateCheckConfig)
-    elif command == "infinite-width":
-        from scripts.reproduce import infinite_width
-
-        module, config = infinite_width, parsed(infinite_width.InfiniteWidthConfig)
-    else:
-        from scripts.reproduce import linearity
-
-        module, config = linearity, parsed(linearity.LinearityConfig)
+    name, config_name = _REPRODUCTIONS[command]
+    module = importlib.import_module(f"scripts.reproduce.{name}")
+    config = parsed(getattr(module, config_name))
     runtime.set_precision(config.precision)
     return functools.partial(module.execute, module.prepare(config))
 
 
+_REPRODUCTIONS = {
+    "coordinate-check": ("coordinate_check", "CoordinateCheckConfig"),
+    "infinite-width": ("infinite_width", "InfiniteWidthConfig"),
+    "linearity": ("linearity", "LinearityConfig"),
+}
 _MOST_CPU_DEVICES = 8
 
 

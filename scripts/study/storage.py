@@ -6,6 +6,7 @@ run that is killed at any moment goes on from both.
 """
 
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,7 @@ class Store:
     def close(self) -> None:
         """Writes what is not in `results.nc` yet."""
         self.write()
-        self._journal.rmdir()
+        shutil.rmtree(self._journal)  # with what a kill may have left half written in it
 
     def _enter_from(self, file: Path) -> None:
         with np.load(file) as arrays:

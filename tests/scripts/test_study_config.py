@@ -11,6 +11,7 @@ from typing import get_args
 import pytest
 
 import zoo
+from scripts.__main__ import COMMANDS
 from scripts.study import from_file, PRESETS, StudyConfig
 from scripts.study.command import parse
 from scripts.study.config import (
@@ -231,3 +232,10 @@ def test_an_unknown_command_is_answered_with_the_choices():
     result = command_line("studdy")
     assert result.returncode == 2
     assert "study, report, benchmark" in result.stderr.replace("'", "")
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_every_command_says_what_can_be_chosen(command):
+    result = command_line(command, "--help")
+    assert result.returncode == 0, result.stderr
+    assert f"usage: finite-width {command}" in result.stdout

@@ -22,16 +22,14 @@ from tests.scripts.studies import quiet, small
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def command(out, *more):
+def command(out, devices=1):
     """The command of `small`, in a process of its own."""
     fields = "--name small --n-train 6 --n-test 6 --architectures MLP --widths 16 32 --depths 1"
     fields += " --parameterizations NTK --seeds 0 --orders 2 --measures"
-    fields += (
-        " --no-predicted-kernels --no-infinite-width --times 0.3 3 --devices 1 --taylor-orders"
-    )
-    words = [sys.executable, "-m", "scripts", "study", "--out", str(out), *more, *fields.split()]
+    fields += " --no-predicted-kernels --no-infinite-width --times 0.3 3 --taylor-orders"
+    words = [sys.executable, "-m", "scripts", "study", "--out", str(out), "--devices", str(devices)]
     return subprocess.Popen(
-        words,
+        [*words, *fields.split()],
         cwd=ROOT,
         env={**os.environ, "COLUMNS": "100"},
         stdout=subprocess.PIPE,
@@ -40,8 +38,8 @@ def command(out, *more):
     )
 
 
-def run_command(out, *more):
-    process = command(out, *more)
+def run_command(out, devices=1):
+    process = command(out, devices)
     stdout, stderr = process.communicate(timeout=600)
     return process.returncode, stdout, stderr
 
@@ -98,6 +96,7 @@ def test_the_journal_holds_what_is_not_in_the_results_yet(tmp_path, monkeypatch,
     folder = tmp_path / "small"
     assert not (folder / results.FILE).exists()
     assert len(list((folder / "unfinished").iterdir())) == 2
+    (folder / "unfinished" / ".half.npz.draft").write_bytes(b"killed while it was writt")
     monkeypatch.undo()
     interrupted_at(monkeypatch, 0, AssertionError("computed again"))
     assert run(small(tmp_path), console=quiet()).equals(whole)
@@ -136,6 +135,13 @@ def test_two_runs_in_one_folder_do_not_meet(tmp_path, whole):
         assert "wait for it, or choose another `name`" in said
         assert not (folder / results.FILE).exists()
     assert run(small(tmp_path), console=quiet()).equals(whole)
+
+
+def test_two_devices_find_the_same_as_one(tmp_path, whole):
+    code, _, stderr = run_command(tmp_path, devices=2)
+    assert code == 0, stderr
+    assert read(tmp_path / "small").equals(whole)
+    assert "on 2 devices" in (tmp_path / "small" / "study.log").read_text()
 
 
 def test_results_that_are_damaged_are_named_and_left_alone(tmp_path):
