@@ -1,6 +1,9 @@
 """A study's results: one labelled data set, on disk after every cell, whole or not at all."""
 
+import errno
 import json
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -156,11 +159,16 @@ def write(folder: Path, dataset: xr.Dataset) -> None:
     **Raises:** `OSError` where there is no room or no permission; the former file is untouched.
     """
     of_fixed_width = dataset.assign(outcome=dataset["outcome"].astype(str))
-
-    def save(file: Path) -> None:
+    # HDF5 takes the process with it where there is no room: it writes elsewhere, where there is.
+    with tempfile.TemporaryDirectory() as elsewhere:
+        needed = 2 * dataset.nbytes + 2**20
+        if shutil.disk_usage(elsewhere).free < needed:
+            raise OSError(
+                errno.ENOSPC, "No space left on device for temporary files", tempfile.gettempdir()
+            )
+        file = Path(elsewhere) / FILE
         of_fixed_width.to_netcdf(file, engine="h5netcdf")
-
-    write_whole(folder / FILE, save)
+        write_whole(folder / FILE, lambda draft: shutil.copyfile(file, draft))
 
 
 def read(folder: Path) -> xr.Dataset:
