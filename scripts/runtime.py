@@ -1,11 +1,13 @@
 """The machine under a run: precision, JAX's compilation cache, and a record of both."""
 
 import contextlib
+import importlib
 import importlib.metadata
 import os
 import platform
 import subprocess
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +33,13 @@ def precision(dtype: Precision) -> Iterator[None]:
 def set_precision(dtype: Precision) -> None:
     """Sets JAX's default float type."""
     jax.config.update("jax_enable_x64", dtype == "float64")
+
+
+def single_precision() -> AbstractContextManager[Any]:
+    """A block of this thread in which JAX works in 32 bits, whatever it does elsewhere."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(False)
+    return importlib.import_module("jax.experimental").enable_x64(False)  # of older JAX
 
 
 def use_compilation_cache() -> None:

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 
+from scripts import runtime
 from scripts.study.config import StudyConfig
 from zoo import (
+    astype,
     CNN,
     Dataset,
     learning_rates,
@@ -118,9 +120,11 @@ class Network(NamedTuple):
 
 
 def draw(config: StudyConfig, data: Dataset, cell: Cell) -> Network:
-    """Makes the network of a cell."""
+    """Makes the network of a cell: drawn in float32, so that it is the same in both precisions."""
     own = PARAMETERIZATIONS[cell.parameterization]
-    model = reparameterize(_module(config, data, cell), NTK)
+    with runtime.single_precision():
+        drawn = _module(config, data, cell)
+    model = reparameterize(astype(drawn, data.x_train.dtype), NTK)
     rates = learning_rates(model, equivalent_to=own)
     dtype = data.x_train.dtype
     return Network(model, jax.tree.map(lambda rate: jnp.asarray(rate, dtype), rates))

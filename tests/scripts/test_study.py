@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from corrections import ntk, o3
+from scripts.runtime import single_precision
 from scripts.study import prepare, read, report, run, runner
 from scripts.study.runner import StudyError
 from solvers import CrossEntropy, hierarchy_flow, parameter_flow
 from tests.scripts.studies import quiet, small
-from zoo import learning_rates, limit, load, MLP, NTK, STANDARD
+from zoo import astype, learning_rates, limit, load, MLP, NTK, STANDARD
 
 
 def whole(out, **options):
@@ -79,7 +80,9 @@ def test_the_network_is_trained_in_its_own_parameterization(finished):
     found = dataset.sel(at).squeeze(drop=True)
     key = jr.fold_in(jr.key(3), 32)
     options = {"width": 32, "depth": 1, "activation": "tanh", "key": key}
-    model = MLP(64, 3, parameterization=STANDARD, **options)
+    with single_precision():
+        drawn = MLP(64, 3, parameterization=STANDARD, **options)
+    model = astype(drawn, "float64")
     metric = learning_rates(model)
     kernel = ntk(model, data.x_train, metric=metric)
     values = np.linalg.eigvalsh(kernel.reshape(18, 18))[::-1] / 6
@@ -172,7 +175,9 @@ def test_measures_are_those_of_the_corrections(measured):
     data = load("digits", classes=(0, 1, 2), n_train=4, n_test=3)
     key = jr.fold_in(jr.key(0), 8)
     options = {"width": 8, "depth": 1, "activation": "tanh", "key": key}
-    model = MLP(64, 3, parameterization=STANDARD, **options)
+    with single_precision():
+        drawn = MLP(64, 3, parameterization=STANDARD, **options)
+    model = astype(drawn, "float64")
     metric = learning_rates(model)
     kernel, third = (fn(model, data.x_train, metric=metric) for fn in (ntk, o3))
     logits = np.stack([model(x) for x in data.x_train])
@@ -302,3 +307,14 @@ def test_nan_in_the_data_is_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"`x_test` has 1 entries out of 384 that are not finite"):
         prepare(small(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_single_precision_agrees_with_double_within_its_error(tmp_path):
+    """Tolerances that float32 can keep: 1e-5; its own rounding is 6e-8 of logits of order 1."""
+    options = {"rtol": 1e-5, "atol": 1e-7, "orders": (2, 3, 4), "taylor_orders": (1, 2)}
+    double = run(small(tmp_path, name="double", **options), console=quiet())
+    single = run(small(tmp_path, name="single", precision="float32", **options), console=quiet())
+    for name in ("train_logits", "test_logits"):
+        np.testing.assert_allclose(single[name], double[name], atol=2e-4)
+    np.testing.assert_allclose(single["spectrum"], double["spectrum"], rtol=1e-4, atol=1e-5)
