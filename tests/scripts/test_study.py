@@ -125,7 +125,12 @@ def test_losses_accuracies_and_errors_are_those_of_the_logits(finished):
         np.testing.assert_allclose(dataset[f"{part}_rmse"], rmse, atol=1e-12)
     assert float(dataset["test_rmse"].sel(time=0).max()) < 1e-12
     early = dataset["test_rmse"].sel(time=1.0)
-    assert bool((early.sel(solve="order 3") < early.sel(solve="frozen NTK")).all())
+    gain = early.sel(solve="frozen NTK") / early.sel(solve="order 3")
+    assert float(gain.median()) > 4
+    assert float(gain.min()) > 1
+    # Order 3 is behind by one more power of the time: at 0.3 it gains three times as much.
+    earlier = dataset["test_rmse"].sel(time=0.3)
+    assert bool((earlier.sel(solve="order 3") < earlier.sel(solve="frozen NTK") / 4).all())
 
 
 def test_the_first_taylor_model_is_the_frozen_kernel(finished):
