@@ -65,7 +65,8 @@ def kernel_rates(
     Source: Huang & Yau (2020), eqs. 1.9-1.11; Dyer & Gur-Ari (2020).
     """
     x = checks.batch("x", x)
-    (k,) = check_model(model, "x", x).shape
+    outputs = check_model(model, "x", x)
+    (k,) = outputs.shape
     g = checks.real_array("g", g, expected="a number for each output of each example, (n, k)")
     checks.shape("g", g, (len(x), k), because="a number for each output of each example")
     checks.finite("g", g)
@@ -76,7 +77,7 @@ def kernel_rates(
     for i, one in enumerate((x1, x2)):
         check_model(model, f"kernel_pairs[{i}]", one)
     warn_at_kinks(model, 3)
-    return _kernel_rates(model, x, g.astype(x.dtype), metric, x1, x2)
+    return _kernel_rates(model, x, g.astype(outputs.dtype), metric, x1, x2)
 
 
 @eqx.filter_jit

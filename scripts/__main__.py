@@ -5,6 +5,7 @@ JAX is imported.
 """
 
 import argparse
+import errno
 import functools
 import importlib
 import os
@@ -72,18 +73,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # whoever read what is printed has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(_kept(error))}", highlight=False)
-        return 2
-    except RuntimeError as error:
-        if type(error).__name__ != "StudyError":
+    except (OSError, RuntimeError, ValueError) as error:
+        status = _SAID.get(type(error).__name__, 2 if isinstance(error, OSError) else None)
+        if status is None:
             raise
-        Console(stderr=True).print(f"[bold red]error:[/] {escape(str(error))}", highlight=False)
-        return 1
+        Console(stderr=True).print(f"[bold red]error:[/] {escape(_told(error))}", highlight=False)
+        return status
     return 0
 
 
-def _kept(error: OSError) -> str:
+_SAID = {"StudyError": 1, "OtherStudyError": 2}
+"""Errors of work that are told without a traceback, beside those of files, with the exit status."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def _told(error: Exception) -> str:
+    if not isinstance(error, OSError) or error.errno not in _NO_ROOM:
+        return str(error)
     return (
         f"{error}. Results cannot be written. What was finished before is kept: make room, or give "
         "leave to write, and the same command goes on."
@@ -106,8 +112,6 @@ def _prepared(command: str, arguments: Sequence[str]) -> Work:
         work = parse(arguments)
         if work.is_dry_run:
             return work.dry_run
-        if "jax" not in sys.modules:
-            _set_up_cpu(work.config.devices, fast_compilation=work.config.fast_compilation)
         from scripts import runtime
         from scripts.study import execute, prepare
 
@@ -148,27 +152,6 @@ _REPRODUCTIONS = {
     "infinite-width": ("infinite_width", "InfiniteWidthConfig"),
     "linearity": ("linearity", "LinearityConfig"),
 }
-_MOST_CPU_DEVICES = 8
-
-
-_FAST_COMPILATION = (
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
-    "--xla_cpu_use_fusion_emitters=false",
-)
-
-
-def _set_up_cpu(devices: int | None, *, fast_compilation: bool) -> None:
-    """Lets JAX see the cores of a CPU as devices, each of which compiles and runs networks; flags
-    that are set already stay as they are.
-    """
-    count = devices or min(os.cpu_count() or 1, _MOST_CPU_DEVICES)
-    wanted = [f"--xla_force_host_platform_device_count={count}"]
-    if fast_compilation:
-        wanted.extend(_FAST_COMPILATION)
-    flags = os.environ.get("XLA_FLAGS", "")
-    added = [flag for flag in wanted if flag.split("=")[0] not in flags]
-    os.environ["XLA_FLAGS"] = " ".join([*flags.split(), *added])
 
 
 if __name__ == "__main__":

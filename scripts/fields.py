@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Hashable, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -17,7 +18,8 @@ def distinct(name: str, values: Any, *, empty: bool = False) -> None:
     """**Raises:** `ValueError` where `values` is no sequence of different values, or is empty
     without leave.
     """
-    fine = isinstance(values, tuple | list) and len(set(values)) == len(values)
+    fine = isinstance(values, tuple | list) and all(isinstance(v, Hashable) for v in values)
+    fine = fine and len(set(values)) == len(values)
     if not fine or not (values or empty):
         least = "" if empty else ", at least one"
         raise ValueError(f"`{name}` is {values!r}, expected different values{least}.")
@@ -41,3 +43,16 @@ def increasing(name: str, values: Sequence[float]) -> None:
     """**Raises:** `ValueError` where the values do not increase."""
     if any(b <= a for a, b in itertools.pairwise(values)):
         raise ValueError(f"`{name}` is {values!r}, expected increasing values.")
+
+
+def folder_name(name: str, value: Any) -> None:
+    """**Raises:** `ValueError` where `value` is neither None nor the name of a folder, which a
+    command line can say too.
+    """
+    if value is None:
+        return
+    fine = isinstance(value, str) and bool(value) and Path(value).name == value
+    if not fine or value == "None" or value.startswith("-"):
+        raise ValueError(
+            f"`{name}` is {value!r}, expected the name of a folder: no path, no '-' in front."
+        )

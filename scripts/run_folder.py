@@ -27,21 +27,15 @@ def create_folder(folder: Path) -> None:
         ) from error
 
 
-def check_name(name: str | None) -> None:
-    """**Raises:** `ValueError` where `name` is not the name of a folder."""
-    if name is not None and (not name or Path(name).name != name):
-        raise ValueError(f"`name` is {name!r}, expected the name of a folder, not a path.")
-
-
-def write_config(folder: Path, config: Any) -> None:
-    """Writes `config.json`: every choice of the run (a dataclass), and what it ran with."""
+def write_config(folder: Path, config: Any, **more: Any) -> None:
+    """Writes `config.json`: every choice of the run (a dataclass), what it ran with, and `more`."""
     fields = {
         key: str(value) if isinstance(value, Path) else value
         for key, value in dataclasses.asdict(config).items()
     }
     write_text(
         folder / "config.json",
-        json.dumps({"config": fields, "provenance": runtime.provenance()}, indent=2) + "\n",
+        json.dumps({"config": fields, "provenance": runtime.provenance(), **more}, indent=2) + "\n",
     )
 
 
@@ -52,7 +46,7 @@ def write_whole(file: Path, save: Callable[[Path], Any]) -> None:
 
     **Raises:** `OSError` where there is no room or no permission; the former file is untouched.
     """
-    draft = file.with_name(f".{file.name}.draft")
+    draft = file.with_name(f".{file.name}.{os.getpid()}.draft")
     try:
         save(draft)
         with open(draft, "rb") as written:
@@ -63,6 +57,11 @@ def write_whole(file: Path, save: Callable[[Path], Any]) -> None:
             draft.unlink(missing_ok=True)
         raise
     _sync_folder(file.parent)
+
+
+def is_draft(file: Path) -> bool:
+    """Whether `write_whole` was stopped while it wrote this file."""
+    return file.name.startswith(".") and file.suffix == ".draft"
 
 
 def write_text(file: Path, text: str) -> None:

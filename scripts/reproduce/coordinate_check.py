@@ -24,8 +24,8 @@ from rich.console import Console, RenderableType
 from rich.progress import track
 from rich.table import Table
 
-from scripts import runtime
-from scripts.run_folder import check_name, create_folder, write_config
+from scripts import fields, runtime
+from scripts.run_folder import create_folder, write_config
 from scripts.slopes import slope_in_width
 from solvers import CrossEntropy
 from solvers.losses import mean_loss
@@ -93,7 +93,7 @@ class CoordinateCheckConfig:
 
     def check(self) -> None:
         """**Raises:** `ValueError` that names the field, what came and what was expected."""
-        check_name(self.name)
+        fields.folder_name("name", self.name)
         checks.choice("architecture", self.architecture, ARCHITECTURES)
         checks.choice("activation", self.activation, ACTIVATIONS)
         checks.choice("precision", self.precision, ("float32", "float64"))

@@ -23,8 +23,8 @@ from rich.console import Console, RenderableType
 from rich.progress import track
 from rich.table import Table
 
-from scripts import runtime
-from scripts.run_folder import check_name, create_folder, write_config
+from scripts import fields, runtime
+from scripts.run_folder import create_folder, write_config
 from solvers import CrossEntropy, ensemble, gradient_flow, posterior
 from zoo import ACTIVATIONS, checks, CNN, Dataset, DATASETS, limit, load, MLP, WideResNet
 
@@ -81,7 +81,7 @@ class InfiniteWidthConfig:
 
     def check(self) -> None:
         """**Raises:** `ValueError` that names the field, what came and what was expected."""
-        check_name(self.name)
+        fields.folder_name("name", self.name)
         checks.choice("dataset", self.dataset, DATASETS)
         checks.choice("activation", self.activation, ACTIVATIONS)
         checks.choice("precision", self.precision, ("float32", "float64"))

@@ -21,9 +21,9 @@ from rich.console import Console
 from rich.progress import track
 
 from corrections import hessian_norm, kappa, ntk, relative_change
-from scripts import runtime
+from scripts import fields, runtime
 from scripts.reproduce.linearity_report import draw, table
-from scripts.run_folder import check_name, create_folder, write_config
+from scripts.run_folder import create_folder, write_config
 from solvers import MeanSquaredError, parameter_flow
 from zoo import (
     ACTIVATIONS,
@@ -74,7 +74,7 @@ class LinearityConfig:
 
     def check(self) -> None:
         """**Raises:** `ValueError` that names the field, what came and what was expected."""
-        check_name(self.name)
+        fields.folder_name("name", self.name)
         checks.choice("activation", self.activation, ACTIVATIONS)
         checks.choice("precision", self.precision, ("float32", "float64"))
         for field in ("widths", "alphas"):

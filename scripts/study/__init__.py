@@ -11,10 +11,10 @@ from scripts.study.config import PRESETS as PRESETS, StudyConfig as StudyConfig
 from scripts.study.config_file import from_file as from_file
 
 if TYPE_CHECKING:
-    from scripts.study.results import read as read
     from scripts.study.runner import execute as execute, prepare as prepare, run as run
+    from scripts.study.storage import read as read
 
-_COMPUTING = {"read": "results", "execute": "runner", "prepare": "runner", "run": "runner"}
+_COMPUTING = {"read": "storage", "execute": "runner", "prepare": "runner", "run": "runner"}
 
 
 def __getattr__(name: str) -> Any:

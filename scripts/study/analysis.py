@@ -1,6 +1,6 @@
 """The numbers of a study: errors of predictions, gains of an order on the one below, horizons.
 
-Every function takes the results (`scripts.study.results.read`) or the part of them that is one
+Every function takes the results (`scripts.study.read`) or the part of them that is one
 group, with dimensions kept by name, and returns labelled arrays. Medians are over the seeds that
 are finished. A prediction that stopped early while the network went on has an infinite error from
 there on: it counts in medians as worse than any number.
@@ -20,9 +20,13 @@ from zoo import ACTIVATIONS
 ORDER_3, ORDER_4 = "order 3", "order 4"
 PAIRS = ((FROZEN, ORDER_3), (ORDER_3, ORDER_4))
 """What each order of the hierarchy is compared with: the one below."""
+COMPUTED = "computed"
+"""What a session's provenance calls the list of its cells."""
 GROUPING = ("architecture", "activation", "loss", "parameterization")
 """The coordinates that a width is compared within."""
 _DERIVATIVES = 3  # that order 4 takes
+_STOPPED = 1e6
+"""The logarithm of a ratio that is infinite."""
 
 
 @dataclass(frozen=True)
@@ -159,22 +163,17 @@ def relative_error(dataset: xr.Dataset) -> xr.DataArray:
 def gain(dataset: xr.Dataset, worse: str, better: str) -> xr.DataArray:
     """How many times closer to the network one prediction is than another.
 
-    The median over seeds of each seed's ratio of errors; 0 where the better one stopped, infinite
-    where the worse one did, 1 where both did.
+    The median over seeds of each seed's ratio of errors, of two in the middle their geometric mean:
+    the gain of one over the other is 1 over that of the other over the one. A ratio is 0 where the
+    better one stopped, infinite where the worse one did, 1 where both did.
     """
     found = errors(dataset)
     above, below = found.sel(solve=worse, drop=True), found.sel(solve=better, drop=True)
     ratio = (above / below).where(~(np.isinf(above) & np.isinf(below)), 1.0)
-    return ratio.median("seed")
-
-
-def reference_gains(dataset: xr.Dataset) -> xr.DataArray:
-    """`gain` of each of `pairs` at the reference time, over "comparison" ("better / worse")."""
-    at = settings(dataset)["reference_time"]
-    compared = pairs(dataset)
-    names = [f"{better} / {worse}" for worse, better in compared]
-    found = [gain(dataset, *pair).sel(time=at, drop=True) for pair in compared]
-    return xr.concat(found, xr.DataArray(names, dims="comparison", name="comparison"))
+    with np.errstate(divide="ignore", over="ignore"):
+        # Finite in place of infinite: one seed in which each stopped is a draw.
+        logs = xr.apply_ufunc(np.log, ratio).clip(-_STOPPED, _STOPPED)
+        return xr.apply_ufunc(np.exp, logs.median("seed"))
 
 
 def exceptions(dataset: xr.Dataset) -> list[Exceptional]:
@@ -203,7 +202,8 @@ def horizons(dataset: xr.Dataset) -> xr.DataArray:
     The tolerance is `tolerance` of the settings times `displacement`: a tenth, say, of how far
     training moved the network's logits. Between two times the error is taken to be a power of the
     time. Infinite where the error stays below to the last time, the time of the breakdown where a
-    prediction that was still good stopped, NaN where there is nothing to compare.
+    prediction that was still good stopped, NaN where there is nothing to compare: where the network
+    stopped first, too.
     """
     tolerated = settings(dataset)["tolerance"] * displacement(dataset)
     stopped = dataset["breakdown_time"].sel(solve=predictions(dataset))
@@ -216,6 +216,16 @@ def horizons(dataset: xr.Dataset) -> xr.DataArray:
         input_core_dims=[["time"], [], [], ["time"]],
         vectorize=True,
         output_dtypes=[float],
+    )
+
+
+def median_horizon(dataset: xr.Dataset) -> xr.DataArray:
+    """`horizons`, the median over seeds; of two in the middle the shorter: half the seeds are good
+    up to there at least.
+    """
+    found = horizons(dataset)
+    return xr.apply_ufunc(
+        _lower_median, found, input_core_dims=[["seed"]], vectorize=True, output_dtypes=[float]
     )
 
 
@@ -249,14 +259,18 @@ def _last_known(values: xr.DataArray) -> xr.DataArray:
     return values.isel(time=last.astype(int)).drop_vars("time")
 
 
+def _lower_median(values: np.ndarray) -> float:
+    known = np.sort(values[~np.isnan(values)])
+    return float(known[(len(known) - 1) // 2]) if len(known) else np.nan
+
+
 def _horizon(error: np.ndarray, tolerated: float, stopped: float, times: np.ndarray) -> float:
     """The first time at which `error` (over `times`) exceeds `tolerated`."""
     if not tolerated > 0 or np.isnan(error).all():
         return np.nan
     beyond = np.flatnonzero(error > tolerated)
     if not beyond.size:
-        unknown = np.flatnonzero(np.isnan(error))
-        return float(times[unknown[0] - 1]) if unknown.size and unknown[0] else np.inf
+        return np.nan if np.isnan(error).any() else np.inf
     i = int(beyond[0])
     if i == 0:
         return 0.0

@@ -1,5 +1,6 @@
 """One cell of a study: one network, measured at its start, trained for real and predicted."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from corrections import (
     taylorize,
 )
 from corrections.flat_model import metric_norm
-from scripts.study.config import FROZEN, INFINITE, Measure, NETWORK, StudyConfig
+from scripts.study.config import FROZEN, INFINITE, KERNEL_REGIME, Measure, NETWORK, StudyConfig
 from scripts.study.infinite import EnsembleCurves, InfiniteKernels, Limits, readout_fan_in
 from scripts.study.losses import loss_named
 from scripts.study.networks import Cell, draw, Network
@@ -30,6 +31,8 @@ from zoo import Dataset
 
 _LARGEST_KERNEL = 2**24
 """Numbers of a frozen kernel that is stored; a larger one is solved without storing it."""
+_KNOWN_TO = 0.05
+"""The relative residual of a norm up to which it is kept."""
 
 Values = dict[str, Any]
 """Names of the variables of a cell -> NumPy arrays without the axes of cells."""
@@ -51,6 +54,7 @@ class _Problem(NamedTuple):
     """The tangent kernel at the start, on these."""
     f0: Float[Array, "points k"]
     infinite: InfiniteKernels | None
+    in_kernel_regime: bool
     shows_predicted_kernels: bool
     tolerances: dict[str, Any]
 
@@ -64,7 +68,8 @@ def compute(
 ) -> Values:
     """Everything about one cell; `started` hears the name of each part as it starts.
 
-    **Raises:** `FloatingPointError` for a network whose kernel at the start is not finite.
+    **Raises:** `FloatingPointError` for a network whose kernel at the start is not finite, or has a
+    largest eigenvalue that cannot be found.
     """
     started("kernel")
     network, loss = draw(config, data, cell), loss_named(cell.loss)
@@ -78,7 +83,14 @@ def compute(
     lambda_max = float(spectrum[0])
     if len(shown_at) < n:
         operator = NTKOperator(network.model, x, metric=network.metric)
-        lambda_max = float(extreme_eigenvalues(operator, rtol=1e-6).values[0]) / n
+        rtol = 1e-6 if y.dtype == jnp.float64 else 1e-5
+        largest = extreme_eigenvalues(operator, rtol=rtol)
+        if not bool(largest.converged[0]):
+            raise FloatingPointError(
+                f"The largest eigenvalue of the tangent kernel of {cell} has not converged to "
+                f"{rtol:g}, expected it to: it is the unit of time."
+            )
+        lambda_max = float(largest.values[0]) / n
     if not np.isfinite(lambda_max) or lambda_max <= 0:
         raise FloatingPointError(
             f"The tangent kernel of {cell} has the largest eigenvalue {lambda_max} at the start, "
@@ -100,6 +112,7 @@ def compute(
         kernel=kernel,
         f0=f0,
         infinite=infinite,
+        in_kernel_regime=cell.parameterization in KERNEL_REGIME,
         shows_predicted_kernels=config.predicted_kernels,
         tolerances={"rtol": config.rtol, "atol": config.atol, "throw": False},
     )
@@ -119,13 +132,15 @@ def compute(
         gap = logits - logits[:1]
         values[f"{part}_rmse"] = np.sqrt(np.mean(gap**2, axis=(2, 3)))
     if infinite is not None:
-        started("infinite ensemble")
-        values |= _of_limit(problem, limits.ensemble(cell))
+        values |= _of_limit(problem)
+        if cell.parameterization in KERNEL_REGIME:
+            started("infinite ensemble")
+            values |= _of_ensemble(limits.ensemble(cell))
     return values
 
 
-def _of_limit(problem: _Problem, curves: EnsembleCurves) -> Values:
-    """What infinitely wide networks of the cell's kind do."""
+def _of_limit(problem: _Problem) -> Values:
+    """The kernel of infinitely wide networks of the cell's kind, at their start."""
     k = problem.data.y_train.shape[1]
     assert problem.infinite is not None
     ntk, lambda_max = problem.infinite.ntk, problem.infinite.lambda_max
@@ -134,6 +149,12 @@ def _of_limit(problem: _Problem, curves: EnsembleCurves) -> Values:
     return {
         "limit_spectrum": spectrum / lambda_max,
         "limit_two_point_kernel": kernel[:2, :2] / lambda_max,
+    }
+
+
+def _of_ensemble(curves: EnsembleCurves) -> Values:
+    """What infinitely wide networks do in training."""
+    return {
         "limit_mean": curves.mean,
         "limit_std": curves.std,
         "limit_loss_mean": curves.loss_mean,
@@ -170,13 +191,29 @@ def _shown_infinite_kernel(problem: _Problem) -> Float[Array, "p k p k"]:
 def _kappa(problem: _Problem) -> Values:
     model, metric = problem.network
     y = problem.data.y_train[np.asarray(problem.shown_at)]
-    return {"kappa": float(kappa(model, problem.shown, y, metric=metric).value)}
+    found = kappa(model, problem.shown, y, metric=metric)
+    return {"kappa": _if_known("kappa", found.value, found.residual)}
 
 
 def _hessian_norm(problem: _Problem) -> Values:
     model, metric = problem.network
     found = hessian_norm(model, problem.shown, metric=metric, rtol=1e-3)
-    return {"hessian_norm": float(jnp.max(found.value)) / problem.lambda_max}
+    value = _if_known("hessian_norm", jnp.max(found.value), jnp.max(found.residual))
+    return {"hessian_norm": value / problem.lambda_max}
+
+
+def _if_known(name: str, value: Array, residual: Array) -> float:
+    """The value where its residual is small beside it; NaN elsewhere, with a warning."""
+    relative = float(residual / jnp.where(value > 0, value, 1))
+    if relative <= _KNOWN_TO:
+        return float(value)
+    warnings.warn(
+        f"`{name}` is left out: its relative residual is {relative:.2g} still, expected at most "
+        f"{_KNOWN_TO:g}.",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return np.nan
 
 
 def _rates(problem: _Problem) -> Values:
@@ -207,7 +244,7 @@ def _solve(problem: _Problem, name: str) -> Trajectory | None:
     options = {"loss": problem.loss, **problem.tolerances}
     points = jnp.concatenate([x, data.x_test])
     is_small = len(points) * n * y.shape[1] ** 2 <= _LARGEST_KERNEL
-    if name == INFINITE and problem.infinite is None:
+    if name == INFINITE and (problem.infinite is None or not problem.in_kernel_regime):
         return None
     if name == INFINITE or (name == FROZEN and is_small):
         stored = (
@@ -315,7 +352,7 @@ def _unsolved(problem: _Problem) -> Values:
         "two_point_kernel": np.full((count, 2, 2), np.nan),
         "parameter_change": np.full(count, np.nan),
         "breakdown_time": np.nan,
-        "outcome": np.asarray("There is no kernel of infinite width.", dtype=object),
+        "outcome": np.asarray("", dtype=object),
     }
 
 

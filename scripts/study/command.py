@@ -17,8 +17,8 @@ from scripts.study.config_file import from_file, preset
 class StudyCommand:
     """Trains real networks, predicts them, and reports where the predictions hold.
 
-    Choices come from a preset, then from a file, then from the command line. The same command on
-    the same choices goes on where it was stopped.
+    Choices come from a preset (one on the command line in place of the file's), then from a file,
+    then from the command line. The same command on the same choices goes on where it was stopped.
     """
 
     config: tyro.conf.OmitArgPrefixes[StudyConfig]
@@ -55,20 +55,23 @@ def parse(arguments: Sequence[str]) -> Parsed:
     `SystemExit` where tyro has said what is wrong.
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--preset", default="default")
+    early.add_argument("--preset")
     early.add_argument("--file", type=Path)
     first, _ = early.parse_known_args(arguments)
-    base = preset(first.preset)
+    base = None if first.preset is None else preset(first.preset)
     if first.file is not None:
         base = from_file(first.file, base)
     command = tyro.cli(
         StudyCommand,
         args=arguments,
         prog="finite-width study",
-        default=StudyCommand(config=base),
+        default=StudyCommand(config=StudyConfig() if base is None else base),
     )
-    command.config.check()
-    if not command.dry_run:
-        found = plan.estimates(command.config, plan.image_of(command.config.dataset))
-        plan.check_budget(command.config, found, plan.device_count(command.config))
-    return Parsed(command.config, command.dry_run)
+    config = command.config
+    config.check()
+    image = plan.image_of(config.dataset)
+    goes_on = (config.folder / "config.json").exists()
+    # What goes on, or has examples of unknown size, is looked at once they have been read.
+    if image is not None and not goes_on and not command.dry_run:
+        plan.check_budget(config, plan.estimates(config, image), plan.device_count(config))
+    return Parsed(config, command.dry_run)

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,9 +34,15 @@ Measure = Literal["kappa", "hessian_norm", "rates"]
 MEASURES: tuple[Measure, ...] = ("kappa", "hessian_norm", "rates")
 NETWORK = "network"
 FROZEN, INFINITE = "frozen NTK", "infinite NTK"
+KERNEL_REGIME = ("NTK", "STANDARD")
+"""The parameterizations in which a kernel describes the training of infinitely wide networks; in
+the others it moves by O(1) at any width.
+"""
 
-_NOT_OF_RESULTS = ("name", "out", "devices", "budget_minutes", "budget_gib")
+_OF_THE_MACHINE = ("devices", "budget_minutes", "budget_gib")
+_NOT_OF_RESULTS = ("name", "out", *_OF_THE_MACHINE)
 """Fields that do not change what a study finds."""
+_FLOATS = (float, float | None, tuple[float, ...])
 
 _TIMES = (
     *(0.1, 0.14, 0.2, 0.28, 0.4, 0.56, 0.75, 1.0, 1.4, 2.0),
@@ -131,8 +138,19 @@ class StudyConfig:
     budget_gib: float | None = None
     """Refuse a study that is estimated to take more memory (default: that of this machine)."""
 
+    def __post_init__(self) -> None:
+        """Makes whole numbers in fields of floats floats: the same choice has one name."""
+        for field in dataclasses.fields(self):
+            if field.type in _FLOATS:
+                object.__setattr__(self, field.name, _as_float(getattr(self, field.name)))
+
     def check(self) -> None:
         """**Raises:** `ValueError` that names the field, what came and what was expected."""
+        for field in ("out", "root"):
+            value = getattr(self, field)
+            if not isinstance(value, str | Path) and not (field == "root" and value is None):
+                raise ValueError(f"`{field}` is {value!r}, expected the path of a folder.")
+        fields.folder_name("name", self.name)
         for field in ("classes", "architectures", "depths", "resnet_depths", "widths", "channels"):
             fields.distinct(field, getattr(self, field))
         for field in ("base_channels", "activations", "parameterizations", "seeds", "losses"):
@@ -143,8 +161,9 @@ class StudyConfig:
         for field in ("depths", "resnet_depths", "widths", "channels", "base_channels"):
             for value in getattr(self, field):
                 fields.integer(field, value)
-        for field in ("n_train", "n_test", "kernel_points"):
-            fields.integer(field, getattr(self, field))
+        fields.integer("n_test", self.n_test)
+        for field in ("n_train", "kernel_points"):  # of two points the kernel is drawn
+            fields.integer(field, getattr(self, field), least=2)
         for label in self.classes:
             fields.integer("classes", label, least=0)
         for seed in self.seeds:
@@ -193,8 +212,6 @@ class StudyConfig:
                 "`orders` and `taylor_orders` are empty and `infinite_width` is False, expected at "
                 "least one prediction."
             )
-        if self.name is not None and (not self.name or Path(self.name).name != self.name):
-            raise ValueError(f"`name` is {self.name!r}, expected the name of a folder, not a path.")
 
     @property
     def solves(self) -> tuple[str, ...]:
@@ -238,22 +255,29 @@ class StudyConfig:
     def command(self) -> str:
         """The command that runs this study again."""
         default = StudyConfig().choices()
-        words = ["python -m scripts study"]
+        words = ["python", "-m", "scripts", "study"]
         for field, value in self.choices().items():
-            if field in _NOT_OF_RESULTS[1:] or value == default[field]:
+            if field in _OF_THE_MACHINE or value == default[field]:
                 continue
             flag = field.replace("_", "-")
             if isinstance(value, bool):
                 words.append(f"--{flag}" if value else f"--no-{flag}")
                 continue
             values = value if isinstance(value, list) else [value]
-            words.append(" ".join([f"--{flag}", *map(str, values)]))
-        return " ".join(words)
+            words += [f"--{flag}", *map(str, values)]
+        return shlex.join(words)
 
     def _default_name(self) -> str:
         choices = {k: v for k, v in self.choices().items() if k not in _NOT_OF_RESULTS}
         digest = hashlib.sha256(json.dumps(choices, sort_keys=True).encode()).hexdigest()
         return f"{Path(self.dataset).stem}-{digest[:8]}"
+
+
+def _as_float(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_as_float(one) for one in value)
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if is_whole else value
 
 
 def _plain(value: Any) -> Any:

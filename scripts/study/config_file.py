@@ -12,16 +12,15 @@ from scripts.study.config import PRESETS, StudyConfig
 def from_file(file: Path, base: StudyConfig | None = None) -> StudyConfig:
     """The config that a file describes: the names of `StudyConfig`'s fields with their values.
 
-    A field `preset` names the preset that the file starts from; what neither says is that of
-    `base` (default: the preset "default").
+    What the file does not say is that of `base`; without one, of the preset that a field `preset`
+    names (default: "default").
 
     **Raises:** `ValueError` for a file that is not there or is no TOML or YAML, unknown fields
     and values that make no sense; each names the field and the choices.
     """
     values = _read(file)
-    if "preset" in values:
-        base = preset(values.pop("preset"))
-    base = StudyConfig() if base is None else base
+    named = preset(values.pop("preset", "default"))
+    base = named if base is None else base
     names = [field.name for field in dataclasses.fields(StudyConfig)]
     for name in values:
         if name not in names:
@@ -41,7 +40,7 @@ def preset(name: Any) -> StudyConfig:
 
     **Raises:** `ValueError` for another name.
     """
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         listed = ", ".join(repr(one) for one in PRESETS)
         raise ValueError(f"`preset` is {name!r}, expected one of {listed}.")
     return PRESETS[name]

@@ -1,7 +1,10 @@
 """What infinitely wide networks do: their kernels on the data, and the ensemble of them."""
 
-import threading
+import dataclasses
+import hashlib
+import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import diffrax
@@ -10,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+from filelock import FileLock
 from jaxtyping import Array, Float
 
 from scripts.study.config import StudyConfig
@@ -52,12 +56,14 @@ class EnsembleCurves(NamedTuple):
 
 
 class Limits:
-    """The infinite-width kernels and ensembles of a study, each computed once, by any thread."""
+    """The infinite-width kernels and ensembles of a study, each computed once.
 
-    def __init__(self, config: StudyConfig, data: Dataset):
-        self._config, self._data = config, data
-        self._lock = threading.Lock()
-        self._locks: dict[str, threading.Lock] = {}
+    `shared` is a folder that all threads and processes of a study have in common: what one of them
+    computes the others wait for and read there.
+    """
+
+    def __init__(self, config: StudyConfig, data: Dataset, shared: Path):
+        self._config, self._data, self._shared = config, data, shared
         self._found: dict[str, Any] = {}
 
     def kernels(self, cell: Cell) -> InfiniteKernels | None:
@@ -77,12 +83,13 @@ class Limits:
         return found
 
     def _once(self, name: str, compute: Callable[[], Any]) -> Any:
-        with self._lock:
-            lock = self._locks.setdefault(name, threading.Lock())
-        with lock:
-            if name not in self._found:
-                self._found[name] = compute()
-            return self._found[name]
+        if name not in self._found:
+            file = self._shared / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.pickle"
+            with FileLock(file.with_suffix(".lock")):
+                if not file.exists():
+                    file.write_bytes(pickle.dumps(compute()))
+                self._found[name] = pickle.loads(file.read_bytes())
+        return self._found[name]
 
 
 def readout_fan_in(model: eqx.Module) -> int:
@@ -98,7 +105,9 @@ def readout_fan_in(model: eqx.Module) -> int:
 def _kernels(config: StudyConfig, data: Dataset, cell: Cell) -> InfiniteKernels | None:
     points = jnp.concatenate([data.x_train, data.x_test])
     n = len(data.x_train)
-    model = prototype(config, data, cell)
+    # The width drops out but for rounding: one for all, and all cells have the same bits.
+    width = config.widths_of(cell.family.kind)[0]
+    model = prototype(config, data, dataclasses.replace(cell, width=width))
     for power in (0, -1):  # -1: STANDARD's tangent kernel grows like the width
         try:
             found = limit(model, rate_power=power).kernels(points)
@@ -125,6 +134,7 @@ def _ensemble(
     train_losses = np.asarray(_losses(loss, flows.train, data.y_train))  # (draws, t)
     test = np.asarray(flows.test)
     mean, std = test.mean(axis=0), test.std(axis=0, ddof=1)
+    loss_mean, loss_std = train_losses.mean(axis=0), train_losses.std(axis=0, ddof=1)
     if loss_name == "mean_squared_error":  # which has a closed form
         exact = ensemble(
             lambda a, b: nngp,
@@ -137,10 +147,12 @@ def _ensemble(
         )
         assert exact.test is not None
         assert exact.test.covariance is not None
+        if not bool(exact.successful):
+            return EnsembleCurves(mean, std, loss_mean, loss_std)
         mean = np.asarray(exact.test.mean)
         variance = np.diagonal(np.asarray(exact.test.covariance), axis1=1, axis2=2)
         std = np.broadcast_to(np.sqrt(np.maximum(variance, 0))[:, :, None], mean.shape)
-    return EnsembleCurves(mean, std, train_losses.mean(axis=0), train_losses.std(axis=0, ddof=1))
+    return EnsembleCurves(mean, std, loss_mean, loss_std)
 
 
 @eqx.filter_jit

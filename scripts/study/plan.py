@@ -7,15 +7,21 @@ The estimates are those of a CPU with two cores, to a factor of two or three. Ti
 Most of a small study is compilation.
 """
 
+import dataclasses
 import itertools
 import os
+from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 
 from scripts.study.config import FROZEN, INFINITE, NETWORK, StudyConfig
+
+if TYPE_CHECKING:
+    from scripts.study.networks import Cell
 
 _COMPILE = {
     "dense": {"start": 2.0, NETWORK: 1.2, 3: 2.0, 4: 2.5, "Taylor 1": 1.3, "Taylor 2": 2.0},
@@ -36,6 +42,7 @@ _RATE = {"float64": 8e9, "float32": 16e9}
 """Operations a second that a small network sees of two cores."""
 _BASE_GIB = 1.2
 """Python, JAX and its compiler at work."""
+_MOST_DEVICES = 8  # of a CPU, as `runtime` has it, which imports JAX
 
 
 @dataclass(frozen=True)
@@ -91,10 +98,23 @@ def estimates(config: StudyConfig, image: tuple[int, int, int] = (1, 8, 8)) -> l
     return found
 
 
-def image_of(dataset: str) -> tuple[int, int, int]:
-    """Channels, height and width of the examples of a data set by its name."""
+def image_of(dataset: str) -> tuple[int, int, int] | None:
+    """Channels, height and width of the examples of a data set by its name; None of a file, whose
+    examples are not known before it is read.
+    """
     known = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion-mnist": (1, 28, 28)}
-    return known.get(dataset, (3, 32, 32))
+    return known.get(dataset, (3, 32, 32) if dataset == "cifar10" else None)
+
+
+def of_cells(found: list[Estimate], groups: "list[list[Cell]]") -> list[Estimate]:
+    """The estimates of these cells alone."""
+    cells = itertools.chain.from_iterable(groups)
+    counts = Counter((cell.family.label, cell.family.activation, cell.width) for cell in cells)
+    return [
+        dataclasses.replace(one, cells=counts[one.label, one.activation, one.width])
+        for one in found
+        if counts[one.label, one.activation, one.width]
+    ]
 
 
 def total_minutes(found: list[Estimate], devices: int) -> float:
@@ -105,18 +125,32 @@ def total_minutes(found: list[Estimate], devices: int) -> float:
 
 def device_count(config: StudyConfig) -> int:
     """The devices that the estimates count with: of a CPU, its cores (8 at most)."""
-    return config.devices or min(os.cpu_count() or 1, 8)
+    return config.devices or min(os.cpu_count() or 1, _MOST_DEVICES)
 
 
 def peak_gib(found: list[Estimate], devices: int) -> float:
-    """Memory while the largest networks are computed at once, one a device."""
-    largest = sorted((one.gib - _BASE_GIB for one in found), reverse=True)[:devices]
-    return _BASE_GIB + sum(largest)
+    """Memory while the largest networks are computed at once, one a device in its own process."""
+    return sum(sorted((one.gib for one in found), reverse=True)[:devices])
+
+
+def results_gib(config: StudyConfig) -> float:
+    """Memory that the results take, a copy of them among it while they are written."""
+    widths = {width for kind in config.architectures for width in config.widths_of(kind)}
+    families = sum(
+        len(config.resnet_depths if kind == "WideResNet" else config.depths)
+        for kind in config.architectures
+    )
+    cells = families * len(config.activations) * len(config.losses) * len(config.parameterizations)
+    cells *= len(widths) * len(config.seeds)
+    a_time = (config.n_train + config.n_test) * len(config.classes) + 12
+    numbers = len(config.solves) * len(config.solved_times) * a_time
+    return 2 * 8 * cells * numbers / 2**30
 
 
 def table(config: StudyConfig) -> RenderableType:
     """What a study would compute, and what exceeds its budget."""
-    found, devices = estimates(config, image_of(config.dataset)), device_count(config)
+    image = image_of(config.dataset)
+    found, devices = estimates(config, image or (3, 32, 32)), device_count(config)
     limit = config.budget_gib if config.budget_gib is not None else machine_gib()
     rows = Table(box=SIMPLE_HEAD)
     for name in ("networks", "activation", "width", "cells", "minutes", "GiB", ""):
@@ -133,6 +167,7 @@ def table(config: StudyConfig) -> RenderableType:
             "over budget" if over else "",
         )
     minutes = total_minutes(found, devices)
+    together = peak_gib(found, devices) + results_gib(config)
     cells = sum(one.cells for one in found)
     of_cells = ", ".join(
         f"{len(values)} {name}"
@@ -144,9 +179,13 @@ def table(config: StudyConfig) -> RenderableType:
     )
     said = (
         f"{cells} cells ({of_cells} for each row), {len(config.solves)} solves each. Estimated: "
-        f"{minutes:.0f} minutes on {devices} devices, {peak_gib(found, devices):.1f} GiB, to a "
-        "factor of two or three; of a CPU with two cores, nothing compiled yet."
+        f"{minutes:.0f} minutes on {devices} devices, {together:.1f} GiB, to a factor of two or "
+        "three; of a CPU with two cores, nothing compiled yet."
     )
+    if image is None:
+        said += " Its examples are taken to be images of 3 x 32 x 32."
+    if limit is not None and together > limit:
+        said += f" This exceeds the {limit:.3g} GiB that there are."
     if config.budget_minutes is not None and minutes > config.budget_minutes:
         said += f" This exceeds the budget of {config.budget_minutes:g} minutes."
     return Group(rows, said, "", "The command:", config.command())
@@ -161,8 +200,8 @@ def machine_gib() -> float | None:
 
 
 def check_budget(config: StudyConfig, found: list[Estimate], devices: int) -> None:
-    """**Raises:** `ValueError` where the study is estimated to exceed its budget; it names the
-    field that makes it so, and what fits.
+    """**Raises:** `ValueError` where these cells are estimated to exceed the study's budget; it
+    names the field that makes it so, and what fits.
     """
     limit = config.budget_gib if config.budget_gib is not None else machine_gib()
     said = "`budget_gib` is" if config.budget_gib is not None else "this machine has"
@@ -181,7 +220,15 @@ def check_budget(config: StudyConfig, found: list[Estimate], devices: int) -> No
                 f"`{field}` holds {one.width}: {one.label} is estimated to take {one.gib:.1f} GiB "
                 f"then, and {said} {limit:.3g}, expected {fit}."
             )
-    if config.budget_minutes is None:
+    together = peak_gib(found, devices) + results_gib(config)
+    if limit is not None and found and together > limit:
+        fewer = [n for n in range(1, devices) if peak_gib(found, n) + results_gib(config) <= limit]
+        fit = f"`devices` of at most {max(fewer)}" if fewer else "fewer cells or times"
+        raise ValueError(
+            f"`devices` is {devices}: that many networks at once, with the results, are estimated "
+            f"to take {together:.1f} GiB, and {said} {limit:.3g}, expected {fit}."
+        )
+    if config.budget_minutes is None or not found:
         return
     minutes = total_minutes(found, devices)
     if minutes > config.budget_minutes:

@@ -27,7 +27,11 @@ _ENSEMBLE = ("architecture", "activation", "loss", "parameterization")
 # name: (axes beside those of the cell, what it is, its unit)
 _PER_CELL: dict[str, tuple[tuple[str, ...], str, str]] = {
     "lambda_max": ((), "largest eigenvalue of the initial tangent kernel / n_train", "1 / time"),
-    "spectrum": (("mode",), "eigenvalues of the initial tangent kernel / n_train", "1 / time"),
+    "spectrum": (
+        ("mode",),
+        "eigenvalues of the initial tangent kernel on the points it is looked at on / their number",
+        "1 / time",
+    ),
     "limit_distance": ((), "|Theta - Theta_inf|_F / |Theta_inf|_F at the start", "1"),
     "limit_angle": ((), "1 - cosine of Theta and Theta_inf at the start", "1"),
     "kappa": ((), "inverse relative scale |y - f| |D^2 f| / |D f|^2 at the start", "1"),
@@ -58,7 +62,8 @@ _PER_CELL: dict[str, tuple[tuple[str, ...], str, str]] = {
 _OF_LIMITS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "limit_spectrum": (
         (*_LIMIT, "mode"),
-        "eigenvalues of the infinite-width tangent kernel / (n_train lambda_max)",
+        "eigenvalues of the infinite-width tangent kernel on the same points / (their number "
+        "lambda_max)",
         "1",
     ),
     "limit_two_point_kernel": (

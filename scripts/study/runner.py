@@ -5,41 +5,41 @@ import datetime
 import json
 import logging
 import queue
+import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import xarray as xr
 from rich.console import Console
 
 from scripts import runtime
-from scripts.run_folder import only_run_in, write_config, write_text
+from scripts.console import PatientConsole
+from scripts.run_folder import only_run_in, write_text
 from scripts.study import plan, report
-from scripts.study.analysis import completed
-from scripts.study.cell import compute
+from scripts.study.analysis import completed, COMPUTED
 from scripts.study.config import StudyConfig
-from scripts.study.infinite import Limits
 from scripts.study.networks import Cell, groups
 from scripts.study.progress import Meter
 from scripts.study.report.summary import as_text, summary
-from scripts.study.storage import check_same, LOG, Store
+from scripts.study.storage import begin, check_same, LOG, Store
+from scripts.study.workers import Outcome, Worker, worker_count, workers
 from zoo import checks, Dataset, load
 
 _LOGGER = logging.getLogger("scripts.study")
 
 
+_Found = tuple[Cell, Outcome] | Exception | None
+"""What a thread passes on: a cell with its values or its error, its worker's failure, its end."""
+
+
 class StudyError(RuntimeError):
     """Some cells of a study failed; the others are finished and kept."""
-
-
-class _Stopped(Exception):
-    """A worker was asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +75,11 @@ def run(config: StudyConfig | None = None, *, console: Console | None = None) ->
 def prepare(config: StudyConfig) -> Study:
     """Checks all that can go wrong before work starts, and makes the folder of the run.
 
-    **Raises:** `ValueError` for a config that makes no sense, a study larger than its budget, data
-    that cannot be had or hold NaN, or a folder that holds a study of other choices; `ImportError`
-    where the package that ships the data is missing; `FileExistsError` where the folder holds
-    something else, or another run is in it; `OSError` where it cannot be written.
+    **Raises:** `ValueError` for a config that makes no sense, a study larger than its budget (of
+    what is still to compute), data that cannot be had or hold NaN, or a folder that holds a study
+    of other choices or data, or results that cannot be read; `ImportError` where the package that
+    ships the data is missing; `FileExistsError` where the folder holds something else, or another
+    run is in it; `OSError` where it cannot be written.
     """
     config.check()
     check_same(config.folder, config)
@@ -93,9 +94,10 @@ def prepare(config: StudyConfig) -> Study:
     for name in ("x_train", "y_train", "x_test", "y_test"):
         checks.finite(name, getattr(data, name))
     _check_images(config, data)
-    found = plan.estimates(config, _image(data))
-    plan.check_budget(config, found, plan.device_count(config))
-    _devices(config)
+    check_same(config.folder, config, data)
+    waiting = _waiting(config, Store(config.folder, config, data))
+    found = plan.of_cells(plan.estimates(config, _image(data)), waiting)
+    plan.check_budget(config, found, worker_count(config))
     config.folder.mkdir(parents=True, exist_ok=True)
     with only_run_in(config.folder):
         pass
@@ -118,18 +120,17 @@ def _check_images(config: StudyConfig, data: Dataset) -> None:
 
 def execute(study: Study, *, console: Console | None = None) -> xr.Dataset:
     """Computes every cell that is missing; see `run`."""
-    console = Console() if console is None else console
+    console = PatientConsole() if console is None else console
     with only_run_in(study.folder), _logging(study.folder):
         return _execute(study, console)
 
 
 def _execute(study: Study, console: Console) -> xr.Dataset:
     config, folder = study.config, study.folder
-    if not (folder / "config.json").exists():
-        write_config(folder, config)
+    check_same(folder, config, study.data)  # now that no other run can come between
+    begin(folder, config, study.data)
     store = Store(folder, config, study.data)
-    waiting = [[c for c in group if not store.is_finished(c)] for group in groups(config)]
-    waiting = [group for group in waiting if group]
+    waiting = _waiting(config, store)
     done, total = completed(store.dataset)
     if done:
         console.print(
@@ -148,9 +149,12 @@ def _execute(study: Study, console: Console) -> xr.Dataset:
             f"Interrupted after {done} of {total} cells; these are kept, and the same command goes "
             "on with the others."
         )
+        _report_beside_an_error(store.dataset, folder, console)
         raise
-    finally:
-        _report(store.dataset, folder, console)
+    except Exception:
+        _report_beside_an_error(store.dataset, folder, console)
+        raise
+    _report(store.dataset, folder, console)
     if failures:
         cell, error = failures[0]
         raise StudyError(
@@ -164,78 +168,94 @@ def _execute(study: Study, console: Console) -> xr.Dataset:
 def _compute(
     study: Study, store: Store, waiting: list[list[Cell]], console: Console
 ) -> list[tuple[Cell, Exception]]:
-    """Computes these cells, a group at a time on each device; returns those that failed."""
+    """Computes these cells, a group at a time by each worker; returns those that failed."""
     config = study.config
-    devices = _devices(config)[: len(waiting)]
-    limits = Limits(config, study.data)
     todo: queue.SimpleQueue[list[Cell]] = queue.SimpleQueue()
     seconds = _seconds(config, study.data, waiting)
-    # Large ones first, so that no device is left with one at the end.
+    # Large ones first, so that no worker is left with one at the end.
     for group in sorted(waiting, key=lambda cells: -sum(seconds[cell] for cell in cells)):
         todo.put(group)
-    found: queue.SimpleQueue[tuple[Cell, Any] | None] = queue.SimpleQueue()
-    stop = threading.Event()
-    cells = sum(len(group) for group in waiting)
-    _LOGGER.info("%d cells on %d devices: %s", cells, len(devices), devices)
+    found: queue.SimpleQueue[_Found] = queue.SimpleQueue()
+    with (
+        tempfile.TemporaryDirectory() as shared,
+        Meter(config, seconds, console) as meter,
+    ):
+        places = (Path(shared), study.folder / LOG)
+        crew = workers(config, study.data, *places, most=len(waiting))
+        cells = sum(len(group) for group in waiting)
+        _LOGGER.info("%d cells: %s", cells, ", ".join(map(str, crew)))
 
-    with Meter(config, seconds, console) as meter:
-
-        def one(cell: Cell, device: Any) -> Any:
+        def work(worker: Worker) -> None:
             starts: list[tuple[str, float]] = []
 
-            def started(part: str) -> None:
-                if stop.is_set():
-                    raise _Stopped
+            def started(cell: Cell, part: str) -> None:
                 starts.append((part, time.monotonic()))
-                meter.started(device, cell, part)
+                meter.started(worker, cell, part)
 
-            values = compute(config, study.data, cell, limits, started)
-            _LOGGER.info("%s: finished in %s", cell, _durations(starts))
-            return values
-
-        def work(device: Any) -> None:
             try:
-                with jax.default_device(device), contextlib.suppress(queue.Empty):
-                    while not stop.is_set():
-                        for cell in todo.get_nowait():
-                            try:
-                                found.put((cell, one(cell, device)))
-                            except _Stopped:
-                                return
-                            except BaseException as error:
-                                _LOGGER.error("%s: failed\n%s", cell, traceback.format_exc())
-                                found.put((cell, error))
-                                if not isinstance(error, Exception):
-                                    return
+                with contextlib.suppress(queue.Empty):
+                    while True:
+                        for cell, outcome in worker.compute(todo.get_nowait(), started):
+                            if isinstance(outcome, dict):
+                                _LOGGER.info("%s: finished in %s", cell, _durations(starts))
+                            starts.clear()
+                            found.put((cell, outcome))
+            except Exception as error:  # of the worker itself
+                found.put(error)
             finally:
                 found.put(None)
 
-        workers = [threading.Thread(target=work, args=(device,)) for device in devices]
-        for worker in workers:
-            worker.start()
+        threads = [threading.Thread(target=work, args=(worker,)) for worker in crew]
+        for thread in threads:
+            thread.start()
         failures = []
         session = _Session(store.dataset)
+
+        def keep(cell: Cell, outcome: Outcome) -> None:
+            if isinstance(outcome, Exception):
+                failures.append((cell, outcome))
+            elif isinstance(outcome, BaseException):
+                raise outcome
+            else:
+                store.add(cell, outcome, session.provenance(cell))
+            meter.finished(cell)
+
         try:
-            running = len(workers)
+            running = len(crew)
             while running:
                 item = found.get()
+                if isinstance(item, Exception):
+                    raise item
                 if item is None:
                     running -= 1
-                    continue
-                cell, values = item
-                if isinstance(values, Exception):
-                    failures.append((cell, values))
-                elif isinstance(values, BaseException):
-                    raise values
                 else:
-                    store.add(cell, values, session.provenance())
-                meter.finished(cell)
-        except BaseException:
-            stop.set()
-            for worker in workers:
-                worker.join()
+                    keep(*item)
+        except BaseException as error:
+            for worker in crew:
+                worker.stop()
+            for thread in threads:
+                thread.join()
+            if not isinstance(error, OSError):  # else there is no room for what they finished
+                _keep_finished(found, keep)
             raise
     return failures
+
+
+def _keep_finished(
+    found: "queue.SimpleQueue[_Found]", keep: Callable[[Cell, Outcome], None]
+) -> None:
+    """Keeps the cells that workers finished while they were asked to stop."""
+    with contextlib.suppress(queue.Empty):
+        while True:
+            item = found.get_nowait()
+            if isinstance(item, tuple) and isinstance(item[1], dict):
+                keep(*item)
+
+
+def _waiting(config: StudyConfig, store: Store) -> list[list[Cell]]:
+    """The cells that are not finished, those together that share their compiled programs."""
+    unfinished = ([c for c in group if not store.is_finished(c)] for group in groups(config))
+    return [group for group in unfinished if group]
 
 
 def _durations(starts: list[tuple[str, float]]) -> str:
@@ -251,11 +271,14 @@ class _Session:
     def __init__(self, dataset: xr.Dataset):
         self._before = json.loads(dataset.attrs["provenance"])
         self._began = time.monotonic()
+        self._computed: list[str] = []
         self._own = {"started": _now(), **runtime.provenance(), "cells": 0}
+        self._own[COMPUTED] = self._computed
 
-    def provenance(self) -> list[dict[str, Any]]:
+    def provenance(self, cell: Cell) -> list[dict[str, Any]]:
         """That of the sessions before, and of this one with a cell more."""
-        self._own["cells"] += 1
+        self._computed.append(str(cell))
+        self._own["cells"] = len(self._computed)
         took = round(time.monotonic() - self._began, 1)
         self._own |= {"finished": _now(), "wall_time_s": took}
         return [*self._before, self._own]
@@ -274,15 +297,6 @@ def _seconds(config: StudyConfig, data: Dataset, waiting: list[list[Cell]]) -> d
             one = found[cell.family.label, cell.family.activation, cell.width]
             seconds[cell] = one.cell_s + (one.compile_s if i == 0 else 0)
     return seconds
-
-
-def _devices(config: StudyConfig) -> list[Any]:
-    devices = jax.local_devices()
-    if config.devices is not None and config.devices > len(devices):
-        raise ValueError(
-            f"`devices` is {config.devices}, expected at most {len(devices)}, which JAX sees here."
-        )
-    return devices[: config.devices]
 
 
 @contextlib.contextmanager
@@ -307,13 +321,23 @@ def _logging(folder: Path) -> Iterator[None]:
 
 
 def _report(dataset: xr.Dataset, folder: Path, console: Console) -> None:
+    """Writes the report and prints the answer, where there is anything to say."""
     done, _ = completed(dataset)
     if done == 0:
         return
     answer = summary(dataset)
-    console.print(answer)
     write_text(folder / "summary.txt", as_text(answer))
     files = report.write(folder, {folder.name: dataset})
+    console.print(answer)
     console.print("Results and report:")
     for file in (folder / "results.nc", *(file for file in files if file.suffix == ".html")):
         console.print(f"  {file}", soft_wrap=True, highlight=False)
+
+
+def _report_beside_an_error(dataset: xr.Dataset, folder: Path, console: Console) -> None:
+    """The same while an error is on its way, which this must not hide."""
+    try:
+        _report(dataset, folder, console)
+    except Exception as error:
+        _LOGGER.error("The report failed\n%s", traceback.format_exc())
+        console.print(f"The report failed too ({type(error).__name__}: {error}); see {LOG}.")

@@ -5,15 +5,18 @@ written, and the journal emptied, as often as that takes little of the time; at 
 run that is killed at any moment goes on from both.
 """
 
+import contextlib
+import hashlib
 import json
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import xarray as xr
 
-from scripts.run_folder import write_whole
+from scripts.run_folder import is_draft, write_config, write_whole
 from scripts.study import results
 from scripts.study.config import StudyConfig
 from scripts.study.networks import Cell
@@ -26,17 +29,23 @@ _SHARE = 0.05
 """Of the time, that writing all results may take."""
 
 
-def check_same(folder: Path, config: StudyConfig) -> None:
-    """**Raises:** `ValueError` where the folder holds another study, with the differences;
-    `FileExistsError` where it holds something that is no study.
+class OtherStudyError(ValueError):
+    """The folder holds a study of other choices or data."""
+
+
+def check_same(folder: Path, config: StudyConfig, data: Dataset | None = None) -> None:
+    """**Raises:** `OtherStudyError` where the folder holds another study, with the differences in
+    choices, or, where `data` is given, of other data; `FileExistsError` where it holds something
+    that is no study.
     """
     if not folder.exists():
         return
     file = folder / CONFIG
     if not file.is_file():
-        is_folder = folder.is_dir()
-        names = (p.name for p in folder.iterdir()) if is_folder else ["a file of that name"]
-        held = sorted(name for name in names if name not in (".lock", LOG))
+        held = ["a file of that name"]
+        if folder.is_dir():
+            others = (p for p in folder.iterdir() if p.name not in (".lock", LOG))
+            held = sorted(path.name for path in others if not is_draft(path))
         if held:
             raise FileExistsError(
                 f"The results folder {folder} exists and holds no study (it holds "
@@ -45,19 +54,59 @@ def check_same(folder: Path, config: StudyConfig) -> None:
             )
         return
     try:
-        there = json.loads(file.read_text())["config"]
+        held = json.loads(file.read_text())
+        there, digest = held["config"], held["data"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{file} cannot be read ({error}), expected the choices of a study. Nothing was "
-            "changed: choose another `name`, or move the folder away."
+            f"{file} cannot be read ({type(error).__name__}: {error}), expected the choices of a "
+            "study. Nothing was changed: choose another `name`, or move the folder away."
         ) from error
     differences = config.differences(there)
     if differences:
         listed = "\n".join(f"  {difference}" for difference in differences)
-        raise ValueError(
+        raise OtherStudyError(
             f"The results folder {folder} holds a study of other choices:\n{listed}\n"
             "Nothing in it was changed: choose another `name`, or the choices that are there."
         )
+    if data is not None and digest_of(data) != digest:
+        raise OtherStudyError(
+            f"The results folder {folder} holds a study of other data: the examples of "
+            f"{config.dataset} are not those that it started with, expected the same. Nothing in "
+            "it was changed: choose another `name`, or put the data back."
+        )
+
+
+def digest_of(data: Dataset) -> str:
+    """What tells one set of examples from another."""
+    digest = hashlib.sha256(repr((data.name, data.classes)).encode())
+    for array in (data.x_train, data.y_train, data.x_test, data.y_test):
+        values = np.asarray(array)
+        digest.update(repr((values.shape, values.dtype.str)).encode() + values.tobytes())
+    return digest.hexdigest()
+
+
+def begin(folder: Path, config: StudyConfig, data: Dataset) -> None:
+    """Writes the choices of a study into its folder, where they are not there already, and clears
+    away what a kill left half written.
+    """
+    if not (folder / CONFIG).exists():
+        write_config(folder, config, data=digest_of(data))
+    for file in folder.rglob(".*"):
+        if is_draft(file):
+            with contextlib.suppress(FileNotFoundError):
+                file.unlink()
+
+
+def read(folder: Path) -> xr.Dataset:
+    """The results of a run, finished or not, with every finished cell.
+
+    **Raises:** `FileNotFoundError` where there are none; `ValueError` for a file that is not whole.
+    """
+    # The journal first: what leaves it while this reads is in the results by then.
+    entries = _journal_of(Path(folder))
+    dataset = results.read(Path(folder))
+    _enter(dataset, entries)
+    return dataset
 
 
 class Store:
@@ -70,13 +119,11 @@ class Store:
         """
         self.folder = folder
         self._journal = folder / JOURNAL
-        self._journal.mkdir(exist_ok=True)
         self._written_at, self._write_took = -np.inf, 0.0
         self.dataset = results.empty(config, data)
         if (folder / results.FILE).exists():
             self.dataset = results.read(folder)
-        for file in sorted(self._journal.glob("*.npz")):
-            self._enter_from(file)
+        _enter(self.dataset, _journal_of(folder))
 
     def is_finished(self, cell: Cell) -> bool:
         """Whether this cell is there."""
@@ -87,8 +134,7 @@ class Store:
 
         **Raises:** `OSError` where it cannot be written; what was there before is untouched.
         """
-        self.dataset.attrs["provenance"] = json.dumps(provenance)
-        results.enter(self.dataset, cell.at, values)
+        self._journal.mkdir(exist_ok=True)
         name = "_".join(str(part) for part in cell.at.values())
         arrays: dict[str, Any] = {f"value:{k}": np.asarray(v) for k, v in values.items()}
         arrays |= {f"at:{key}": np.asarray(value) for key, value in cell.at.items()}
@@ -100,6 +146,8 @@ class Store:
                 np.savez(stream, **arrays)
 
         write_whole(self._journal / f"{name}.npz", save)
+        self.dataset.attrs["provenance"] = json.dumps(provenance)
+        results.enter(self.dataset, cell.at, values)
         if time.monotonic() - self._written_at > self._write_took / _SHARE:
             self.write()
 
@@ -115,17 +163,35 @@ class Store:
     def close(self) -> None:
         """Writes what is not in `results.nc` yet."""
         self.write()
-        shutil.rmtree(self._journal)  # with what a kill may have left half written in it
+        # With what a kill may have left half written in it.
+        shutil.rmtree(self._journal, ignore_errors=True)
 
-    def _enter_from(self, file: Path) -> None:
-        with np.load(file) as arrays:
+
+class _Entry(NamedTuple):
+    """A finished cell of the journal."""
+
+    at: dict[str, Any]
+    values: dict[str, Any]
+    provenance: str
+
+
+def _journal_of(folder: Path) -> list[_Entry]:
+    entries = []
+    for file in sorted((folder / JOURNAL).glob("*.npz")):
+        with contextlib.suppress(FileNotFoundError), np.load(file) as arrays:
             at = {key[3:]: arrays[key].item() for key in arrays if key.startswith("at:")}
             values = {key[6:]: arrays[key] for key in arrays if key.startswith("value:")}
             values["outcome"] = arrays["outcome"].astype(object)
-            provenance = arrays["provenance"].item()
-        if _time_in(provenance) > _time_in(self.dataset.attrs["provenance"]):
-            self.dataset.attrs["provenance"] = provenance
-        results.enter(self.dataset, at, values)
+            entries.append(_Entry(at, values, arrays["provenance"].item()))
+    return entries
+
+
+def _enter(dataset: xr.Dataset, entries: list[_Entry]) -> None:
+    """Enters these cells, in place, with the longest provenance."""
+    for entry in entries:
+        if _time_in(entry.provenance) > _time_in(dataset.attrs["provenance"]):
+            dataset.attrs["provenance"] = entry.provenance
+        results.enter(dataset, entry.at, entry.values)
 
 
 def _time_in(provenance: str) -> float:

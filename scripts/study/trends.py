@@ -122,7 +122,7 @@ def ensemble(group: Group) -> xr.Dataset:
 
     Over width and time, NaN with fewer than three seeds or where there is no infinite ensemble:
 
-    - `seeds`: S, of each width.
+    - `seeds`: S, the networks of each width that came so far.
     - `mean_distance`: RMS of (mean over seeds - infinite mean) / RMS of the infinite standard
       deviation. With S draws from the infinite ensemble its square is 1/S on average.
     - `mean_z`: the same over 1/sqrt(S), its sampling error.
@@ -135,7 +135,7 @@ def ensemble(group: Group) -> xr.Dataset:
     data = group.data
     over = ["test_point", "output"]
     logits = data["test_logits"].sel(solve=NETWORK).where(data["finished"].astype(bool))
-    seeds = data["finished"].astype(bool).sum("seed")
+    seeds = logits.notnull().all(over).sum("seed")
     enough = seeds >= SEEDS_OF_AN_ENSEMBLE
     spread = _rms(data["limit_std"], over)
     spread = spread.where(spread > 0)

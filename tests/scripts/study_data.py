@@ -221,13 +221,19 @@ def study_data(
 
 
 def stop(data: xr.Dataset, solve: str, time: float, outcome: str, **cells: object) -> None:
-    """Makes a solve stop early in the named cells, in place: NaN from the next time on."""
+    """Makes a solve stop early in the named cells, in place: NaN from the next time on.
+
+    Where the network stopped nothing can be compared with it.
+    """
     at = {**cells, "solve": solve}
     after = data["time"].values > time
     for variable in ("train_logits", "test_logits", "train_loss", "test_loss", "train_accuracy"):
         data[variable].loc[{**at, "time": after}] = np.nan
-    for variable in ("test_accuracy", "train_rmse", "test_rmse", "kernel_change"):
+    for variable in ("test_accuracy", "kernel_change"):
         data[variable].loc[{**at, "time": after}] = np.nan
+    for variable in ("train_rmse", "test_rmse"):
+        compared = cells if solve == "network" else at
+        data[variable].loc[{**compared, "time": after}] = np.nan
     data["parameter_change"].loc[{**at, "time": after}] = np.nan
     data["two_point_kernel"].loc[{**at, "time": after}] = np.nan
     data["breakdown_time"].loc[at] = time

@@ -15,7 +15,7 @@ from scripts.study.analysis import (
     groups,
     horizons,
     median_error,
-    reference_gains,
+    median_horizon,
     relative_error,
 )
 from scripts.study.trends import ensemble, ERROR, exponents, foretold, linearity
@@ -82,7 +82,7 @@ def test_a_gain_is_the_ratio_of_the_laws(data):
         law("frozen NTK", "CNN-2", n, 2.0) / law("order 3", "CNN-2", n, 2.0) for n in group.widths
     ]
     np.testing.assert_allclose(found, expected, rtol=1e-12)
-    at_reference = reference_gains(group.data).sel(comparison="order 4 / order 3")
+    at_reference = gain(group.data, "order 3", "order 4").sel(time=1.0)
     np.testing.assert_allclose(at_reference, 10 * np.sqrt(group.widths), rtol=1e-12)
 
 
@@ -108,6 +108,25 @@ def test_a_prediction_that_stopped_is_infinitely_wrong_and_counts_in_medians():
     assert float(median_error(group.data).sel(solve="order 3", **here)) == np.inf
     assert float(gain(group.data, "frozen NTK", "order 3").sel(here)) == 0.0
     assert float(gain(group.data, "order 3", "order 4").sel(here)) == np.inf
+
+
+@pytest.mark.parametrize("ratios", [(0.01, 10.0), (np.inf, 0.0), (4.0, 0.25)])
+def test_of_two_seeds_that_disagree_the_gain_is_no_better_backwards(ratios):
+    """The arithmetic mean of ratios would see a gain both ways."""
+    data = study_data(seeds=2)
+    for seed, ratio in enumerate(ratios):
+        at = {**_NARROW, "seed": seed}
+        for solve, error in (("frozen NTK", ratio), ("order 3", 1.0)):
+            if ratio in (0.0, np.inf) and (solve == "order 3") == (ratio == 0.0):
+                stop(data, solve, 0.7, "It diverged.", **at)
+            else:
+                data["test_rmse"].loc[{**at, "time": 1.0, "solve": solve}] = error
+    part = group_of(data, "MLP-2").data
+    here = {"width": 64, "time": 1.0}
+    forth = float(gain(part, "frozen NTK", "order 3").sel(here))
+    back = float(gain(part, "order 3", "frozen NTK").sel(here))
+    assert forth * back == pytest.approx(1.0)
+    assert forth <= 1 + 1e-12
 
 
 def test_where_both_orders_stopped_neither_is_better():
@@ -173,6 +192,21 @@ def test_a_prediction_that_stops_while_good_is_good_until_it_stops():
     stop(data, "order 4", 3.5, "It diverged.", **_NARROW)
     found = horizons(group_of(data, "MLP-2").data).sel(width=64, solve="order 4")
     assert float(found.sel(seed=0)) == 3.5
+
+
+def test_a_horizon_beyond_which_the_network_is_not_known_is_not_known():
+    data = study_data(seeds=1)
+    stop(data, "network", 2.0, "It diverged.", **_NARROW)
+    found = horizons(group_of(data, "MLP-2").data).sel(width=64, seed=0)
+    assert np.isnan(float(found.sel(solve="order 4")))
+
+
+def test_of_two_seeds_the_shorter_horizon_counts():
+    data = study_data(seeds=2)
+    stop(data, "order 4", 0.5, "It diverged.", **(_NARROW | {"width": 1024}), seed=1)
+    part = group_of(data, "MLP-2").data.sel(width=1024)
+    assert np.isinf(horizons(part).sel(solve="order 4", seed=0))
+    assert float(median_horizon(part).sel(solve="order 4")) == 0.5
 
 
 def test_displacement_and_relative_error(data):

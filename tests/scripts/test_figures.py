@@ -14,6 +14,9 @@ from tests.scripts.study_data import law, leave_out, stop, study_data, TIMES
 _MLP = {"architecture": "MLP-2", "activation": "tanh", "loss": "cross_entropy"}
 
 
+NAMED = {picture.stem: picture for picture in PICTURES}
+
+
 def lines_of(axis, colour: str, style: str = "-"):
     return [
         line
@@ -29,7 +32,7 @@ def data():
 
 @pytest.mark.parametrize("picture", PICTURES, ids=lambda picture: picture.stem)
 def test_each_figure_has_a_panel_a_group_with_something_in_it(data, picture):
-    figure = getattr(figures, _FUNCTIONS[picture.stem])(data)
+    figure = figures.grid(picture, data)
     labels = [group.label for group in groups(data)]
     assert [axis.get_title() for axis in figure.axes] == labels
     for axis in figure.axes:
@@ -40,18 +43,8 @@ def test_each_figure_has_a_panel_a_group_with_something_in_it(data, picture):
     assert figure.legends
 
 
-_FUNCTIONS = {
-    "error_in_time": "error_in_time",
-    "error_in_width": "error_in_width",
-    "kernel_evolution": "kernel_evolution",
-    "spectra": "spectra",
-    "learning_curves": "learning_curves",
-    "test_loss": "loss_on_test_points",
-}
-
-
 def test_error_in_time_draws_the_law_at_the_widest_width(data):
-    axis = figures.error_in_time(data).axes[0]
+    axis = figures.grid(NAMED["error_in_time"], data).axes[0]
     (line,) = lines_of(axis, COLOURS["order 3"])
     expected = [law("order 3", "MLP-2", 1024, t) for t in TIMES[1:]]
     np.testing.assert_allclose(line.get_ydata(), expected, rtol=1e-12)
@@ -59,14 +52,14 @@ def test_error_in_time_draws_the_law_at_the_widest_width(data):
 
 
 def test_error_in_width_says_the_exponents(data):
-    axis = figures.error_in_width(data).axes[0]
+    axis = figures.grid(NAMED["error_in_width"], data).axes[0]
     said = {(text.get_text(), text.get_color()) for text in axis.texts}
     assert ("−1.50", COLOURS["order 3"]) in said
     assert ("−0.50", COLOURS["infinite NTK"]) in said
 
 
 def test_kernel_evolution_has_no_line_for_solves_without_a_kernel(data):
-    axis = figures.kernel_evolution(data).axes[0]
+    axis = figures.grid(NAMED["kernel_evolution"], data).axes[0]
     colours = {to_hex(line.get_color()) for line in axis.get_lines()}
     assert colours == {COLOURS[name] for name in ("network", "order 3", "order 4")}
 
@@ -74,7 +67,7 @@ def test_kernel_evolution_has_no_line_for_solves_without_a_kernel(data):
 def test_a_prediction_that_explodes_does_not_flatten_the_rest():
     data = study_data()
     data["test_rmse"].loc[{"solve": "order 4", "time": 20.0}] = 1e30
-    low, high = figures.error_in_time(data).axes[0].get_ylim()
+    low, high = figures.grid(NAMED["error_in_time"], data).axes[0].get_ylim()
     assert high <= 20.001
     assert low >= 1e-8 * high
 
@@ -138,7 +131,7 @@ def test_an_inline_figure_is_deterministic_and_takes_its_colours_from_the_page(d
 
 
 def test_labels_at_the_ends_of_lines_do_not_overlap(data):
-    axis = figures.error_in_width(data).axes[0]
+    axis = figures.grid(NAMED["error_in_width"], data).axes[0]
     for text in list(axis.texts):
         text.remove()
     label_ends(axis, 1024, [(1e-2, "a", "k"), (1.01e-2, "b", "k"), (1.02e-2, "c", "k")])

@@ -10,7 +10,8 @@ import pytest
 
 from corrections import ntk, o3
 from scripts.runtime import single_precision
-from scripts.study import prepare, read, report, run, runner
+from scripts.study import prepare, read, report, run, runner, workers
+from scripts.study.cell import _if_known
 from scripts.study.runner import StudyError
 from solvers import CrossEntropy, hierarchy_flow, parameter_flow
 from tests.scripts.studies import quiet, small
@@ -27,6 +28,16 @@ def whole(out, **options):
         "infinite_width": True,
     }
     return small(out, **(defaults | options))
+
+
+def standard_mlp(width, seed):
+    """The network of a small study as a user makes it, with its own learning rates."""
+    key = jr.fold_in(jr.key(seed), width)
+    options = {"width": width, "depth": 1, "activation": "tanh", "key": key}
+    with single_precision():
+        drawn = MLP(64, 3, parameterization=STANDARD, **options)
+    model = astype(drawn, "float64")
+    return model, learning_rates(model)
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +89,7 @@ def test_the_network_is_trained_in_its_own_parameterization(finished):
     data = load("digits", classes=(0, 1, 2), n_train=6, n_test=6)
     at = {"parameterization": "STANDARD", "width": 32, "seed": 3}
     found = dataset.sel(at).squeeze(drop=True)
-    key = jr.fold_in(jr.key(3), 32)
-    options = {"width": 32, "depth": 1, "activation": "tanh", "key": key}
-    with single_precision():
-        drawn = MLP(64, 3, parameterization=STANDARD, **options)
-    model = astype(drawn, "float64")
-    metric = learning_rates(model)
+    model, metric = standard_mlp(width=32, seed=3)
     kernel = ntk(model, data.x_train, metric=metric)
     values = np.linalg.eigvalsh(kernel.reshape(18, 18))[::-1] / 6
     np.testing.assert_allclose(found["spectrum"], values, rtol=1e-9, atol=1e-9)
@@ -180,12 +186,7 @@ def test_the_infinite_ensemble_starts_at_the_prior_and_learns(finished):
 
 def test_measures_are_those_of_the_corrections(measured):
     data = load("digits", classes=(0, 1, 2), n_train=4, n_test=3)
-    key = jr.fold_in(jr.key(0), 8)
-    options = {"width": 8, "depth": 1, "activation": "tanh", "key": key}
-    with single_precision():
-        drawn = MLP(64, 3, parameterization=STANDARD, **options)
-    model = astype(drawn, "float64")
-    metric = learning_rates(model)
+    model, metric = standard_mlp(width=8, seed=0)
     kernel, third = (fn(model, data.x_train, metric=metric) for fn in (ntk, o3))
     logits = np.stack([model(x) for x in data.x_train])
     softmax = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -213,6 +214,23 @@ def test_the_report_and_the_answer_are_there(finished):
     assert "finished in" in (folder / "study.log").read_text()
 
 
+def test_norms_that_are_not_known_are_left_out():
+    assert _if_known("kappa", jnp.asarray(2.0), jnp.asarray(0.09)) == 2.0
+    with pytest.warns(RuntimeWarning, match=r"`kappa` is left out: its relative residual is 0.06"):
+        assert np.isnan(_if_known("kappa", jnp.asarray(2.0), jnp.asarray(0.12)))
+
+
+def test_no_kernel_predicts_the_training_of_features(tmp_path, monkeypatch):
+    """In muP the kernel of infinite width is that of the start; it does not stay."""
+    monkeypatch.setattr(report, "write", lambda folder, runs: [])
+    config = small(tmp_path, widths=(16,), parameterizations=("MUP",), infinite_width=True)
+    found = run(config, console=quiet()).squeeze(drop=True)
+    assert float(found["limit_distance"]) > 0
+    assert np.isnan(found["test_rmse"].sel(solve="infinite NTK")).all()
+    assert np.isnan(found["limit_mean"]).all()
+    assert found["outcome"].values.tolist() == ["", "", ""]
+
+
 def test_twice_the_same_gives_the_same_bits(finished, tmp_path):
     dataset, _, _ = finished
     config = whole(tmp_path, parameterizations=("STANDARD",), seeds=(3,))
@@ -227,7 +245,7 @@ def test_a_finished_study_is_not_computed_again(finished, monkeypatch):
     def never(*args):
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(runner, "compute", never)
+    monkeypatch.setattr(workers, "compute", never)
     console = quiet()
     assert run(whole(folder.parent), console=console).identical(dataset)
     assert "8 of 8 cells of" in console.file.getvalue()
@@ -255,7 +273,7 @@ def test_a_breakdown_is_said_not_hidden(tmp_path, monkeypatch):
 
 
 def test_a_cell_that_fails_does_not_take_the_others_with_it(tmp_path, monkeypatch):
-    compute = runner.compute
+    compute = workers.compute
 
     def failing(config, data, cell, *rest):
         if cell.width == 16:
@@ -263,13 +281,13 @@ def test_a_cell_that_fails_does_not_take_the_others_with_it(tmp_path, monkeypatc
         return compute(config, data, cell, *rest)
 
     monkeypatch.setattr(report, "write", lambda folder, runs: [])
-    monkeypatch.setattr(runner, "compute", failing)
+    monkeypatch.setattr(workers, "compute", failing)
     with pytest.raises(StudyError, match=r"1 of 2 cells failed \(the first: .*width 16.*no kernel"):
         run(small(tmp_path), console=quiet())
     dataset = read(tmp_path / "small").squeeze(drop=True)
     assert dataset["finished"].values.tolist() == [False, True]
     assert "Traceback" in (tmp_path / "small" / "study.log").read_text()
-    monkeypatch.setattr(runner, "compute", compute)
+    monkeypatch.setattr(workers, "compute", compute)
     assert bool(run(small(tmp_path), console=quiet())["finished"].all())
 
 

@@ -32,3 +32,6 @@ def test_each_order_is_closer_than_the_one_below_and_the_frozen_kernel_improves_
     for group in found:
         slope = exponents(group)["exponent"].sel(quantity="error of frozen NTK")
         assert -1.5 <= float(slope) <= -0.2
+        # Kernels at the start scatter about their limit like width^-1/2.
+        distance = group.data["limit_distance"].mean("seed")
+        assert float(distance.sel(width=256)) < 0.6 * float(distance.sel(width=32))

@@ -21,7 +21,8 @@ from scripts.study.config import (
     DATASETS,
     PARAMETERIZATIONS,
 )
-from scripts.study.plan import estimates
+from scripts.study.networks import groups
+from scripts.study.plan import estimates, of_cells
 from tests.scripts.studies import small
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -68,6 +69,13 @@ BAD = [
     ({"rtol": 0.0}, "`rtol` is 0.0, expected a finite number > 0"),
     ({"tolerance": float("nan")}, "`tolerance` is nan, expected a finite number > 0"),
     ({"name": "a/b"}, "`name` is 'a/b', expected the name of a folder"),
+    ({"name": "-x"}, "`name` is '-x', expected the name of a folder: no path, no '-' in front"),
+    ({"name": "None"}, "`name` is 'None', expected the name of a folder"),
+    ({"name": 3}, "`name` is 3, expected the name of a folder"),
+    ({"root": 3}, "`root` is 3, expected the path of a folder"),
+    ({"seeds": ([0],)}, "`seeds` is ([0],), expected different values"),
+    ({"kernel_points": 1}, "`kernel_points` is 1, expected an integer >= 2"),
+    ({"n_train": 1}, "`n_train` is 1, expected an integer >= 2"),
     ({"seeds": (-1,)}, "`seeds` is -1, expected an integer >= 0"),
     ({"devices": 0}, "`devices` is 0, expected an integer >= 1"),
     ({"precision": "bfloat16"}, "`precision` is 'bfloat16', expected one of 'float32', 'float64'"),
@@ -106,6 +114,9 @@ def test_a_file_starts_from_its_preset(tmp_path, suffix):
         ("a.toml", "widths = 8", "`widths` is 8, expected a list of values"),
         ("a.toml", "widths = [", "`config` is .*a.toml, expected TOML"),
         ("a.toml", 'preset = "huge"', "`preset` is 'huge', expected one of 'quick', 'default'"),
+        ("a.toml", 'preset = ["quick"]', r"`preset` is \['quick'\], expected one of 'quick'"),
+        ("a.toml", "seeds = [[0]]", r"`seeds` is \(\[0\],\), expected different values"),
+        ("a.yaml", "name: 3", "`name` is 3, expected the name of a folder"),
         ("a.yaml", "- 8", "`config` is .*a.yaml, expected a mapping of fields to values"),
         ("a.yaml", "a: [", "`config` is .*a.yaml, expected YAML"),
         ("a.json", "{}", "`config` is .*a.json, expected a file that ends in .toml, .yaml"),
@@ -142,9 +153,31 @@ def test_the_command_line_stands_above_the_file_and_the_file_above_the_preset(tm
     )
 
 
+def test_a_preset_on_the_command_line_stands_in_place_of_the_files(tmp_path):
+    file = tmp_path / "study.toml"
+    file.write_text('preset = "default"\nseeds = [4]')
+    expected = dataclasses.replace(PRESETS["quick"], seeds=(4,))
+    assert parse(["--preset", "quick", "--file", str(file)]).config == expected
+    assert parse(["--file", str(file)]).config == StudyConfig(seeds=(4,))
+
+
+def test_whole_numbers_in_place_of_floats_are_the_same_study():
+    config = StudyConfig(times=(1, 3), weight_std=2, budget_minutes=100)
+    assert config == StudyConfig(times=(1.0, 3.0), weight_std=2.0, budget_minutes=100.0)
+    assert config.folder == StudyConfig(times=(1.0, 3.0), weight_std=2.0).folder
+
+
 @pytest.mark.parametrize("preset", list(PRESETS))
 def test_the_command_of_a_study_is_that_study(preset):
-    config = dataclasses.replace(PRESETS[preset], name="mine", bias_std=0.5, infinite_width=False)
+    config = dataclasses.replace(
+        PRESETS[preset],
+        name="mine",
+        out=Path("all my runs"),
+        root=Path("it's here"),
+        bias_std=0.5,
+        infinite_width=False,
+        times=(1, 3),
+    )
     words = shlex.split(config.command())
     assert words[:4] == ["python", "-m", "scripts", "study"]
     assert parse(words[4:]).config == config
@@ -176,6 +209,25 @@ def test_what_exceeds_a_budget_names_the_field_and_what_fits():
     with pytest.raises(ValueError, match=r"`budget_minutes` is 1, but the study is estimated to"):
         parse(["--budget-minutes", "1"])
     assert parse(["--budget-minutes", "1", "--dry-run"]).is_dry_run
+    together = r"`devices` is 6: that many networks at once, .* expected `devices` of at most [1-5]"
+    with pytest.raises(ValueError, match=together):
+        parse(["--devices", "6", "--budget-gib", "6"])
+
+
+def test_the_size_of_a_file_of_examples_is_not_guessed():
+    arguments = ["--dataset", "vectors.npz", "--channels", "4096", "--budget-gib", "2"]
+    assert parse(arguments).config.channels == (4096,)
+    with pytest.raises(ValueError, match=r"`channels` holds 4096"):
+        parse(["--dataset", "cifar10", *arguments[2:]])
+
+
+def test_what_a_study_that_goes_on_is_estimated_at_is_what_is_missing():
+    config = PRESETS["quick"]
+    every = groups(config)
+    found = estimates(config)
+    assert of_cells(found, every) == found
+    (one,) = of_cells(found, [every[-1][:2]])
+    assert (one.label, one.width, one.cells) == ("WideResNet-10", 8, 2)
 
 
 def command_line(*arguments, **environment):

@@ -1,9 +1,11 @@
 """A study that is killed, runs out of disk, or meets another one: nothing finished is lost."""
 
+import dataclasses
 import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -11,11 +13,16 @@ import sys
 import time
 from pathlib import Path
 
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from scripts.run_folder import only_run_in
-from scripts.study import prepare, read, report, results, run, runner
-from scripts.study.storage import Store
+from scripts.study import prepare, read, report, results, run, workers
+from scripts.study.networks import groups
+from scripts.study.storage import OtherStudyError, Store
+from scripts.study.workers import ProcessWorker
 from tests.scripts.studies import quiet, small
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -59,7 +66,7 @@ def whole(tmp_path_factory):
 
 def interrupted_at(monkeypatch, at, error):
     """Makes the computation of a cell raise, the `at`-th from 0."""
-    compute, calls = runner.compute, []
+    compute, calls = workers.compute, []
 
     def interrupted(*args):
         calls.append(args)
@@ -67,7 +74,7 @@ def interrupted_at(monkeypatch, at, error):
             raise error
         return compute(*args)
 
-    monkeypatch.setattr(runner, "compute", interrupted)
+    monkeypatch.setattr(workers, "compute", interrupted)
 
 
 def test_what_was_interrupted_goes_on_to_the_same_results(tmp_path, monkeypatch, whole):
@@ -95,7 +102,10 @@ def test_the_journal_holds_what_is_not_in_the_results_yet(tmp_path, monkeypatch,
     folder = tmp_path / "small"
     assert not (folder / results.FILE).exists()
     assert len(list((folder / "unfinished").iterdir())) == 2
-    (folder / "unfinished" / ".half.npz.draft").write_bytes(b"killed while it was writt")
+    (folder / "unfinished" / ".half.npz.9.draft").write_bytes(b"killed while it was writt")
+    results.write(folder, results.empty(small(tmp_path), prepare(small(tmp_path)).data))
+    assert int(results.read(folder)["finished"].sum()) == 0
+    assert read(folder).equals(whole)  # what `report` shows of a study that runs
     monkeypatch.undo()
     interrupted_at(monkeypatch, 0, AssertionError("computed again"))
     assert run(small(tmp_path), console=quiet()).equals(whole)
@@ -118,9 +128,72 @@ def test_a_disk_that_is_full_leaves_the_former_results(tmp_path, monkeypatch, wh
     monkeypatch.setattr(results, "write", full)
     with pytest.raises(OSError, match="No space left"):
         run(small(tmp_path), console=quiet())
-    assert int(read(tmp_path / "small")["finished"].sum()) == 1
+    folder = tmp_path / "small"
+    assert int(results.read(folder)["finished"].sum()) == 1
+    assert int(read(folder)["finished"].sum()) == 2  # the journal had room
     monkeypatch.undo()
     assert run(small(tmp_path), console=quiet()).equals(whole)
+
+
+def test_a_kill_before_the_choices_were_written_leaves_a_folder_to_start_in(tmp_path, whole):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    (folder / ".config.json.123.draft").write_text('{"config": {"wid')
+    assert run(small(tmp_path), console=quiet()).equals(whole)
+    assert not (folder / ".config.json.123.draft").exists()
+
+
+def vectors(file, seed):
+    rng = np.random.default_rng(seed)
+    arrays = {f"x_{part}": rng.normal(size=(8, 5)) for part in ("train", "test")}
+    arrays |= {f"y_{part}": np.arange(8) % 2 for part in ("train", "test")}
+    np.savez(file, **arrays)
+
+
+def test_a_study_does_not_go_on_with_other_data(tmp_path, monkeypatch):
+    file = tmp_path / "vectors.npz"
+    vectors(file, seed=0)
+    config = small(tmp_path / "runs", dataset=str(file), classes=(0, 1))
+    interrupted_at(monkeypatch, 1, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, console=quiet())
+    monkeypatch.undo()
+    vectors(file, seed=1)
+    with pytest.raises(OtherStudyError, match=r"holds a study of other data: the examples of .*v"):
+        run(config, console=quiet())
+    assert int(read(config.folder)["finished"].sum()) == 1
+    vectors(file, seed=0)
+    assert bool(run(config, console=quiet())["finished"].all())
+
+
+def test_a_budget_is_for_what_is_missing(tmp_path, whole):
+    """A study whose last cell is left, under a budget that the whole would exceed."""
+    config = small(tmp_path)
+    run(config, console=quiet())
+    assert prepare(dataclasses.replace(config, budget_minutes=1e-9)).folder == config.folder
+    with pytest.raises(ValueError, match="`budget_minutes` is"):
+        prepare(dataclasses.replace(config, name="new", budget_minutes=1e-9))
+
+
+def test_a_report_that_fails_does_not_hide_why_the_study_stopped(tmp_path, monkeypatch):
+    def broken(folder, runs):
+        raise ZeroDivisionError("no figure")
+
+    interrupted_at(monkeypatch, 1, KeyboardInterrupt)
+    monkeypatch.setattr(report, "write", broken)
+    console = quiet()
+    with pytest.raises(KeyboardInterrupt):
+        run(small(tmp_path), console=console)
+    assert "The report failed too (ZeroDivisionError: no figure)" in console.file.getvalue()
+
+
+def test_a_reader_who_leaves_does_not_stop_a_study(tmp_path, whole):
+    process = command(tmp_path)
+    process.stdout.close()
+    with process.stderr:
+        assert process.wait(timeout=600) == 0
+    assert read(tmp_path / "small").equals(whole)
+    assert (tmp_path / "small" / "report.html").exists()
 
 
 def test_two_runs_in_one_folder_do_not_meet(tmp_path, whole):
@@ -132,6 +205,7 @@ def test_two_runs_in_one_folder_do_not_meet(tmp_path, whole):
         said = " ".join(stderr.split())
         assert "Another run is computing in" in said
         assert "wait for it, or choose another `name`" in said
+        assert "make room" not in said
         assert not (folder / results.FILE).exists()
     assert run(small(tmp_path), console=quiet()).equals(whole)
 
@@ -140,7 +214,33 @@ def test_two_devices_find_the_same_as_one(tmp_path, whole):
     code, _, stderr = run_command(tmp_path, devices=2)
     assert code == 0, stderr
     assert read(tmp_path / "small").equals(whole)
-    assert "on 2 devices" in (tmp_path / "small" / "study.log").read_text()
+    assert "process 1, process 2" in (tmp_path / "small" / "study.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("script", "said"), [("exit 3", "ended with status 3"), ("kill -9 $$", "was killed by SIGKILL")]
+)
+def test_a_process_that_dies_takes_a_cell_with_it_and_no_more(tmp_path, monkeypatch, script, said):
+    config = small(tmp_path)
+    (cells, *_) = groups(dataclasses.replace(config, seeds=(0, 1)))
+    python = tmp_path / "python"
+    python.write_text(f"#!/bin/sh\n{script}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    worker = ProcessWorker(config, prepare(config).data, tmp_path, tmp_path / "log", 1)
+    found = list(worker.compute(cells, lambda cell, part: None))
+    assert [cell for cell, _ in found] == cells
+    assert [str(error) for _, error in found] == [f"its process {said}"] * 2
+
+
+def test_an_error_in_a_process_is_told_with_its_kind(tmp_path):
+    config = small(tmp_path)
+    data = prepare(config).data
+    spoiled = eqx.tree_at(lambda d: d.x_train, data, jnp.full_like(data.x_train, jnp.nan))
+    (cells, *_) = groups(config)
+    worker = ProcessWorker(config, spoiled, tmp_path, tmp_path / "log", 1)
+    ((_, error),) = worker.compute(cells, lambda cell, part: None)
+    assert re.match(r"ValueError: `x1?` has \d+ entries out of \d+ that are not finite", str(error))
 
 
 def test_results_that_are_damaged_are_named_and_left_alone(tmp_path):
@@ -175,7 +275,7 @@ def test_killed_at_ten_random_moments_it_ends_in_the_same_results(tmp_path, whol
     """Kill -9, ten times at random, then to the end."""
     draw = random.Random(0)
     for _ in range(10):
-        process = command(tmp_path)
+        process = command(tmp_path, devices=2)
         time.sleep(draw.uniform(0.5, 25))
         process.send_signal(signal.SIGKILL)
         process.communicate()

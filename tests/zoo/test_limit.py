@@ -15,7 +15,6 @@ from corrections import ntk
 from tests.zoo.joint_recursion import joint_kernels
 from zoo import (
     Activation,
-    activation_function,
     ACTIVATIONS,
     centered,
     CNN,
@@ -31,18 +30,15 @@ from zoo import (
     LimitRule,
     MEAN_FIELD,
     MLP,
-    monomial,
     MUP,
     Needs,
     NoLimitError,
     NTK,
     QuadratureWarning,
-    Residual,
     scaled,
     Sequential,
     STANDARD,
     WideResNet,
-    with_output,
 )
 from zoo.limits.inputs import examples, input_kernels
 
@@ -360,99 +356,6 @@ def test_layer_of_a_users_own_has_its_rule():
     halved, plain = limit(network(Halve())).kernels(x), limit(network()).kernels(x)
     np.testing.assert_allclose(halved.nngp, plain.nngp / 4, rtol=1e-14)
     np.testing.assert_allclose(halved.ntk, plain.ntk / 4, rtol=1e-14)
-
-
-def dense(n_in, n_out, role="hidden"):
-    return Dense(n_in, n_out, role=role, key=jr.key(0))
-
-
-def conv(n_in, n_out, **options):
-    return Conv(n_in, n_out, kernel_size=(1, 1), key=jr.key(0), **options)
-
-
-RELU = ACTIVATIONS["relu"]
-
-
-@pytest.mark.parametrize(
-    ("model", "text"),
-    [
-        (
-            wide_resnet(norm="batch"),
-            r"`model.body.layers\[1\].branch.layers\[0\]` is a BatchNorm, which",
-        ),
-        (with_output(MODELS["MLP"], "softmax"), "`model` applies a function to the outputs"),
-        (Sequential([dense(40, 4), jnp.tanh]), r"`model.layers\[1\]` is tanh, which has no rule"),
-        (
-            lambda x: x,
-            "`model` is <lambda>, which has no rule for infinite width, expected a layer",
-        ),
-        (
-            Sequential([dense(40, 4, "readout"), dense(4, 1, "readout")]),
-            "`model` has 2 layers with the role of a readout, expected one at most",
-        ),
-    ],
-)
-def test_models_without_a_limit_are_refused(model, text, unchecked):
-    with pytest.raises(NoLimitError, match=text):
-        limit(model)
-
-
-@pytest.mark.parametrize(
-    ("layers", "text"),
-    [
-        ([RELU, dense(40, 1)], r"activation relu of `model.layers\[0\]` does not come after"),
-        ([dense(40, 4), RELU, RELU], r"`model.layers\[2\]` does not come after a layer with"),
-        ([Residual(RELU), dense(40, 1)], "the activation relu"),
-        (
-            [dense(40, 4), Residual(RELU), dense(4, 1)],
-            r"`model.layers\[1\]` adds a branch and a shortcut of which neither ends in a layer",
-        ),
-        (
-            [dense(40, 4), GroupNorm(4), Residual(Sequential([RELU, dense(4, 4)]))],
-            r"`model.layers\[2\]` adds what comes out of a normalization, expected an activation",
-        ),
-        ([dense(30, 1)], r"`x1` does not fit `model.layers\[0\]`: it has 40 entries, expected 30"),
-        ([conv(2, 4)], r"`model.layers\[0\]` takes 2 spatial axes, but what comes in has 0"),
-        (
-            [dense(40, 4), activation_function(jnp.sign), dense(4, 1)],
-            "sign: an activation that is piecewise constant has no tangent kernel",
-        ),
-    ],
-)
-def test_structures_without_a_limit_are_refused_where_they_are(layers, text):
-    network = limit(Sequential(layers))
-    with pytest.raises(ValueError, match=text):
-        network.ntk(X.reshape(4, 40))
-
-
-def test_images_need_a_readout():
-    with pytest.raises(NoLimitError, match=r"outputs are images of \(5, 4\) positions"):
-        limit(Sequential([conv(2, 4)])).nngp(X)
-    layers = [conv(2, 4), RELU, GroupNorm(4), Flatten(), dense(80, 1)]
-    with pytest.raises(NoLimitError, match=r"normalization of `model.layers\[2\]` does not come"):
-        limit(Sequential(layers)).nngp(X)
-
-
-def test_bad_arguments_are_named(unchecked):
-    network = limit(MODELS["MLP"])
-    x = X.reshape(4, 40)
-    with pytest.raises(ValueError, match=r"`x2` has shape \(4, 39\), expected \(n2, 40\)"):
-        network.ntk(x, x[:, 1:])
-    with pytest.raises(ValueError, match=r"`x1` has shape \(40,\), expected a batch of vectors"):
-        network.nngp(x[0])
-    with pytest.raises(ValueError, match=r"`x1` has 1 entries out of 160 that are not finite"):
-        network.nngp(x.at[1, 2].set(jnp.nan))
-    with pytest.raises(ValueError, match=r"`batch_size` is 0, expected an integer >= 1"):
-        network.nngp(x, batch_size=0)
-    with pytest.raises(TypeError, match=r"`equivalent_to` is 'NTK', expected a `zoo.Parameteriz"):
-        limit(MODELS["MLP"], equivalent_to="NTK")
-    without = limit(MLP(40, 1, width=4, depth=1, key=jr.key(0)))
-    with pytest.raises(ValueError, match=r"`bias_std` is 0.1, but the network has no biases"):
-        without.with_stds(bias_std=0.1)
-    with pytest.raises(ValueError, match="`degree` is 0, expected an integer"):
-        monomial(0)
-    with pytest.raises(ValueError, match=r"`terms` is 7, expected an even number"):
-        HermiteDual(jnp.tanh, terms=7)
 
 
 def test_sign_and_step_have_a_covariance():

@@ -112,7 +112,19 @@ class Widths:
             forward=StdPower(0.0 if grows < 0 else forward(**units) * positions, forward.std),
             backward=StdPower(back, backward.std),
             gradient=StdPower(0.0 if excess < 0 else found, gradient.std),
-            no_gradient=None if excess <= 0 else _why(label, excess, self.equivalent_to),
+            no_gradient=None if excess <= 0 else self._why(label, excess),
+        )
+
+    def _why(self, label: str, excess: float) -> str:
+        rates = "its learning rates" if self.equivalent_to is None else "these learning rates"
+        same = "" if self.equivalent_to is None else f", equivalent_to={self.equivalent_to.name}"
+        power = self.rate_power - excess
+        return (
+            f"the tangent kernel has no limit: under {rates}, {label} makes it go like "
+            f"width^{excess:g}. Expected learning rates that fall with the width, those of "
+            "`learning_rates(model, equivalent_to=NTK)` say: `limit(model, equivalent_to=NTK)`; or "
+            f"these times a power of the width: `limit(model{same}, rate_power={power:g})`, or a "
+            "smaller one where another tensor asks for it."
         )
 
 
@@ -137,14 +149,4 @@ def product_of(*laws: PowerLaw) -> PowerLaw:
         math.fsum(law.std for law in laws),
         math.fsum(law.fan_in for law in laws),
         math.fsum(law.fan_out for law in laws),
-    )
-
-
-def _why(label: str, excess: float, equivalent_to: Parameterization | None) -> str:
-    rates = "its learning rates" if equivalent_to is None else "these learning rates"
-    return (
-        f"the tangent kernel has no limit: under {rates}, {label} makes it go like "
-        f"width^{excess:g}. Expected learning rates that fall with the width, those of "
-        "`learning_rates(model, equivalent_to=NTK)` say: `limit(model, equivalent_to=NTK)`; or "
-        f"these times width^{-excess:g}: `limit(model, rate_power={-excess:g})`."
     )

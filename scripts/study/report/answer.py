@@ -15,14 +15,14 @@ from scripts.study.analysis import (
     gain,
     Group,
     groups,
-    horizons,
+    median_horizon,
     ORDER_3,
     pairs,
     predictions,
     relative_error,
     settings,
 )
-from scripts.study.config import FROZEN
+from scripts.study.config import FROZEN, INFINITE, KERNEL_REGIME
 from scripts.study.report.formats import error, interval, number, quantity, time
 from scripts.study.trends import (
     AGREES,
@@ -136,6 +136,12 @@ def scope(dataset: xr.Dataset) -> Answer:
         "largest eigenvalue of its initial tangent kernel over the number of points, and compared "
         "with its predictions on the test points.",
     ]
+    others = [str(p) for p in dataset["parameterization"].values if p not in KERNEL_REGIME]
+    if INFINITE in predictions(dataset) and others:
+        said.append(
+            f"In {_listed(others)} parameterization the kernel moves at any width, in training: "
+            "there is no prediction of infinite width."
+        )
     return Answer("What was compared", tuple(said), flagged=done < planned)
 
 
@@ -172,12 +178,17 @@ def corrections(dataset: xr.Dataset) -> Answer:
         if found.size:
             at_end = _gains(smooth, worse, better, end)
             won = int((found > 1).sum())
+            later = (
+                f"in {int((at_end > 1).sum())} of {at_end.size}, {_range(at_end)} times"
+                if at_end.size
+                else "unknown, since no network came so far"
+            )
             said.append(
                 f"At t = {at:g}/lambda_max {better} is closer to the network than "
                 f"{_the(worse)} in {won} of {_counted(found.size, 'smooth case')} (a group and "
                 f"width, medians over seeds): {_range(found)} times closer, "
-                f"{number(np.median(found))} in the median. At the end, t = {end:g}/lambda_max: in "
-                f"{int((at_end > 1).sum())} of {at_end.size}, {_range(at_end)} times."
+                f"{number(np.median(found))} in the median. At the end, t = {end:g}/lambda_max: "
+                f"{later}."
             )
     for name in predictions(dataset):
         if name.startswith("Taylor") and ORDER_3 in predictions(dataset):
@@ -207,11 +218,14 @@ def against_expectation(dataset: xr.Dataset) -> Answer:
             f"activations {_counted(len(smooth), 'case')} "
             f"{'says' if len(smooth) == 1 else 'say'} otherwise: {_cases(smooth)}."
         )
-    elif any(group.smooth for group in groups(dataset)):
-        said.append(
-            f"None with smooth activations: {claim} at t = {at:g}/lambda_max in every finished "
-            "case (medians over seeds)."
-        )
+    else:
+        known, cases = _known_cases(dataset)
+        of_them = "every finished case" if known == cases else f"all {known} of {cases} cases known"
+        if known:
+            said.append(
+                f"None with smooth activations: {claim} at t = {at:g}/lambda_max in {of_them} "
+                "(medians over seeds)."
+            )
     if rough:
         said.append(
             "With activations that lack the derivatives, which the orders 3 and 4 presuppose: "
@@ -223,7 +237,7 @@ def against_expectation(dataset: xr.Dataset) -> Answer:
 def reach(dataset: xr.Dataset) -> Answer:
     """How long each prediction stays below the tolerance, at the narrowest and widest widths."""
     share, end = settings(dataset)["tolerance"], float(dataset["time"].values[-1])
-    found = [(group, horizons(group.data).median("seed")) for group in groups(dataset)]
+    found = [(group, median_horizon(group.data)) for group in groups(dataset)]
     said = []
     for name in predictions(dataset):
         ends = []
@@ -268,11 +282,13 @@ def ranking(dataset: xr.Dataset) -> Answer:
     known = table.isel(group=np.flatnonzero(table["relative_error"].notnull().values))
     if known.sizes["group"] < 2:
         return Answer("Which architecture is the most linear?", ())
-    order = [
-        f"{position}. {row['group'].item()} (width {row['width'].item()}, "
-        f"{_share(row['relative_error'].item())}, kappa {error(row['kappa'].item())})"
-        for position, row in ((i + 1, known.isel(group=i)) for i in range(known.sizes["group"]))
-    ]
+    order = []
+    for i in range(known.sizes["group"]):
+        row = known.isel(group=i)
+        about = [f"width {row['width'].item()}", _share(row["relative_error"].item())]
+        if not np.isnan(row["kappa"].item()):
+            about.append(f"kappa {error(row['kappa'].item())}")
+        order.append(f"{i + 1}. {row['group'].item()} ({', '.join(about)})")
     said = [
         "By the frozen NTK's error at the reference time over how far the logits move, each at its "
         "widest width: " + "; ".join(order) + "."
@@ -325,6 +341,17 @@ def _gains(found: Sequence[Group], worse: str, better: str, at: float) -> np.nda
     values = [gain(group.data, worse, better).sel(time=at).values for group in found]
     joined = np.concatenate(values) if values else np.zeros(0)
     return joined[~np.isnan(joined)]
+
+
+def _known_cases(dataset: xr.Dataset) -> tuple[int, int]:
+    """Of the smooth groups and widths, those in which the networks came to the reference time in
+    some seed; and all.
+    """
+    at = settings(dataset)["reference_time"]
+    smooth = [group for group in groups(dataset) if group.smooth]
+    known = [gain(group.data, *pair).sel(time=at) for group in smooth for pair in pairs(dataset)]
+    found = [not np.isnan(value) for gains in known for value in gains.values]
+    return sum(found), len(found)
 
 
 def _cases(found: Sequence[Exceptional]) -> str:

@@ -1,6 +1,7 @@
 """The report of one or several runs: a page, its figures for paper, its tables; rebuilt at will."""
 
 import io
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,17 +13,20 @@ import xarray as xr
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from scripts.console import PatientConsole
 from scripts.run_folder import write_whole
-from scripts.study import results
+from scripts.study import results, storage
 from scripts.study.analysis import completed, groups
 from scripts.study.report import figures
-from scripts.study.report.comparison import compared, STEMS as COMPARED
+from scripts.study.report.comparison import compared
 from scripts.study.report.figures import PICTURES
 from scripts.study.report.page import page
-from scripts.study.report.tables import STEMS as TABLES, Table, tables
+from scripts.study.report.tables import Table, tables
 
 PAGE = "report.html"
 ELLIPSES = "ellipses"
+MANIFEST = ".report.json"
+"""The files of the report that is there, so that the next one knows which are its own."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class ReportConfig:
                     f"`runs` has {run}, a folder without {results.FILE} (it holds {held}), "
                     "expected the folder of a run."
                 )
-            if completed(results.read(folder))[0] == 0:
+            if completed(storage.read(folder))[0] == 0:
                 raise ValueError(
                     f"`runs` has {run}, whose {results.FILE} holds no finished cell, expected at "
                     "least one."
@@ -85,8 +89,8 @@ def run_report(config: ReportConfig, console: Console | None = None) -> list[Pat
     **Raises:** as `ReportConfig.check`, before anything is written.
     """
     config.check()
-    console = Console() if console is None else console
-    runs = {name: results.read(run) for name, run in zip(config.names, config.runs, strict=True)}
+    console = PatientConsole() if console is None else console
+    runs = {name: storage.read(run) for name, run in zip(config.names, config.runs, strict=True)}
     parts = ["python", "-m", "scripts", "report", *map(str, config.runs)]
     if config.out is not None:
         parts += ["--out", str(config.out)]
@@ -123,6 +127,7 @@ def write(
     papers = {name: _papers(dataset) for name, dataset in runs.items()}
     command = rebuild or shlex.join(["python", "-m", "scripts", "report", str(folder)])
     text = page(runs, papers, made, comparison, command)
+    before = _reported(folder)
     written = [_replace(folder / PAGE, text.encode())]
     for position, name in enumerate(runs):
         inner = "" if len(runs) == 1 else f"{position + 1}-{Path(name).name}"
@@ -130,8 +135,10 @@ def write(
             written.append(_replace(folder / "figures" / inner / f"{stem}.pdf", _pdf(figure)))
         written += _write_tables(folder / "tables" / inner, made[name])
     written += _write_tables(folder / "tables", comparison)
-    for stale in _reported(folder) - set(written):
-        stale.unlink()
+    made_now = [file.relative_to(folder).as_posix() for file in written]
+    _replace(folder / MANIFEST, json.dumps(made_now, indent=1).encode())
+    for stale in before - set(written):
+        stale.unlink(missing_ok=True)
     return written
 
 
@@ -150,17 +157,12 @@ def _write_tables(folder: Path, made: Sequence[Table]) -> list[Path]:
 
 
 def _reported(folder: Path) -> set[Path]:
-    """The figures and tables that reports have written into `folder`, told by their names."""
-    named = {
-        "figures": [f"{stem}.pdf" for stem in (*(p.stem for p in PICTURES), ELLIPSES)],
-        "tables": [f"{stem}{kind}" for stem in (*TABLES, *COMPARED) for kind in (".csv", ".tex")],
-    }
-    return {
-        path
-        for kind, names in named.items()
-        for name in names
-        for path in (folder / kind).rglob(name)
-    }
+    """The files of the report that is there."""
+    try:
+        names = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return set()
+    return {folder / name for name in names if (folder / name).is_file()}
 
 
 def _pdf(figure: Figure) -> bytes:

@@ -87,7 +87,7 @@ PICTURES = (
         "spectra",
         "Spectra of the initial tangent kernel",
         "Eigenvalues on the training points over the largest, median over seeds, more opaque for "
-        "wider networks; dashed: the kernel of infinite width. Wide networks lie on it.",
+        "wider networks; dashed: the kernel of infinite width. The wider, the closer to it.",
         panels.spectra,
         panels.spectra_keys,
     ),
@@ -110,36 +110,6 @@ PICTURES = (
         panels.loss_ceiling,
     ),
 )
-
-
-def error_in_time(dataset: xr.Dataset) -> Figure:
-    """Error of each prediction against time, at the narrowest and the widest width."""
-    return grid(PICTURES[0], dataset)
-
-
-def error_in_width(dataset: xr.Dataset) -> Figure:
-    """Error of each prediction at the reference time against width, with fitted powers."""
-    return grid(PICTURES[1], dataset)
-
-
-def kernel_evolution(dataset: xr.Dataset) -> Figure:
-    """Relative change of the tangent kernel in time: the network's and as predicted."""
-    return grid(PICTURES[2], dataset)
-
-
-def spectra(dataset: xr.Dataset) -> Figure:
-    """Eigenvalues of the initial tangent kernel, and of the infinitely wide one."""
-    return grid(PICTURES[3], dataset)
-
-
-def learning_curves(dataset: xr.Dataset) -> Figure:
-    """Training loss of ensembles of each width, and of the infinite ensemble."""
-    return grid(PICTURES[4], dataset)
-
-
-def loss_on_test_points(dataset: xr.Dataset) -> Figure:
-    """Test loss of the network and of its predictions at the narrowest width."""
-    return grid(PICTURES[5], dataset)
 
 
 def grid(picture: Picture, dataset: xr.Dataset) -> Figure:

@@ -11,7 +11,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import escape, Markup
 from matplotlib.figure import Figure
 
-from scripts.study.analysis import completed, groups, sessions, settings
+from scripts.study.analysis import completed, COMPUTED, groups, sessions, settings
 from scripts.study.report import figures, panels
 from scripts.study.report.answer import answers, QUESTION
 from scripts.study.report.figures import PICTURES
@@ -70,7 +70,7 @@ def typeset(text: object) -> Markup:
     """Escaped text with powers, indices and minus signs as they are printed."""
     said = str(escape(text))
     said = re.sub(r"(?<![\w.&#])-(?=\d)", "\N{MINUS SIGN}", said)
-    said = re.sub(r"(\d)e(-|\+)?(\d+)\b", _power, said)
+    said = re.sub(r"(?<![\w.-])([\d.]*\d)e(-|\+)?(\d+)\b", _power, said)
     said = re.sub(r"width\^(\N{MINUS SIGN}?-?[\d.]*\d)", _raised, said)
     said = said.replace("lambda_max", "λ<sub>max</sub>")
     return Markup(re.sub(r"\b([OΘ])_([34])\b", r"\1<sub>\2</sub>", said))
@@ -106,7 +106,11 @@ def _part(
         "command": dataset.attrs.get("command", ""),
         "settings": [(key, _flat(value)) for key, value in settings(dataset).items()],
         "sessions": [
-            [(key.replace("_", " "), _flat(value)) for key, value in session.items()]
+            [
+                (key.replace("_", " "), _flat(value))
+                for key, value in session.items()
+                if key != COMPUTED
+            ]
             for session in sessions(dataset)
         ],
     }

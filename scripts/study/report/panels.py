@@ -44,15 +44,7 @@ def error_in_time(axis: Axes, group: Group) -> bool:
     tolerated = settings(group.data)["tolerance"] * displacement(group.data).median("seed")
     for width, line, thickness in _extremes(group):
         for name in predictions(group.data):
-            values = median.sel(width=width, solve=name)
-            axis.loglog(
-                values["time"],
-                values,
-                color=COLOURS[name],
-                linestyle=line,
-                linewidth=thickness + _halo(name),
-                zorder=2 - 0.1 * _halo(name),
-            )
+            _solve_in_time(axis, name, median.sel(width=width, solve=name), thickness, line)
         axis.axhline(float(tolerated.sel(width=width)), color=FAINT, linestyle=line, linewidth=0.8)
     axis.axvline(settings(group.data)["reference_time"], color=FAINT, linewidth=0.8, linestyle=":")
     axis.set_xlabel(TIME)
@@ -121,14 +113,7 @@ def kernel_evolution(axis: Axes, group: Group) -> bool:
     median = _positive(change.median("seed"))
     for width, line, thickness in _extremes(group):
         for name in _with_kernel(group.data):
-            values = median.sel(width=width, solve=name)
-            axis.loglog(
-                values["time"],
-                values,
-                color=COLOURS[name],
-                linestyle=line,
-                linewidth=thickness + _halo(name),
-            )
+            _solve_in_time(axis, name, median.sel(width=width, solve=name), thickness, line)
     axis.set_xlabel(TIME)
     axis.set_ylabel("relative change of $\\Theta$")
     return _drawn(median)
@@ -205,14 +190,7 @@ def loss_on_test_points(axis: Axes, group: Group) -> bool:
     network = loss.sel(solve=NETWORK)
     _band(axis, network.mean("seed"), _deviation(network), COLOURS[NETWORK], 0.15, 1.8)
     for name in predictions(data):
-        mean = _positive(loss.sel(solve=name).mean("seed"))
-        axis.loglog(
-            mean["time"],
-            mean,
-            color=COLOURS[name],
-            linewidth=1.3 + _halo(name),
-            zorder=2 - 0.1 * _halo(name),
-        )
+        _solve_in_time(axis, name, _positive(loss.sel(solve=name).mean("seed")), 1.3)
     axis.set_xlabel(TIME)
     axis.set_ylabel(f"test loss at width {group.widths[0]}")
     return _drawn(loss)
@@ -310,12 +288,23 @@ def _fits(group: Group) -> list[tuple[str, np.ndarray, float]]:
     return found
 
 
-def _halo(name: str) -> float:
-    """How much wider a line is so that one that coincides with it leaves it visible.
+def _solve_in_time(
+    axis: Axes, name: str, values: xr.DataArray, thickness: float, line: object = "-"
+) -> None:
+    """A solve's line in its colour.
 
-    Predictions lie on the network, and Taylor 1 is the frozen NTK.
+    Predictions lie on the network, and Taylor 1 is the frozen NTK: these two are wider and below,
+    so that a line that coincides leaves them visible.
     """
-    return 1.6 if name in (NETWORK, "Taylor 1") else 0.0
+    halo = 1.6 if name in (NETWORK, "Taylor 1") else 0.0
+    axis.loglog(
+        values["time"],
+        values,
+        color=COLOURS[name],
+        linestyle=line,
+        linewidth=thickness + halo,
+        zorder=2 - 0.1 * halo,
+    )
 
 
 def _extremes(group: Group) -> list[tuple[int, object, float]]:

@@ -14,7 +14,7 @@ from scripts.study.report.formats import error, fraction, ratio
 from scripts.study.trends import ERROR, exponents
 
 _COLUMNS = 100
-_SHORT = {"frozen NTK": "frozen", "infinite NTK": "infinite"}
+_SHORT = {"frozen NTK": "frozen", "infinite NTK": "width ∞"}
 
 
 def summary(dataset: xr.Dataset) -> RenderableType:
@@ -60,7 +60,7 @@ def _table(group: Group, at: float) -> Table:
         title_style="bold",
         box=SIMPLE_HEAD,
         pad_edge=False,
-        collapse_padding=True,
+        padding=0,  # ten columns fit into 80, a space between them
     )
     table.add_column("width", justify="right", no_wrap=True)
     for name in names:

@@ -14,8 +14,8 @@ from scripts.study.analysis import (
     gain,
     GROUPING,
     groups,
-    horizons,
     median_error,
+    median_horizon,
     pairs,
     predictions,
     settings,
@@ -151,8 +151,8 @@ def exponent_table(dataset: xr.Dataset) -> Table:
         "exponents",
         "Exponents in the width",
         "Fitted power of the width, with the 95 % bootstrap interval over seeds (none with one "
-        "seed; too short with few). Errors are at the reference time, the kernel change at the "
-        "end, the rest at the start.",
+        "seed; too short with few), of the seeds in which the solve came so far. Errors are at the "
+        "reference time, the kernel change at the end, the rest at the start.",
         found,
         shown,
     )
@@ -163,7 +163,7 @@ def horizon_table(dataset: xr.Dataset) -> Table:
     share, end = settings(dataset)["tolerance"], float(dataset["time"].values[-1])
     numbers = []
     for group in groups(dataset):
-        median = horizons(group.data).median("seed")
+        median = median_horizon(group.data)
         for width in group.widths:
             here = median.sel(width=width)
             row = {"group": group.label, **group.key, "width": width}
@@ -175,10 +175,11 @@ def horizon_table(dataset: xr.Dataset) -> Table:
     return Table(
         "horizons",
         f"Time until an error exceeds {100 * share:g} % of the movement",
-        "In 1/lambda_max, median over seeds: until then the test-logit RMSE stays below "
-        f"{100 * share:g} % of how far (RMS) the network's test logits have moved by the last "
+        "In 1/lambda_max, median over seeds (of two in the middle the shorter): until then the "
+        f"test-logit RMSE stays below {100 * share:g} % of how far (RMS) the network's test logits "
+        "have moved by the last "
         f"time, t = {end:g}. A prediction that stopped while still good counts to where it "
-        "stopped.",
+        "stopped; where the network stopped first nothing is known.",
         found,
         _shown(found, {"width": str} | shown),
     )

@@ -1,0 +1,98 @@
+"""The tables of a report, and how numbers are written in it."""
+
+import io
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+from scripts.study.report.formats import error, interval, latex, number, ratio, time
+from scripts.study.report.page import typeset
+from scripts.study.report.tables import tables
+from tests.scripts.study_data import law, study_data
+
+
+@pytest.fixture(scope="module")
+def data() -> xr.Dataset:
+    return study_data(seeds=4)
+
+
+def table(data: xr.Dataset, stem: str):
+    return next(table for table in tables(data) if table.stem == stem)
+
+
+def test_tables_hold_the_numbers_to_full_precision(data):
+    found = pd.read_csv(io.StringIO(table(data, "errors").csv()))
+    row = found[(found["group"] == "CNN-2, STANDARD") & (found["width"] == 64)].iloc[0]
+    assert row["order 3"] == pytest.approx(law("order 3", "CNN-2", 64, 1.0, "STANDARD"), rel=1e-12)
+    assert row["frozen NTK / order 3"] == pytest.approx(8 * np.sqrt(64), rel=1e-12)
+    powers = pd.read_csv(io.StringIO(table(data, "exponents").csv()))
+    assert powers["exponent"][powers["quantity"] == "error of order 4"].values == pytest.approx(-2)
+
+
+def test_horizons_and_ensembles_are_tabulated(data):
+    shown = table(data, "horizons").shown
+    assert shown["frozen NTK"][0] == f"{np.sqrt(0.2 * 64 / 4):.2g}"
+    assert shown["order 4"][2] == "> 20"
+    shown = table(data, "ensembles").shown
+    assert shown["in sampling errors"][0] == "0.50"
+    assert set(shown["time"]) == {"1", "20"}
+
+
+def test_latex_escapes_and_typesets():
+    assert latex("50 % of O_3 & more") == r"50 \% of O\_3 \& more"
+    assert latex("1.2e-3") == r"$1.2 \times 10^{-3}$"
+    assert latex("-0.98 [-1.10, -0.90]") == "$-$0.98 [$-$1.10, $-$0.90]"
+    assert latex("MLP-2") == "MLP-2"
+    assert latex("> 20") == "$>$20"
+
+
+@pytest.mark.parametrize(
+    ("show", "value", "expected"),
+    [
+        (error, 0.0123, "1.2e-2"),
+        (error, 0.123, "0.12"),
+        (error, 3.0, "3.0"),
+        (error, 31.2, "31"),
+        (error, 1234.0, "1.2e3"),
+        (error, np.inf, "stopped"),
+        (error, np.nan, "–"),
+        (ratio, 4.567, "4.57"),
+        (ratio, 1.0, "1*"),
+        (ratio, np.inf, "∞"),
+        (number, 123.4, "123"),
+        (number, 12345.0, "1.23e4"),
+    ],
+)
+def test_numbers_are_written_short(show, value, expected):
+    assert show(value) == expected
+
+
+def test_times_and_intervals_are_written_with_their_bounds():
+    assert time(np.inf, 20.0) == "> 20"
+    assert time(3.14159, 20.0) == "3.1"
+    assert interval(-0.98, -1.1, -0.9) == "-0.98 [-1.10, -0.90]"
+    assert interval(-0.98, np.nan, np.nan) == "-0.98"
+
+
+def test_the_page_typesets_and_escapes():
+    assert typeset("1.2e-3 <b>") == "1.2·10<sup>−3</sup> &lt;b&gt;"
+    assert typeset("width^-1.00 [-1.10, -0.90]") == "width<sup>−1.00</sup> [−1.10, −0.90]"
+    assert typeset("t = 1/lambda_max, MLP-2") == "t = 1/λ<sub>max</sub>, MLP-2"
+    assert typeset("size of O_3") == "size of O<sub>3</sub>"
+    assert typeset("digits-0f4a1e07") == "digits-0f4a1e07"
+    assert typeset("digits-12e34567") == "digits-12e34567"
+
+
+def test_latex_tables_compile_to_as_many_cells_as_they_have_columns(data):
+    for made in tables(data):
+        lines = made.latex().splitlines()
+        columns = re.fullmatch(r"\\begin\{tabular\}\{([lr]+)\}", lines[1])
+        assert columns is not None
+        assert lines[2] == r"\toprule"
+        rows = [line for line in lines if line.endswith(r"\\")]
+        assert len(rows) == len(made.shown) + 1
+        for row in rows:
+            assert len(re.findall(r"(?<!\\)&", row)) == len(columns[1]) - 1
