@@ -19,11 +19,11 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 QUICK_COMPILES := --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 \
 	--xla_llvm_disable_expensive_passes=true
 
-.PHONY: help install study test test-slow lint format bench peer docs lock test-oldest test-newest clean
+.PHONY: help install study test test-long test-slow lint format bench peer docs lock test-oldest test-newest clean
 
 help:
 	@echo "make study         train networks on digits and predict them: an answer, and a report to read"
-	@echo "make test          the test suite (test-slow: the long tests)"
+	@echo "make test          the test suite (test-long: tests of many seconds, test-slow: of minutes)"
 	@echo "make lint          ruff and pyright (format: let ruff rewrite)"
 	@echo "make bench         speed, as ratios against the naive way in the same run"
 	@echo "make peer          neural-tangents in an environment of its own: make bench then times it too"
@@ -46,7 +46,10 @@ study: $(VENV)/.ready
 	@$(PY) -m scripts study --preset quick $(ARGS)
 
 test: $(VENV)/.ready
-	XLA_FLAGS="$(QUICK_COMPILES)" $(PY) -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
+	XLA_FLAGS="$(QUICK_COMPILES)" $(PY) -m pytest -n $(WORKERS) -m "not slow and not long" $(ARGS)
+
+test-long: $(VENV)/.ready
+	XLA_FLAGS="$(QUICK_COMPILES)" $(PY) -m pytest -n $(WORKERS) -m long $(ARGS)
 
 test-slow: $(VENV)/.ready
 	$(PY) -m pytest -n $(WORKERS) -m slow $(ARGS)
@@ -84,7 +87,7 @@ docs: $(VENV)/.ready
 	@touch $@
 
 test-oldest: .venv-oldest/.ready
-	XLA_FLAGS="$(QUICK_COMPILES)" .venv-oldest/bin/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
+	XLA_FLAGS="$(QUICK_COMPILES)" .venv-oldest/bin/python -m pytest -n $(WORKERS) -m "not slow and not long" $(ARGS)
 
 # Not locked on purpose: it shows what a user gets who installs today.
 .venv-newest/.ready: pyproject.toml
@@ -94,7 +97,7 @@ test-oldest: .venv-oldest/.ready
 	@touch $@
 
 test-newest: .venv-newest/.ready
-	.venv-newest/bin/python -m pytest -n $(WORKERS) -m "not slow" $(ARGS)
+	.venv-newest/bin/python -m pytest -n $(WORKERS) -m "not slow and not long" $(ARGS)
 
 # Universal: one file serves every Python >= 3.11 and every platform. No addresses go in.
 UV = .cache/uv/bin/uv pip compile --universal --python-version 3.11 --generate-hashes \

@@ -28,6 +28,7 @@ def test_the_page_on_networks_runs(float32, unchecked, capsys):
     assert capsys.readouterr().out == shown
 
 
+@pytest.mark.long
 def test_the_page_on_infinite_width_runs(float32, unchecked):
     run("infinite_width", 6)
 
@@ -36,6 +37,7 @@ def test_the_page_on_kernels_runs(float32, unchecked):
     run("kernels", 4)
 
 
+@pytest.mark.long
 def test_the_page_on_linearity_runs(float32, unchecked):
     run("linearity", 6)
 
@@ -44,6 +46,7 @@ def test_the_page_on_dynamics_runs(float32, unchecked):
     run("dynamics", 1)
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::solvers.ValidityWarning")
 def test_the_page_on_finite_width_runs(float32, unchecked):
     run("finite_width", 1)

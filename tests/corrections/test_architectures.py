@@ -63,7 +63,10 @@ MODELS = {
 
 @pytest.mark.parametrize(
     "name",
-    [name if name == "residual" else pytest.param(name, marks=pytest.mark.slow) for name in MODELS],
+    [
+        pytest.param(name, marks=pytest.mark.long if name == "residual" else pytest.mark.slow)
+        for name in MODELS
+    ],
 )
 def test_kernels_and_taylor_terms_of_every_architecture(name):
     model = MODELS[name]()

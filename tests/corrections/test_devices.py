@@ -109,5 +109,6 @@ for count in (of_ntk, of_o3, of_o4, of_operator):
 """
 
 
+@pytest.mark.long
 def test_four_devices_give_what_one_gives_with_a_part_of_its_work():
     run(SHARDED)

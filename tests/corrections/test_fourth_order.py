@@ -45,7 +45,16 @@ def sets(shape):
     return (*batches(shape), jnp.flip(next(batches(shape)), 0)[:1])
 
 
-@pytest.mark.parametrize("options", [{}, {"batch_size": 2}, {"method": "jacobian"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        *(
+            pytest.param(o, marks=pytest.mark.long)
+            for o in ({"batch_size": 2}, {"method": "jacobian"})
+        ),
+    ],
+)
 def test_is_its_definition(options):
     model, xs = tanh_mlp(), sets((3,))
     metric = random_metric(model)
@@ -119,6 +128,7 @@ def test_is_made_of_the_differentials_of_the_kernel():
     close(o4(model, a, b, c, d), total)
 
 
+@pytest.mark.long
 def test_is_the_rate_at_which_o3_moves():
     """By central differences along M grad f_4."""
     model, (a, b, c, d) = tanh_mlp(width=6), sets((3,))

@@ -22,7 +22,9 @@ def cases():
     ]
 
 
-@pytest.mark.parametrize("case", range(3))
+@pytest.mark.parametrize(
+    "case", [pytest.param(0, marks=pytest.mark.long), 1, pytest.param(2, marks=pytest.mark.long)]
+)
 def test_they_are_the_stored_kernels_times_the_residual(case):
     model, x, metric = cases()[case]
     g = jr.normal(jr.key(1), (len(x), 2))

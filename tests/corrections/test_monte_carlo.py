@@ -75,7 +75,11 @@ def test_mean_and_errors_are_those_of_the_draws():
     np.testing.assert_allclose(part.ntk, found.ntk[:2, 1:], rtol=1e-12)
 
 
-@pytest.mark.parametrize("parameterization", [NTK, STANDARD, MEAN_FIELD, MUP], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "parameterization",
+    [NTK, *(pytest.param(p, marks=pytest.mark.long) for p in (STANDARD, MEAN_FIELD, MUP))],
+    ids=lambda p: p.name,
+)
 def test_wide_mlp_has_the_kernels_of_the_limit(parameterization):
     """Within 4 standard errors at width 2048, under its learning rates; errors are below 3 %."""
     z, found, exact = deviations(mlp, 2048, 12, parameterization)

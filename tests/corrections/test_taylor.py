@@ -127,6 +127,7 @@ def test_order_zero_is_constant():
     np.testing.assert_array_equal(jax.vmap(taylorize(moved, 0, at=model))(x), jax.vmap(model)(x))
 
 
+@pytest.mark.long
 def test_any_optimiser_trains_it_and_the_base_stays():
     model, x = tanh_mlp(), inputs(8)
     taylor = taylorize(model, 2)

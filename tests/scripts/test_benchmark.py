@@ -11,7 +11,10 @@ from scripts.benchmark.timing import gemm_gflops, median_seconds
 
 @pytest.mark.parametrize(
     "part",
-    [name if name == "operators" else pytest.param(name, marks=pytest.mark.slow) for name in PARTS],
+    [
+        pytest.param(name, marks=pytest.mark.long if name == "operators" else pytest.mark.slow)
+        for name in PARTS
+    ],
 )
 def test_every_part_runs_and_compares_like_with_like(part):
     for row in PARTS[part](1):

@@ -69,6 +69,7 @@ def test_a_report_is_a_page_with_its_figures_and_tables(reported):
     assert all(file.read_bytes()[:4] == b"%PDF" for file in files if file.suffix == ".pdf")
 
 
+@pytest.mark.long
 def test_the_same_results_give_the_same_bytes_in_another_process(reported):
     """Order in sets and hashes differ between processes."""
     run, files = reported
@@ -148,6 +149,7 @@ def test_a_case_that_one_run_lacks_is_missing_in_its_column(small):
     assert "–" not in set(wide["first"])
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("few_figures")
 def test_a_report_of_two_runs_has_both_and_their_comparison(small, tmp_path):
     first, second = save(small, tmp_path / "first"), save(small, tmp_path / "second")

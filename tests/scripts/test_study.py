@@ -184,6 +184,7 @@ def test_the_infinite_ensemble_starts_at_the_prior_and_learns(finished):
     assert bool((losses.diff("time") < 0).all())
 
 
+@pytest.mark.long
 def test_measures_are_those_of_the_corrections(measured):
     data = load("digits", classes=(0, 1, 2), n_train=4, n_test=3)
     model, metric = standard_mlp(width=8, seed=0)
@@ -231,7 +232,8 @@ def test_no_kernel_predicts_the_training_of_features(tmp_path, monkeypatch):
     assert found["outcome"].values.tolist() == ["", "", ""]
 
 
-def test_twice_the_same_gives_the_same_bits(finished, tmp_path):
+def test_twice_the_same_gives_the_same_bits(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "write", lambda folder, runs: [])
     dataset, _, _ = finished
     config = whole(tmp_path, parameterizations=("STANDARD",), seeds=(3,))
     again = run(config, console=quiet())
@@ -245,6 +247,7 @@ def test_a_finished_study_is_not_computed_again(finished, monkeypatch):
     def never(*args):
         raise AssertionError("computed again")
 
+    monkeypatch.setattr(report, "write", lambda folder, runs: [])
     monkeypatch.setattr(workers, "compute", never)
     console = quiet()
     assert run(whole(folder.parent), console=console).identical(dataset)

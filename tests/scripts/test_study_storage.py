@@ -187,6 +187,7 @@ def test_a_report_that_fails_does_not_hide_why_the_study_stopped(tmp_path, monke
     assert "The report failed too (ZeroDivisionError: no figure)" in console.file.getvalue()
 
 
+@pytest.mark.long
 def test_a_reader_who_leaves_does_not_stop_a_study(tmp_path, whole):
     process = command(tmp_path)
     process.stdout.close()
@@ -210,6 +211,7 @@ def test_two_runs_in_one_folder_do_not_meet(tmp_path, whole):
     assert run(small(tmp_path), console=quiet()).equals(whole)
 
 
+@pytest.mark.long
 def test_two_devices_find_the_same_as_one(tmp_path, whole):
     code, _, stderr = run_command(tmp_path, devices=2)
     assert code == 0, stderr

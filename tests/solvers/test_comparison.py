@@ -20,6 +20,7 @@ from tests.models import inputs, one_hot, tanh_mlp
 TIGHT = {"rtol": 1e-9, "atol": 1e-11}
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::solvers.ValidityWarning")
 def test_holds_what_the_solvers_give_and_the_distances():
     model, x, y, x_test = tanh_mlp(), inputs(3), inputs(3, 2, 4), inputs(2, 3, 7)
@@ -63,6 +64,7 @@ def test_holds_what_the_solvers_give_and_the_distances():
         assert found.predictions[name].reason == ""
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::solvers.ValidityWarning")
 def test_in_steps_the_network_is_trained_by_descent():
     model, x, y = tanh_mlp(width=256), inputs(3), inputs(3, 2, 4)

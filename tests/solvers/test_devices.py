@@ -6,6 +6,8 @@ devices as it starts. Without EQX_ON_ERROR=nan the checks inside a solve are hos
 
 import os
 
+import pytest
+
 from tests.processes import run
 
 LOWERED = """
@@ -81,6 +83,7 @@ def test_lowers_for_accelerators():
     run(LOWERED, EQX_ON_ERROR="nan")
 
 
+@pytest.mark.long
 def test_four_devices_give_what_one_gives_with_one_sum_over_devices_a_stage():
     """Of arrays as large as the parameters; the outputs of all points are gathered beside it."""
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"

@@ -69,6 +69,7 @@ def test_friction_restarts_and_notices_a_kernel_that_is_not_positive():
         gradient_flow(indefinite, Y, [100.0], f0=F0, **options)
 
 
+@pytest.mark.long
 def test_an_operator_is_its_matrix():
     model = tanh_mlp()
     x, x_test = inputs(N), inputs(M, seed=1)

@@ -92,6 +92,7 @@ def test_a_right_hand_side_takes_no_more_operations_in_a_loop_than_alone(order):
     assert looped == pytest.approx(alone, rel=0.02)
 
 
+@pytest.mark.long
 def test_batches_pairs_and_restarts_of_the_matrix_free_flow():
     """Batches that do not come out even; the kernel on pairs; half the way and on from there."""
     model, x, x_test, y = tanh_mlp(), inputs(5), inputs(3, seed=11), one_hot(5, 2)
@@ -110,7 +111,7 @@ def test_batches_pairs_and_restarts_of_the_matrix_free_flow():
     np.testing.assert_allclose(again.final[1], dense.final[1], atol=1e-9)
 
 
-@pytest.mark.parametrize("method", ["dense", "matrix_free"])
+@pytest.mark.parametrize("method", ["dense", pytest.param("matrix_free", marks=pytest.mark.long)])
 def test_a_float32_model_is_solved_in_float32_where_the_default_is_float64(method):
     model, x, y = tanh_mlp(), inputs(4), one_hot(4, 2)
     single = jax.tree.map(lambda p: p.astype("float32") if eqx.is_inexact_array(p) else p, model)
@@ -121,6 +122,7 @@ def test_a_float32_model_is_solved_in_float32_where_the_default_is_float64(metho
     np.testing.assert_allclose(solved.train, expected.train, atol=1e-5)
 
 
+@pytest.mark.long
 def test_at_kinks_it_works_almost_everywhere_and_warns():
     """ReLU: no derivative of second order of its own, so that dense and matrix-free agree."""
     model, x, y = tanh_mlp(activation="relu"), inputs(3), one_hot(3, 2)

@@ -182,6 +182,7 @@ def test_one_step_of_a_quadratic_network_is_exact():
         np.testing.assert_array_equal(found.f1[0], 0)
 
 
+@pytest.mark.long
 @large
 def test_descent_without_tensors_is_the_recursion_of_the_tensors():
     model, x, y, x_test = tanh_mlp(), inputs(3), inputs(3, 2, 4), inputs(2, 3, 7)
@@ -194,6 +195,7 @@ def test_descent_without_tensors_is_the_recursion_of_the_tensors():
         np.testing.assert_allclose(found.validity, dense.validity, rtol=2e-3)
 
 
+@pytest.mark.long
 @large
 def test_small_steps_are_the_flow():
     """The difference falls like the learning rate."""
@@ -228,6 +230,7 @@ def test_kinks_warn():
         width_expansion_descent(model, inputs(2), inputs(2, 2), [1], learning_rate=0.01)
 
 
+@pytest.mark.long
 @large
 def test_a_singular_kernel_has_no_limit_but_every_finite_time():
     model, y = tanh_mlp(width=32), inputs(3, 2, 4)

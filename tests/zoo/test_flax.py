@@ -100,6 +100,7 @@ def test_statistics_are_never_trained(kind):
     assert eqx.tree_equal(moved, model)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["linen", "nnx"])
 def test_the_same_network_in_flax_and_in_the_zoo_has_the_same_corrections_and_dynamics(kind):
     expected = corrections_and_dynamics_of_the_zoo()

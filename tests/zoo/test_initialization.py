@@ -45,8 +45,17 @@ MAKERS = {
 QUICK = [("MLP", activation) for activation in ("relu", "sin", "gelu", "erf")] + [
     (name, "tanh") for name in MAKERS if not name.startswith("WideResNet")
 ]
+QUICKEST = [("MLP", "tanh"), ("MLP", "erf"), ("CNN mean", "tanh")]
+
+
+def marks(case):
+    if case in QUICKEST:
+        return ()
+    return pytest.mark.long if case in QUICK else pytest.mark.slow
+
+
 CASES = [
-    pytest.param(name, activation, marks=() if (name, activation) in QUICK else pytest.mark.slow)
+    pytest.param(name, activation, marks=marks((name, activation)))
     for name in MAKERS
     for activation in (
         ACTIVATIONS if name in ("MLP", "CNN mean", "WideResNet") else ("relu", "tanh")
@@ -101,6 +110,7 @@ def test_parameterizations_differ_in_the_readout_only(name):
         np.testing.assert_allclose(signals[other][-1], expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("width", "draws"), [(8, 40_000), (64, 4_000)])
 def test_mean_tangent_kernel_of_a_relu_network_is_exact_at_any_width(width, draws):
     """E Theta(x, x) = d s^2 |x|^2 / n_0 with d weight layers (Hanin & Nica 2020; theory, 6)."""
@@ -119,6 +129,7 @@ def test_mean_tangent_kernel_of_a_relu_network_is_exact_at_any_width(width, draw
     assert abs(float(jnp.mean(kernels)) - exact) < 3.3 * error  # one chance in 1000
 
 
+@pytest.mark.long
 def test_fourth_moment_of_a_relu_network_is_exact():
     """E f^4 / (E f^2)^2 = 3 prod (1 + 5 / n_l) over hidden layers (theory, 6)."""
     widths = (8, 12)

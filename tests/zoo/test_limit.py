@@ -155,6 +155,7 @@ def test_tiles_and_the_second_batch_change_nothing(name):
     np.testing.assert_allclose(whole.ntk, whole.ntk.T, rtol=1e-13)
 
 
+@pytest.mark.long
 def test_activation_after_a_pool_has_the_variance_of_all_pairs():
     """Against the average of finite networks: 3 % at 2048 channels, and draws that agree."""
 
@@ -291,6 +292,7 @@ IMAGE_MODELS = {
 }
 
 
+@pytest.mark.long
 @settings(max_examples=25, deadline=None)
 @given(
     values=st.lists(DEGENERATE, min_size=24, max_size=24),

@@ -66,5 +66,6 @@ assert ratio < 0.4, ratio
 """
 
 
+@pytest.mark.long
 def test_four_devices_give_what_one_gives_with_a_part_of_its_work():
     run(SHARDED)
