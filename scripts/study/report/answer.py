@@ -238,16 +238,19 @@ def reach(dataset: xr.Dataset) -> Answer:
     """How long each prediction stays below the tolerance, at the narrowest and widest widths."""
     share, end = settings(dataset)["tolerance"], float(dataset["time"].values[-1])
     found = [(group, median_horizon(group.data)) for group in groups(dataset)]
+    places = [(" at the narrowest widths", 0), (" at the widest widths", -1)]
+    if not _several_widths([group for group, _ in found]):
+        places = [("", 0)]
     said = []
     for name in predictions(dataset):
         ends = []
-        for where, position in (("narrowest", 0), ("widest", -1)):
+        for where, position in places:
             values = np.array([float(h.sel(solve=name)[position]) for _, h in found])
             values = values[~np.isnan(values)]
             if values.size:
                 low, high = time(values.min(), end), time(values.max(), end)
                 said_range = low if low == high else f"{low} to {high}"
-                ends.append(f"{said_range} at the {where} widths")
+                ends.append(f"{said_range}{where}")
         if ends:
             said.append(f"{name}: {', '.join(ends)}.")
     if not said:

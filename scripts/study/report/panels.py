@@ -56,7 +56,7 @@ def error_in_time_keys(dataset: xr.Dataset) -> list[Key]:
     """A colour a prediction, a line a width."""
     return [
         *(Key(name, COLOURS[name]) for name in predictions(dataset)),
-        *_extreme_keys(),
+        *_extreme_keys(dataset),
         Key("tolerance", FAINT, width=0.8),
     ]
 
@@ -121,7 +121,7 @@ def kernel_evolution(axis: Axes, group: Group) -> bool:
 
 def kernel_evolution_keys(dataset: xr.Dataset) -> list[Key]:
     """A colour a solve that shows its kernel, a line a width."""
-    return [*(Key(name, COLOURS[name]) for name in _with_kernel(dataset)), *_extreme_keys()]
+    return [*(Key(name, COLOURS[name]) for name in _with_kernel(dataset)), *_extreme_keys(dataset)]
 
 
 def kernel_ceiling(dataset: xr.Dataset) -> float:
@@ -313,7 +313,9 @@ def _extremes(group: Group) -> list[tuple[int, object, float]]:
     return [(group.widths[0], _DASHED, 1.0), widest] if len(group.widths) > 1 else [widest]
 
 
-def _extreme_keys() -> list[Key]:
+def _extreme_keys(dataset: xr.Dataset) -> list[Key]:
+    if dataset.sizes["width"] == 1:
+        return []
     return [Key("widest", FAINT), Key("narrowest", FAINT, "--", width=1.0)]
 
 
