@@ -235,6 +235,15 @@ def test_a_process_that_dies_takes_a_cell_with_it_and_no_more(tmp_path, monkeypa
     assert [str(error) for _, error in found] == [f"its process {said}"] * 2
 
 
+@pytest.mark.long
+def test_a_process_ends_with_the_one_that_started_it(tmp_path):
+    config = small(tmp_path)
+    worker = ProcessWorker(config, prepare(config).data, tmp_path, tmp_path / "log", 1)
+    with worker._process_for(groups(config)[0]) as process:
+        process.stdin.close()  # as when the other is killed
+        assert process.wait(timeout=120) == 1
+
+
 def test_an_error_in_a_process_is_told_with_its_kind(tmp_path):
     config = small(tmp_path)
     data = prepare(config).data
@@ -288,7 +297,8 @@ def test_killed_at_ten_random_moments_it_ends_in_the_same_results(tmp_path, whol
     assert code == 0, stderr
     found = read(tmp_path / "small")
     assert found.equals(whole)
-    assert sorted(file.name for file in (tmp_path / "small").glob(".*")) == [".lock"]
+    hidden = sorted(file.name for file in (tmp_path / "small").glob(".*"))
+    assert hidden == [".lock", ".report.json"]  # no draft
 
 
 @pytest.fixture
