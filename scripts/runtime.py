@@ -72,8 +72,8 @@ def with_fast_compilation(flags: str) -> str:
     return " ".join([*flags.split(), *added])
 
 
-def make_room_for_programs() -> None:
-    """Drops compiled programs where they fill the memory map of this process.
+def make_room_for_programs(share: float = 0.6) -> None:
+    """Drops compiled programs where more than this share of the process's memory map is taken.
 
     Linux lets a process have 65530 maps, and a program compiled for a CPU takes hundreds to
     thousands: without room for the next one XLA ends the process.
@@ -83,7 +83,7 @@ def make_room_for_programs() -> None:
         taken = Path("/proc/self/maps").read_bytes().count(b"\n")
     except (OSError, ValueError):  # another system
         return
-    if taken > 0.6 * most:
+    if taken > share * most:
         eqx.clear_caches()
         jax.clear_caches()
         gc.collect()

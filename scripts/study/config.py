@@ -129,10 +129,10 @@ class StudyConfig:
     precision: Literal["float32", "float64"] = "float64"
     """Floating-point type of everything."""
     devices: int | None = None
-    """The most devices to spread networks over (default: all; of a CPU, its cores)."""
+    """The most devices to spread networks over (default: all; of a CPU, its cores, but 8)."""
     fast_compilation: bool = False
-    """Compile in about half the time what then takes twice as long (CPU, from the command line):
-    for small studies, which are compilation mostly."""
+    """Compile in about half the time what then takes twice as long (of a CPU): for small studies,
+    which are compilation mostly."""
     budget_minutes: float | None = None
     """Refuse a study that is estimated to take longer."""
     budget_gib: float | None = None

@@ -49,8 +49,8 @@ class Worker(Protocol):
     """What computes groups of cells, one at a time."""
 
     def compute(self, cells: list[Cell], started: Started) -> Iterator[tuple[Cell, Outcome]]:
-        """Each of the cells with what was found, or with the error; those of a worker that stops
-        or dies are missing from there on.
+        """Each of the cells with what was found, or with the error; those of a worker that is
+        stopped are missing from there on.
         """
         ...
 

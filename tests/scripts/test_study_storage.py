@@ -14,15 +14,16 @@ import time
 from pathlib import Path
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from scripts.run_folder import only_run_in
-from scripts.study import prepare, read, report, results, run, workers
+from scripts.study import prepare, read, report, results, run, runner, workers
 from scripts.study.networks import groups
 from scripts.study.storage import OtherStudyError, Store
-from scripts.study.workers import ProcessWorker
+from scripts.study.workers import DeviceWorker, ProcessWorker
 from tests.scripts.studies import quiet, small
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -217,6 +218,17 @@ def test_two_devices_find_the_same_as_one(tmp_path, whole):
     assert code == 0, stderr
     assert read(tmp_path / "small").equals(whole)
     assert "process 1, process 2" in (tmp_path / "small" / "study.log").read_text()
+
+
+def test_two_threads_find_the_same_as_one(tmp_path, monkeypatch, whole):
+    """As on two accelerators."""
+
+    def two(config, data, shared, log, most):
+        (device, *_) = jax.local_devices()
+        return [DeviceWorker(config, data, shared, device) for _ in range(2)]
+
+    monkeypatch.setattr(runner, "workers", two)
+    assert run(small(tmp_path), console=quiet()).equals(whole)
 
 
 @pytest.mark.parametrize(
