@@ -97,7 +97,7 @@ def provenance() -> dict[str, Any]:
         "platform": platform.platform(),
         "versions": {name: _version(name) for name in _PACKAGES},
         "devices": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
-        "xla flags": os.environ.get("XLA_FLAGS", ""),
+        "xla flags": os.environ.get("XLA_FLAGS") or "none",
         "git": _git_state(),
     }
 

@@ -125,7 +125,9 @@ def test_a_breakdown_is_told_with_its_time_and_reason():
         "order 4, MLP-2, STANDARD: 2 cells at width 64, the first at t = 2/lambda_max.",
     )
     assert "2 solves stopped early (order 4)." in in_short(data).sentences
-    assert table(data, "breakdowns").numbers["time"].tolist() == [5.0, 2.0]
+    stopped = table(data, "breakdowns")
+    assert stopped.numbers["time"].tolist() == [5.0, 2.0]
+    assert set(stopped.shown["outcome"]) == {"The kernel is not positive"}
 
 
 def test_without_a_breakdown_that_is_said(data):

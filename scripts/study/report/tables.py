@@ -283,7 +283,7 @@ def breakdown_table(dataset: xr.Dataset) -> Table:
             for one in breakdowns(dataset)
         ]
     )
-    written = {"width": str, "seed": str, "solve": str, "time": number, "outcome": str}
+    written = {"width": str, "seed": str, "solve": str, "time": number, "outcome": _first_clause}
     return Table(
         "breakdowns",
         "Solves that stopped early",
@@ -299,6 +299,11 @@ def _shown(numbers: pd.DataFrame, columns: Mapping[str, Callable[..., str]]) -> 
     for name, show in columns.items():
         shown[name] = pd.Series([show(value) for value in numbers[name]], dtype=object)
     return pd.DataFrame(shown)
+
+
+def _first_clause(outcome: str) -> str:
+    """The reason alone: the answer has it in full."""
+    return outcome.split(":")[0].rstrip(".")
 
 
 def _in_words(column: list[object]) -> bool:
