@@ -5,6 +5,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 from scripts.study.config import StudyConfig
 from scripts.study.networks import Cell
@@ -14,17 +15,22 @@ class Meter:
     """A bar for the study and one for each device, in estimated seconds: what is large counts."""
 
     def __init__(self, config: StudyConfig, seconds: dict[Cell, float], console: Console):
-        self._seconds = seconds
+        self._config, self._seconds = config, seconds
         others = 1 + len(config.measures) + 2 * config.infinite_width
         self._parts = others + len(config.solves)
         self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
+            # Where there is little room the description gives way, not the times.
+            TextColumn(
+                "{task.description}",
+                table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
+            ),
+            BarColumn(bar_width=12),
             TextColumn("{task.fields[count]}"),
-            TimeElapsedColumn(),
+            TimeElapsedColumn(table_column=Column(min_width=7, no_wrap=True)),
             TextColumn("left"),
-            TimeRemainingColumn(compact=True),
+            TimeRemainingColumn(compact=True, table_column=Column(min_width=7, no_wrap=True)),
             console=console,
+            expand=True,
             disable=not console.is_terminal,
         )
         self._counted: dict[Cell, float] = {}
@@ -61,7 +67,20 @@ class Meter:
             self._counted[cell] = counted + step
             self._progress.advance(task, step)
             self._progress.advance(self._overall, step)
-        self._progress.update(task, description=f"{cell}: {part}")
+        self._progress.update(task, description=f"{part}: {self._named(cell)}")
+
+    def _named(self, cell: Cell) -> str:
+        """What tells a cell from the others of the study."""
+        several = [
+            name
+            for name, values in (
+                (cell.family.activation, self._config.activations),
+                (cell.loss, self._config.losses),
+            )
+            if len(values) > 1
+        ]
+        words = [cell.family.label, *several, cell.parameterization]
+        return " ".join([*words, f"width {cell.width} seed {cell.seed}"])
 
     def finished(self, cell: Cell) -> None:
         """A cell is finished, or has failed."""
