@@ -19,6 +19,8 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0.2
 QUICK_COMPILES := --xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=0 \
 	--xla_llvm_disable_expensive_passes=true
 
+QUICK_TESTS := -m "not slow and not long"
+
 .PHONY: help install study test test-long test-slow lint format bench peer docs lock test-oldest test-newest clean
 
 help:
@@ -46,7 +48,7 @@ study: $(VENV)/.ready
 	@$(PY) -m scripts study --preset quick $(ARGS)
 
 test: $(VENV)/.ready
-	XLA_FLAGS="$(QUICK_COMPILES)" $(PY) -m pytest -n $(WORKERS) -m "not slow and not long" $(ARGS)
+	XLA_FLAGS="$(QUICK_COMPILES)" $(PY) -m pytest -n $(WORKERS) $(QUICK_TESTS) $(ARGS)
 
 test-long: $(VENV)/.ready
 	XLA_FLAGS="$(QUICK_COMPILES)" $(PY) -m pytest -n $(WORKERS) -m long $(ARGS)
@@ -87,7 +89,7 @@ docs: $(VENV)/.ready
 	@touch $@
 
 test-oldest: .venv-oldest/.ready
-	XLA_FLAGS="$(QUICK_COMPILES)" .venv-oldest/bin/python -m pytest -n $(WORKERS) -m "not slow and not long" $(ARGS)
+	XLA_FLAGS="$(QUICK_COMPILES)" .venv-oldest/bin/python -m pytest -n $(WORKERS) $(QUICK_TESTS) $(ARGS)
 
 # Not locked on purpose: it shows what a user gets who installs today.
 .venv-newest/.ready: pyproject.toml
@@ -97,7 +99,7 @@ test-oldest: .venv-oldest/.ready
 	@touch $@
 
 test-newest: .venv-newest/.ready
-	.venv-newest/bin/python -m pytest -n $(WORKERS) -m "not slow and not long" $(ARGS)
+	.venv-newest/bin/python -m pytest -n $(WORKERS) $(QUICK_TESTS) $(ARGS)
 
 # Universal: one file serves every Python >= 3.11 and every platform. No addresses go in.
 UV = .cache/uv/bin/uv pip compile --universal --python-version 3.11 --generate-hashes \

@@ -19,8 +19,6 @@ import jax.numpy as jnp
 Precision = Literal["float32", "float64"]
 
 _PACKAGES = ("finite-width", "jax", "jaxlib", "equinox", "diffrax", "numpy", "scikit-learn")
-MOST_PROCESSES = 8
-"""Of the cores of a CPU, how many are taken where nothing is said."""
 _FAST_COMPILATION = (
     "--xla_backend_optimization_level=0",
     "--xla_llvm_disable_expensive_passes=true",

@@ -42,7 +42,8 @@ _RATE = {"float64": 8e9, "float32": 16e9}
 """Operations a second that a small network sees of two cores."""
 _BASE_GIB = 1.2
 """Python, JAX and its compiler at work."""
-_MOST_DEVICES = 8  # of a CPU, as `runtime` has it, which imports JAX
+MOST_PROCESSES = 8
+"""Of the cores of a CPU, how many are taken where nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def total_minutes(found: list[Estimate], devices: int) -> float:
 
 def device_count(config: StudyConfig) -> int:
     """The devices that the estimates count with: of a CPU, its cores (8 at most)."""
-    return config.devices or min(os.cpu_count() or 1, _MOST_DEVICES)
+    return config.devices or min(os.cpu_count() or 1, MOST_PROCESSES)
 
 
 def peak_gib(found: list[Estimate], devices: int) -> float:

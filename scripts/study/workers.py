@@ -26,6 +26,7 @@ from scripts.study.cell import compute, Values
 from scripts.study.config import StudyConfig
 from scripts.study.infinite import Limits
 from scripts.study.networks import Cell
+from scripts.study.plan import MOST_PROCESSES
 from scripts.study.worker import FAILED, FINISHED
 from zoo import Dataset
 
@@ -201,7 +202,7 @@ def worker_count(config: StudyConfig) -> int:
         there, taken, what = len(devices), len(devices), "devices, which JAX sees here"
     else:
         there = max(os.cpu_count() or 1, len(devices))
-        taken, what = min(there, runtime.MOST_PROCESSES), "the cores of this CPU"
+        taken, what = min(there, MOST_PROCESSES), "the cores of this CPU"
     if config.devices is not None and config.devices > there:
         raise ValueError(f"`devices` is {config.devices}, expected at most {there}, {what}.")
     return config.devices or taken

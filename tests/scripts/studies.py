@@ -2,6 +2,7 @@
 
 import io
 
+import numpy as np
 from rich.console import Console
 
 from scripts.study import StudyConfig
@@ -28,6 +29,14 @@ def small(out, **options):
         "devices": 1,
     }
     return StudyConfig(**(defaults | options))
+
+
+def vectors(file, seed=0):
+    """Writes a .npz file of random vectors of two classes."""
+    rng = np.random.default_rng(seed)
+    arrays = {f"x_{part}": rng.normal(size=(8, 5)) for part in ("train", "test")}
+    arrays |= {f"y_{part}": np.arange(8) % 2 for part in ("train", "test")}
+    np.savez(file, **arrays)
 
 
 def quiet():

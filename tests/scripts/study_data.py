@@ -17,6 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 import xarray as xr
 
+from scripts.study.report.tables import Table, tables
+
 CELL = ("architecture", "activation", "loss", "parameterization", "width", "seed")
 WIDTHS = {"MLP-2": (64, 256, 1024), "CNN-2": (16, 64, 256)}
 CONSTANT = {"MLP-2": 1.0, "CNN-2": 2.0}
@@ -246,3 +248,8 @@ def leave_out(data: xr.Dataset, **cells: object) -> None:
         if set(CELL) <= set(data[variable].dims) and data[variable].dtype.kind == "f":
             data[variable].loc[cells] = np.nan
     data["finished"].loc[cells] = False
+
+
+def table(data: xr.Dataset, stem: str) -> Table:
+    """A table of the report by the stem of its files."""
+    return next(table for table in tables(data) if table.stem == stem)

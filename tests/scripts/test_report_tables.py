@@ -11,16 +11,12 @@ import xarray as xr
 from scripts.study.report.formats import error, interval, latex, number, ratio, time
 from scripts.study.report.page import typeset
 from scripts.study.report.tables import tables
-from tests.scripts.study_data import law, study_data
+from tests.scripts.study_data import law, study_data, table
 
 
 @pytest.fixture(scope="module")
 def data() -> xr.Dataset:
     return study_data(seeds=4)
-
-
-def table(data: xr.Dataset, stem: str):
-    return next(table for table in tables(data) if table.stem == stem)
 
 
 def test_tables_hold_the_numbers_to_full_precision(data):

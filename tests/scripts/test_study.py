@@ -14,7 +14,7 @@ from scripts.study import prepare, read, report, run, runner, workers
 from scripts.study.cell import _if_known
 from scripts.study.runner import StudyError
 from solvers import CrossEntropy, hierarchy_flow, parameter_flow
-from tests.scripts.studies import quiet, small
+from tests.scripts.studies import quiet, small, vectors
 from zoo import astype, learning_rates, limit, load, MLP, NTK, STANDARD
 
 
@@ -312,10 +312,7 @@ def test_what_only_the_data_or_the_machine_can_tell_is_refused_before_a_folder_i
 
 
 def test_vectors_are_for_mlps(tmp_path):
-    rng = np.random.default_rng(0)
-    arrays = {f"x_{part}": rng.normal(size=(8, 5)) for part in ("train", "test")}
-    arrays |= {f"y_{part}": np.arange(8) % 2 for part in ("train", "test")}
-    np.savez(tmp_path / "vectors.npz", **arrays)
+    vectors(tmp_path / "vectors.npz")
     config = small(tmp_path / "runs", dataset=str(tmp_path / "vectors.npz"), classes=(0, 1))
     assert prepare(config).data.x_train.shape == (6, 5)
     images = dataclasses.replace(config, name="images", architectures=("MLP", "CNN"))

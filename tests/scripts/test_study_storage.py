@@ -16,7 +16,6 @@ from pathlib import Path
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from scripts.run_folder import only_run_in
@@ -24,7 +23,7 @@ from scripts.study import prepare, read, report, results, run, runner, workers
 from scripts.study.networks import groups
 from scripts.study.storage import OtherStudyError, Store
 from scripts.study.workers import DeviceWorker, ProcessWorker
-from tests.scripts.studies import quiet, small
+from tests.scripts.studies import quiet, small, vectors
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -144,13 +143,6 @@ def test_a_kill_before_the_choices_were_written_leaves_a_folder_to_start_in(tmp_
     assert not (folder / ".config.json.123.draft").exists()
 
 
-def vectors(file, seed):
-    rng = np.random.default_rng(seed)
-    arrays = {f"x_{part}": rng.normal(size=(8, 5)) for part in ("train", "test")}
-    arrays |= {f"y_{part}": np.arange(8) % 2 for part in ("train", "test")}
-    np.savez(file, **arrays)
-
-
 def test_a_study_does_not_go_on_with_other_data(tmp_path, monkeypatch):
     file = tmp_path / "vectors.npz"
     vectors(file, seed=0)
@@ -168,7 +160,7 @@ def test_a_study_does_not_go_on_with_other_data(tmp_path, monkeypatch):
 
 
 def test_a_budget_is_for_what_is_missing(tmp_path, whole):
-    """A study whose last cell is left, under a budget that the whole would exceed."""
+    """A study that is finished, under a budget that it would exceed."""
     config = small(tmp_path)
     run(config, console=quiet())
     assert prepare(dataclasses.replace(config, budget_minutes=1e-9)).folder == config.folder

@@ -27,8 +27,7 @@ from zoo import (
 )
 
 X = jr.normal(jr.key(7), (4, 2, 5, 4))
-OPTIONS = {"weight_std": 1.3, "bias_std": 0.4, "key": jr.key(0)}
-PERCEPTRON = MLP(40, 1, width=4, depth=3, **OPTIONS)
+PERCEPTRON = MLP(40, 1, width=4, depth=3, bias_std=0.4, key=jr.key(0))
 
 
 def dense(n_in, n_out, role="hidden"):
@@ -46,7 +45,7 @@ RELU = ACTIVATIONS["relu"]
     ("model", "text"),
     [
         (
-            WideResNet((2, 5, 4), 1, base_channels=2, norm="batch", **OPTIONS),
+            WideResNet((2, 5, 4), 1, base_channels=2, norm="batch", key=jr.key(0)),
             r"`model.body.layers\[1\].branch.layers\[0\]` is a BatchNorm, which",
         ),
         (with_output(PERCEPTRON, "softmax"), "`model` applies a function to the outputs"),

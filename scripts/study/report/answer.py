@@ -347,14 +347,17 @@ def _gains(found: Sequence[Group], worse: str, better: str, at: float) -> np.nda
 
 
 def _known_cases(dataset: xr.Dataset) -> tuple[int, int]:
-    """Of the smooth groups and widths, those in which the networks came to the reference time in
-    some seed; and all.
+    """Of the cases (a smooth group and width), those in which the networks came to the reference
+    time in some seed; and all.
     """
     at = settings(dataset)["reference_time"]
-    smooth = [group for group in groups(dataset) if group.smooth]
-    known = [gain(group.data, *pair).sel(time=at) for group in smooth for pair in pairs(dataset)]
-    found = [not np.isnan(value) for gains in known for value in gains.values]
-    return sum(found), len(found)
+    known, cases = 0, 0
+    for group in (group for group in groups(dataset) if group.smooth):
+        gains = [gain(group.data, *pair).sel(time=at).values for pair in pairs(dataset)]
+        missing = np.isnan(np.stack(gains)).any(axis=0)
+        known += int((~missing).sum())
+        cases += len(group.widths)
+    return known, cases
 
 
 def _cases(found: Sequence[Exceptional]) -> str:
