@@ -52,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from rich.console import Console
         from rich.markup import escape
 
+        from scripts.console import replace_unencodable
+
+        for stream in (sys.stdout, sys.stderr):
+            replace_unencodable(stream)
         try:
             work = _prepared(command, given[1:])
         except (ValueError, TypeError, OSError, ImportError) as error:

@@ -4,7 +4,8 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,18 @@ def create_folder(folder: Path) -> None:
             f"The results folder {folder} exists already{holds}, expected a new one. Nothing in it "
             "was changed: choose another `name`, or move the folder away."
         ) from error
+
+
+def refuse_links(folder: Path, names: Iterable[str | Path]) -> None:
+    """**Raises:** `FileExistsError` where one of these files or folders of a run is a link: what is
+    written there, or removed, would be somewhere else.
+    """
+    for path in (folder / name for name in names):
+        if path.is_symlink():
+            raise FileExistsError(
+                f"{path} is a link to {os.readlink(path)}, expected nothing of that name or what a "
+                "run wrote itself. Nothing was changed: remove the link, or use another folder."
+            )
 
 
 def write_config(folder: Path, config: Any, **more: Any) -> None:
@@ -48,6 +61,7 @@ def write_whole(file: Path, save: Callable[[Path], Any]) -> None:
     """
     draft = file.with_name(f".{file.name}.{os.getpid()}.draft")
     try:
+        draft.unlink(missing_ok=True)  # it may be a link to somewhere else
         save(draft)
         with open(draft, "rb") as written:
             os.fsync(written.fileno())
@@ -61,12 +75,17 @@ def write_whole(file: Path, save: Callable[[Path], Any]) -> None:
 
 def is_draft(file: Path) -> bool:
     """Whether `write_whole` was stopped while it wrote this file."""
-    return file.name.startswith(".") and file.suffix == ".draft"
+    return re.fullmatch(r"\..+\.\d+\.draft", file.name) is not None
 
 
 def write_text(file: Path, text: str) -> None:
-    """Writes a text file, whole or not at all."""
-    write_whole(file, lambda draft: draft.write_text(text))
+    """Writes a text file in UTF-8, whole or not at all."""
+    write_whole(file, lambda draft: draft.write_bytes(encoded(text)))
+
+
+def encoded(text: str) -> bytes:
+    """In UTF-8; what stands for bytes of a path that are no text is escaped."""
+    return text.encode("utf-8", "backslashreplace")
 
 
 @contextlib.contextmanager

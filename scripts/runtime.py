@@ -77,7 +77,7 @@ def make_room_for_programs(share: float = 0.6) -> None:
     thousands: without room for the next one XLA ends the process.
     """
     try:
-        most = int(Path("/proc/sys/vm/max_map_count").read_text())
+        most = int(Path("/proc/sys/vm/max_map_count").read_bytes())
         taken = Path("/proc/self/maps").read_bytes().count(b"\n")
     except (OSError, ValueError):  # another system
         return
@@ -113,7 +113,8 @@ def _git_state() -> str | None:
 
     def git(*args: str) -> str:
         command = ["git", "-C", str(root), *args]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        said = subprocess.run(command, capture_output=True, check=True).stdout
+        return os.fsdecode(said).strip()  # a path, which need not be text
 
     try:
         if Path(git("rev-parse", "--show-toplevel")).resolve() != root:

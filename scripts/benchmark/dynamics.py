@@ -241,7 +241,8 @@ def measured(
     done = subprocess.run(
         [*command, str(folder / "problem.npz"), json.dumps(request)],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
         env=os.environ | environment,
     )

@@ -58,7 +58,9 @@ def _peer(
     last = (n, *rest[1:], rest[0]) if len(rest) > 1 else shape
     case = {"network": network, "options": options, "shape": last, "repeats": repeats}
     command = [str(PEER_PYTHON), str(_PEER), json.dumps([case])]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", check=False
+    )
     if done.returncode:
         return f"neural-tangents failed: {done.stderr.strip().splitlines()[-1]}", float("nan")
     (times,) = json.loads(done.stdout)

@@ -130,7 +130,8 @@ def _measurement(command: tuple[str, ...], case: Case, repeats: int) -> Measurem
         done = subprocess.run(
             [*command, json.dumps(request)],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             check=False,
             env=os.environ | environment,
         )

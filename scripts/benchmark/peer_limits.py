@@ -45,7 +45,9 @@ def _peak_mebibytes():
     status = Path("/proc/self/status")
     if not status.exists():
         return float("nan")
-    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    (line,) = (
+        line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM")
+    )
     return int(line.split()[1]) / 1024
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from scripts import runtime
 from scripts.benchmark.cases import PARTS
 from scripts.benchmark.timing import bandwidth_gb_per_second, gemm_gflops
+from scripts.console import ready
 from zoo import checks
 
 
@@ -40,7 +41,7 @@ def benchmark(config: BenchmarkConfig) -> None:
     **Raises:** `ValueError` as `config.check()`, before any work.
     """
     config.check()
-    console = Console()
+    console = ready(Console())
     with runtime.precision(config.precision):
         console.print(
             f"{runtime.provenance()['devices']}, {config.precision}, medians of {config.repeats}. "

@@ -25,6 +25,7 @@ from rich.progress import track
 from rich.table import Table
 
 from scripts import fields, runtime
+from scripts.console import ready
 from scripts.run_folder import create_folder, write_config
 from scripts.slopes import slope_in_width
 from solvers import CrossEntropy
@@ -165,7 +166,7 @@ def prepare(config: CoordinateCheckConfig) -> CoordinateCheck:
 
 def execute(check: CoordinateCheck, *, console: Console | None = None) -> xr.DataArray:
     """Trains every network; see `coordinate_check`."""
-    console = Console() if console is None else console
+    console = ready(console)
     config, data, folder = check.config, check.data, check.folder
     write_config(folder, config)
     changes = _measured(config, data, console)

@@ -24,6 +24,7 @@ from rich.progress import track
 from rich.table import Table
 
 from scripts import fields, runtime
+from scripts.console import ready
 from scripts.run_folder import create_folder, write_config
 from solvers import CrossEntropy, ensemble, gradient_flow, posterior
 from zoo import ACTIVATIONS, checks, CNN, Dataset, DATASETS, limit, load, MLP, WideResNet
@@ -144,7 +145,7 @@ def prepare(config: InfiniteWidthConfig) -> InfiniteWidth:
 
 def execute(comparison: InfiniteWidth, *, console: Console | None = None) -> xr.Dataset:
     """Computes kernels and accuracies; see `infinite_width`."""
-    console = Console() if console is None else console
+    console = ready(console)
     config, data, folder = comparison.config, comparison.data, comparison.folder
     write_config(folder, config)
     rows = [

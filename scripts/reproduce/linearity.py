@@ -22,6 +22,7 @@ from rich.progress import track
 
 from corrections import hessian_norm, kappa, ntk, relative_change
 from scripts import fields, runtime
+from scripts.console import ready
 from scripts.reproduce.linearity_report import draw, table
 from scripts.run_folder import create_folder, write_config
 from solvers import MeanSquaredError, parameter_flow
@@ -156,7 +157,7 @@ def prepare(config: LinearityConfig) -> LinearityRun:
 
 def execute(run: LinearityRun, *, console: Console | None = None) -> xr.Dataset:
     """Measures every law; see `linearity`."""
-    console = Console() if console is None else console
+    console = ready(console)
     write_config(run.folder, run.config)
     found = _measured(run.config, console)
     found.to_netcdf(run.folder / "linearity.nc", engine="h5netcdf")

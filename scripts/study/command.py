@@ -45,7 +45,9 @@ class Parsed:
         """Prints the cells of the study with what each is estimated to take."""
         from rich.console import Console
 
-        Console().print(plan.table(self.config))
+        from scripts.console import ready
+
+        ready(Console()).print(plan.table(self.config))
 
 
 def parse(arguments: Sequence[str]) -> Parsed:

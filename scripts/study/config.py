@@ -245,9 +245,9 @@ class StudyConfig:
         """What is chosen otherwise in `other`, of the fields that change what is found."""
         missing = object()
         found = []
-        for field, own in self.choices().items():
+        for field, own in of_results(self.choices()).items():
             theirs = other.get(field, missing)
-            if field not in _NOT_OF_RESULTS and theirs != own:
+            if theirs != own:
                 shown = "nothing" if theirs is missing else repr(theirs)
                 found.append(f"`{field}`: {shown} there, {own!r} now")
         return found
@@ -268,9 +268,14 @@ class StudyConfig:
         return shlex.join(words)
 
     def _default_name(self) -> str:
-        choices = {k: v for k, v in self.choices().items() if k not in _NOT_OF_RESULTS}
-        digest = hashlib.sha256(json.dumps(choices, sort_keys=True).encode()).hexdigest()
+        choices = json.dumps(of_results(self.choices()), sort_keys=True)
+        digest = hashlib.sha256(choices.encode()).hexdigest()
         return f"{Path(self.dataset).stem}-{digest[:8]}"
+
+
+def of_results(choices: dict[str, Any]) -> dict[str, Any]:
+    """The choices that change what a study finds."""
+    return {name: value for name, value in choices.items() if name not in _NOT_OF_RESULTS}
 
 
 def _as_float(value: Any) -> Any:

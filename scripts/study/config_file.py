@@ -30,6 +30,19 @@ def from_file(file: Path, base: StudyConfig | None = None) -> StudyConfig:
                 f"`{name}` in {file} is no field of a study, expected `preset` or one of "
                 f"{', '.join(names)}.{hint}"
             )
+    return _with(base, values)
+
+
+def from_choices(choices: dict[str, Any]) -> StudyConfig:
+    """The config with these `StudyConfig.choices`; what is no field of a study is left out.
+
+    **Raises:** `ValueError` for values that make no sense.
+    """
+    names = {field.name for field in dataclasses.fields(StudyConfig)}
+    return _with(StudyConfig(), {k: v for k, v in choices.items() if k in names})
+
+
+def _with(base: StudyConfig, values: dict[str, Any]) -> StudyConfig:
     config = dataclasses.replace(base, **{k: _value(k, v) for k, v in values.items()})
     config.check()
     return config
@@ -59,7 +72,7 @@ def _read(file: Path) -> dict[str, Any]:
     if file.suffix not in kinds:
         raise ValueError(f"`config` is {file}, expected a file that ends in {', '.join(kinds)}.")
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"`config` is {file}, which cannot be read: {error}.") from error
     if file.suffix == ".toml":

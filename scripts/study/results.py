@@ -1,6 +1,7 @@
 """A study's results: one labelled data set, on disk after every cell, whole or not at all."""
 
 import errno
+import hashlib
 import json
 import shutil
 import tempfile
@@ -11,8 +12,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from scripts.run_folder import write_whole
-from scripts.study.config import NETWORK, StudyConfig
+from scripts.run_folder import encoded, write_whole
+from scripts.study.config import NETWORK, of_results, StudyConfig
+from scripts.study.config_file import from_choices
 from scripts.study.networks import families
 from zoo import Dataset
 
@@ -92,6 +94,24 @@ _OF_LIMITS: dict[str, tuple[tuple[str, ...], str, str]] = {
         "loss",
     ),
 }
+_DIMS: dict[str, tuple[str, ...]] = {
+    **{name: (*CELL, *dims) for name, (dims, *_) in _PER_CELL.items()},
+    **{name: dims for name, (dims, *_) in _OF_LIMITS.items()},
+    "outcome": (*CELL, "solve"),
+    "planned": CELL,
+    "finished": CELL,
+    "train_label": ("train_point",),
+    "test_label": ("test_point",),
+}
+"""The axes of every variable."""
+_OF_CELLS = (*_PER_CELL, *_OF_LIMITS, "outcome")
+"""What is found about a cell."""
+_NAMES, _NUMBERS, _MARKS = "OTU", "iuf", "biu"
+"""Kinds of NumPy's types: words, numbers, and what is true or false, as files have them."""
+_KINDS = {"outcome": _NAMES, "planned": _MARKS, "finished": _MARKS}
+_NAMED_AXES = ("architecture", "activation", "loss", "parameterization", "solve")
+_REPORTED = ("dataset", "n_train", "n_test", "reference_time", "tolerance")
+"""The choices that a report cannot do without."""
 
 
 def empty(config: StudyConfig, data: Dataset) -> xr.Dataset:
@@ -119,13 +139,12 @@ def empty(config: StudyConfig, data: Dataset) -> xr.Dataset:
     def blank(dims: tuple[str, ...], fill: Any, **attrs: str) -> xr.Variable:
         return xr.Variable(dims, np.full([sizes[d] for d in dims], fill), attrs)
 
-    tables = {name: ((*CELL, *dims), *rest) for name, (dims, *rest) in _PER_CELL.items()}
     variables = {
-        name: blank(dims, np.nan, long_name=what, units=unit)
-        for name, (dims, what, unit) in (tables | _OF_LIMITS).items()
+        name: blank(_DIMS[name], np.nan, long_name=what, units=unit)
+        for name, (_, what, unit) in (_PER_CELL | _OF_LIMITS).items()
     }
     variables["outcome"] = blank(
-        (*CELL, "solve"), "", long_name="why a solve stopped early; empty where it did not"
+        _DIMS["outcome"], "", long_name="why a solve stopped early; empty where it did not"
     ).astype(object)
     for name, what in (("planned", "is part of the study"), ("finished", "was computed")):
         variables[name] = blank(CELL, False, long_name=f"whether the cell {what}")
@@ -136,7 +155,8 @@ def empty(config: StudyConfig, data: Dataset) -> xr.Dataset:
         "title": f"finite-width study of {config.dataset}",
         "network": NETWORK,
         "config": json.dumps(config.choices()),
-        "command": config.command(),
+        "data": digest_of(data),
+        "command": encoded(config.command()).decode(),
         "provenance": "[]",
     }
     dataset = xr.Dataset(variables, coords=coords, attrs=attrs)
@@ -145,6 +165,57 @@ def empty(config: StudyConfig, data: Dataset) -> xr.Dataset:
         at = {"architecture": family.label, "width": list(config.widths_of(family.kind))}
         dataset["planned"].loc[at] = True
     return dataset
+
+
+def digest_of(data: Dataset) -> str:
+    """What tells one set of examples from another."""
+    digest = hashlib.sha256(repr((data.name, data.classes)).encode())
+    for array in (data.x_train, data.y_train, data.x_test, data.y_test):
+        values = np.asarray(array)
+        digest.update(repr((values.shape, values.dtype.str)).encode() + values.tobytes())
+    return digest.hexdigest()
+
+
+def study_of(dataset: xr.Dataset) -> str:
+    """What tells one study from another: its choices and its examples."""
+    choices = of_results(json.loads(dataset.attrs["config"]))
+    study = json.dumps([choices, dataset.attrs.get("data")], sort_keys=True)
+    return hashlib.sha256(study.encode()).hexdigest()
+
+
+def sessions_in(provenance: str) -> list[dict[str, Any]]:
+    """The computing sessions that a text lists.
+
+    **Raises:** `ValueError` for a text that does not.
+    """
+    found = json.loads(provenance)
+    fine = isinstance(found, list) and all(
+        isinstance(one, dict) and isinstance(one.get("wall_time_s"), int | float) for one in found
+    )
+    if not fine:
+        raise ValueError("its provenance is no list of sessions that took some time")
+    return found
+
+
+def check_cell(dataset: xr.Dataset, at: Mapping[str, Any], values: Mapping[str, Any]) -> None:
+    """**Raises:** `ValueError` where these are not values of a cell of this study."""
+    if set(at) != set(CELL) or any(label not in dataset.indexes[a] for a, label in at.items()):
+        raise ValueError(f"the study has no cell at {dict(at)}")
+    for name in ("outcome", *values):
+        if name not in values or name not in _OF_CELLS:
+            raise ValueError(f"`{name}` is missing, or no variable of a cell")
+        found = np.asarray(values[name])
+        shape = tuple(dataset.sizes[axis] for axis in _DIMS[name] if axis not in CELL)
+        _check_kind(name, found.dtype, _KINDS.get(name, _NUMBERS))
+        if found.shape != shape:
+            raise ValueError(f"`{name}` has the shape {found.shape}, expected {shape}")
+
+
+def check_axes(folder: Path, dataset: xr.Dataset, expected: xr.Dataset) -> None:
+    """**Raises:** `ValueError` where the results in `folder` have not the labels expected."""
+    for axis, labels in expected.coords.items():
+        if dataset[axis].values.tolist() != labels.values.tolist():
+            raise _unreadable(folder, f"its axis `{axis}` is not that of its choices")
 
 
 def enter(dataset: xr.Dataset, at: Mapping[str, Any], values: Mapping[str, Any]) -> None:
@@ -179,7 +250,8 @@ def write(folder: Path, dataset: xr.Dataset) -> None:
 def read(folder: Path) -> xr.Dataset:
     """The results of a run, finished or not.
 
-    **Raises:** `FileNotFoundError` where there are none; `ValueError` for a file that is not whole.
+    **Raises:** `FileNotFoundError` where there are none; `ValueError` for a file that is not whole,
+    or holds something else.
     """
     file = Path(folder) / FILE
     if not file.is_file():
@@ -187,9 +259,44 @@ def read(folder: Path) -> xr.Dataset:
     try:
         with xr.open_dataset(file, engine="h5netcdf") as dataset:
             found = dataset.load()
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(
-            f"{file} cannot be read ({error}), expected the results of a study. It was not written "
-            "by one, or damaged since: move it away, and the same command computes it anew."
-        ) from error
+        _check(found)
+    except Exception as error:  # whatever HDF5 makes of a damaged file
+        raise _unreadable(folder, error) from error
     return found.assign(outcome=found["outcome"].astype(object))
+
+
+def _unreadable(folder: Path, why: object) -> ValueError:
+    return ValueError(
+        f"{Path(folder) / FILE} cannot be read ({why}), expected the results of a study. It was "
+        "not written by one, or damaged since: move it away, and the same command computes it anew."
+    )
+
+
+def _check(dataset: xr.Dataset) -> None:
+    """**Raises:** an error where this is not of the shape of a study's results."""
+    for name, dims in _DIMS.items():
+        if name not in dataset.data_vars:
+            raise ValueError(f"it has no variable `{name}`")
+        if dataset[name].dims != dims:
+            raise ValueError(f"`{name}` has the axes {dataset[name].dims}, expected {dims}")
+        if not name.endswith("_label"):
+            _check_kind(name, dataset[name].dtype, _KINDS.get(name, _NUMBERS))
+    for axis, size in dataset.sizes.items():
+        if axis not in dataset.indexes or not size or not dataset.indexes[axis].is_unique:
+            raise ValueError(f"its axis `{axis}` has no labels, or one twice")
+        if axis != "output":
+            kinds = _NAMES if axis in _NAMED_AXES else _NUMBERS
+            _check_kind(str(axis), dataset[axis].dtype, kinds)
+    choices = json.loads(dataset.attrs["config"])
+    if not isinstance(choices, dict) or not set(_REPORTED) <= set(choices):
+        raise ValueError(f"its `config` has not the choices {', '.join(_REPORTED)}")
+    config = from_choices(choices)
+    if config.reference_time not in dataset.indexes["time"]:
+        raise ValueError(f"it has not the time {config.reference_time} that its `config` refers to")
+    sessions_in(dataset.attrs["provenance"])
+
+
+def _check_kind(name: str, dtype: Any, kinds: str) -> None:
+    if dtype.kind not in kinds:
+        expected = "words" if kinds == _NAMES else "numbers"
+        raise ValueError(f"`{name}` holds values of type {dtype}, expected {expected}")

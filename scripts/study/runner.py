@@ -19,7 +19,7 @@ import xarray as xr
 from rich.console import Console
 
 from scripts import runtime
-from scripts.console import PatientConsole
+from scripts.console import ready
 from scripts.run_folder import only_run_in, write_text
 from scripts.study import plan, report
 from scripts.study.analysis import completed, COMPUTED
@@ -27,7 +27,7 @@ from scripts.study.config import StudyConfig
 from scripts.study.networks import Cell, groups
 from scripts.study.progress import Meter
 from scripts.study.report.summary import as_text, summary
-from scripts.study.storage import begin, check_same, LOG, Store
+from scripts.study.storage import ASIDE, begin, check_same, LOG, Store
 from scripts.study.workers import Outcome, Worker, worker_count, workers
 from zoo import checks, Dataset, load
 
@@ -120,7 +120,7 @@ def _check_images(config: StudyConfig, data: Dataset) -> None:
 
 def execute(study: Study, *, console: Console | None = None) -> xr.Dataset:
     """Computes every cell that is missing; see `run`."""
-    console = PatientConsole() if console is None else console
+    console = ready(console)
     with only_run_in(study.folder), _logging(study.folder):
         return _execute(study, console)
 
@@ -130,6 +130,13 @@ def _execute(study: Study, console: Console) -> xr.Dataset:
     check_same(folder, config, study.data)  # now that no other run can come between
     begin(folder, config, study.data)
     store = Store(folder, config, study.data)
+    for file in store.set_damaged_aside():
+        console.print(
+            f"{file.name.removesuffix(ASIDE)} of {file.parent} cannot be read as a finished cell "
+            f"of this study: it is kept there as {file.name}, and the cell is computed again.",
+            highlight=False,
+            markup=False,
+        )
     waiting = _waiting(config, store)
     done, total = completed(store.dataset)
     if done:
@@ -302,7 +309,7 @@ def _seconds(config: StudyConfig, data: Dataset, waiting: list[list[Cell]]) -> d
 @contextlib.contextmanager
 def _logging(folder: Path) -> Iterator[None]:
     """Writes what happens, warnings too, into the log file of the run."""
-    handler = logging.FileHandler(folder / LOG)
+    handler = logging.FileHandler(folder / LOG, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     loggers = [_LOGGER, logging.getLogger("py.warnings")]
     level = _LOGGER.level

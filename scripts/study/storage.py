@@ -6,17 +6,16 @@ run that is killed at any moment goes on from both.
 """
 
 import contextlib
-import hashlib
 import json
-import shutil
 import time
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 
-from scripts.run_folder import is_draft, write_config, write_whole
+from scripts.run_folder import is_draft, refuse_links, write_config, write_whole
 from scripts.study import results
 from scripts.study.config import StudyConfig
 from scripts.study.networks import Cell
@@ -25,6 +24,10 @@ from zoo import Dataset
 CONFIG = "config.json"
 JOURNAL = "unfinished"
 LOG = "study.log"
+FIGURES, TABLES = "figures", "tables"
+"""Folders of the report."""
+ASIDE = ".damaged"
+"""Ends the names of entries of the journal that were set aside."""
 _SHARE = 0.05
 """Of the time, that writing all results may take."""
 
@@ -36,10 +39,11 @@ class OtherStudyError(ValueError):
 def check_same(folder: Path, config: StudyConfig, data: Dataset | None = None) -> None:
     """**Raises:** `OtherStudyError` where the folder holds another study, with the differences in
     choices, or, where `data` is given, of other data; `FileExistsError` where it holds something
-    that is no study.
+    that is no study, or links in place of what a study writes.
     """
     if not folder.exists():
         return
+    refuse_links(folder, (".lock", LOG, JOURNAL, FIGURES, TABLES))
     file = folder / CONFIG
     if not file.is_file():
         held = ["a file of that name"]
@@ -54,35 +58,42 @@ def check_same(folder: Path, config: StudyConfig, data: Dataset | None = None) -
             )
         return
     try:
-        held = json.loads(file.read_text())
+        held = json.loads(file.read_text(encoding="utf-8"))
         there, digest = held["config"], held["data"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not isinstance(there, dict):
+            raise TypeError("its `config` is no mapping of fields to values")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{file} cannot be read ({type(error).__name__}: {error}), expected the choices of a "
             "study. Nothing was changed: choose another `name`, or move the folder away."
         ) from error
-    differences = config.differences(there)
+    _refuse_other(f"The results folder {folder}", config, there, data, digest)
+
+
+def _refuse_other(
+    where: str,
+    config: StudyConfig,
+    choices: dict[str, Any],
+    data: Dataset | None,
+    digest: object,
+) -> None:
+    """**Raises:** `OtherStudyError` where what is there has other choices or, where `data` is
+    given, data of another digest.
+    """
+    differences = config.differences(choices)
     if differences:
         listed = "\n".join(f"  {difference}" for difference in differences)
         raise OtherStudyError(
-            f"The results folder {folder} holds a study of other choices:\n{listed}\n"
-            "Nothing in it was changed: choose another `name`, or the choices that are there."
+            f"{where} holds a study of other choices:\n{listed}\n"
+            "Nothing in it was changed: choose another `name`, the choices that are there, or move "
+            "it away."
         )
-    if data is not None and digest_of(data) != digest:
+    if data is not None and results.digest_of(data) != digest:
         raise OtherStudyError(
-            f"The results folder {folder} holds a study of other data: the examples of "
-            f"{config.dataset} are not those that it started with, expected the same. Nothing in "
-            "it was changed: choose another `name`, or put the data back."
+            f"{where} holds a study of other data: the examples of {config.dataset} are not those "
+            "that it started with, expected the same. Nothing in it was changed: choose another "
+            "`name`, put the data back, or move it away."
         )
-
-
-def digest_of(data: Dataset) -> str:
-    """What tells one set of examples from another."""
-    digest = hashlib.sha256(repr((data.name, data.classes)).encode())
-    for array in (data.x_train, data.y_train, data.x_test, data.y_test):
-        values = np.asarray(array)
-        digest.update(repr((values.shape, values.dtype.str)).encode() + values.tobytes())
-    return digest.hexdigest()
 
 
 def begin(folder: Path, config: StudyConfig, data: Dataset) -> None:
@@ -90,7 +101,7 @@ def begin(folder: Path, config: StudyConfig, data: Dataset) -> None:
     away what a kill left half written.
     """
     if not (folder / CONFIG).exists():
-        write_config(folder, config, data=digest_of(data))
+        write_config(folder, config, data=results.digest_of(data))
     for file in folder.rglob(".*"):
         if is_draft(file):
             with contextlib.suppress(FileNotFoundError):
@@ -100,12 +111,19 @@ def begin(folder: Path, config: StudyConfig, data: Dataset) -> None:
 def read(folder: Path) -> xr.Dataset:
     """The results of a run, finished or not, with every finished cell.
 
+    A file of the journal that cannot be read is left out, with a `UserWarning` that names it.
+
     **Raises:** `FileNotFoundError` where there are none; `ValueError` for a file that is not whole.
     """
     # The journal first: what leaves it while this reads is in the results by then.
     entries = _journal_of(Path(folder))
     dataset = results.read(Path(folder))
-    _enter(dataset, entries)
+    for file in _enter(dataset, entries):
+        warnings.warn(
+            f"{file} cannot be read as a finished cell of this study: it is left out, and the "
+            "command of the study computes the cell again.",
+            stacklevel=1,  # the same place each time, so that it is said once
+        )
     return dataset
 
 
@@ -115,15 +133,31 @@ class Store:
     def __init__(self, folder: Path, config: StudyConfig, data: Dataset):
         """Opens a study's folder, new or not; goes on with what is there.
 
-        **Raises:** `ValueError` for results that cannot be read.
+        **Raises:** `ValueError` for results that cannot be read; `OtherStudyError` for those of
+        another study.
         """
         self.folder = folder
         self._journal = folder / JOURNAL
         self._written_at, self._write_took = -np.inf, 0.0
         self.dataset = results.empty(config, data)
-        if (folder / results.FILE).exists():
-            self.dataset = results.read(folder)
-        _enter(self.dataset, _journal_of(folder))
+        file = folder / results.FILE
+        if file.exists():
+            found = results.read(folder)
+            choices, digest = json.loads(found.attrs["config"]), found.attrs.get("data")
+            _refuse_other(str(file), config, choices, data, digest)
+            results.check_axes(folder, found, self.dataset)
+            self.dataset = found
+        entries = _journal_of(folder)
+        self._damaged = _enter(self.dataset, entries)
+        self._entered = {entry.file for entry in entries} - set(self._damaged)
+
+    def set_damaged_aside(self) -> list[Path]:
+        """Renames the files of the journal that are no finished cells of this study, and returns
+        what they are called now.
+        """
+        aside = [file.replace(f"{file}{ASIDE}") for file in self._damaged]
+        self._damaged = []
+        return aside
 
     def is_finished(self, cell: Cell) -> bool:
         """Whether this cell is there."""
@@ -140,12 +174,15 @@ class Store:
         arrays |= {f"at:{key}": np.asarray(value) for key, value in cell.at.items()}
         arrays["outcome"] = arrays.pop("value:outcome").astype(str)
         arrays["provenance"] = json.dumps(provenance)
+        arrays["study"] = results.study_of(self.dataset)
 
         def save(file: Path) -> None:
             with open(file, "wb") as stream:
                 np.savez(stream, **arrays)
 
-        write_whole(self._journal / f"{name}.npz", save)
+        file = self._journal / f"{name}.npz"
+        write_whole(file, save)
+        self._entered.add(file)
         self.dataset.attrs["provenance"] = json.dumps(provenance)
         results.enter(self.dataset, cell.at, values)
         if time.monotonic() - self._written_at > self._write_took / _SHARE:
@@ -157,42 +194,74 @@ class Store:
         results.write(self.folder, self.dataset)
         self._written_at = time.monotonic()
         self._write_took = self._written_at - started
-        for file in self._journal.glob("*.npz"):
-            file.unlink()
+        for file in self._entered:
+            file.unlink(missing_ok=True)
+        self._entered.clear()
 
     def close(self) -> None:
-        """Writes what is not in `results.nc` yet."""
+        """Writes what is not in `results.nc` yet, and removes the journal if nothing is left."""
         self.write()
-        # With what a kill may have left half written in it.
-        shutil.rmtree(self._journal, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self._journal.rmdir()
 
 
-class _Entry(NamedTuple):
-    """A finished cell of the journal."""
+class _Cell(NamedTuple):
+    """A finished cell of the journal, of the study with this digest."""
 
+    study: str
     at: dict[str, Any]
     values: dict[str, Any]
     provenance: str
 
 
+class _Entry(NamedTuple):
+    """A file of the journal; without a cell where it is damaged."""
+
+    file: Path
+    cell: _Cell | None
+
+
 def _journal_of(folder: Path) -> list[_Entry]:
     entries = []
     for file in sorted((folder / JOURNAL).glob("*.npz")):
-        with contextlib.suppress(FileNotFoundError), np.load(file) as arrays:
-            at = {key[3:]: arrays[key].item() for key in arrays if key.startswith("at:")}
-            values = {key[6:]: arrays[key] for key in arrays if key.startswith("value:")}
-            values["outcome"] = arrays["outcome"].astype(object)
-            entries.append(_Entry(at, values, arrays["provenance"].item()))
+        with contextlib.suppress(FileNotFoundError):
+            entries.append(_Entry(file, _cell_in(file)))
     return entries
 
 
-def _enter(dataset: xr.Dataset, entries: list[_Entry]) -> None:
-    """Enters these cells, in place, with the longest provenance."""
-    for entry in entries:
-        if _time_in(entry.provenance) > _time_in(dataset.attrs["provenance"]):
-            dataset.attrs["provenance"] = entry.provenance
-        results.enter(dataset, entry.at, entry.values)
+def _cell_in(file: Path) -> _Cell | None:
+    try:
+        with np.load(file) as arrays:
+            at = {key[3:]: arrays[key].item() for key in arrays if key.startswith("at:")}
+            values = {key[6:]: arrays[key] for key in arrays if key.startswith("value:")}
+            values["outcome"] = arrays["outcome"].astype(str).astype(object)
+            return _Cell(arrays["study"].item(), at, values, arrays["provenance"].item())
+    except FileNotFoundError:
+        raise
+    except Exception:  # whatever NumPy and zipfile make of a damaged file
+        return None
+
+
+def _enter(dataset: xr.Dataset, entries: list[_Entry]) -> list[Path]:
+    """Enters these cells, in place, with the longest provenance; returns the files that are no
+    cells of this study.
+    """
+    study, damaged = results.study_of(dataset), []
+    took = _time_in(dataset.attrs["provenance"])
+    for file, cell in entries:
+        try:
+            if cell is None or cell.study != study:
+                raise ValueError(f"{file} is damaged, or of another study")
+            results.check_cell(dataset, cell.at, cell.values)
+            longer = _time_in(cell.provenance)
+        except (ValueError, TypeError):
+            damaged.append(file)
+            continue
+        if longer > took:
+            dataset.attrs["provenance"], took = cell.provenance, longer
+        results.enter(dataset, cell.at, cell.values)
+    return damaged
 
 
 def _time_in(provenance: str) -> float:
-    return sum(session["wall_time_s"] for session in json.loads(provenance))
+    return sum(session["wall_time_s"] for session in results.sessions_in(provenance))

@@ -212,7 +212,8 @@ def _environment(config: StudyConfig) -> dict[str, str]:
     flags = os.environ.get("XLA_FLAGS", "")
     if config.fast_compilation:
         flags = runtime.with_fast_compilation(flags)
-    return {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    in_utf8 = {"PYTHONIOENCODING": "utf-8:backslashreplace"}  # as the rest of the log
+    return {**os.environ, **in_utf8, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
 
 
 def _ending(code: int) -> str:

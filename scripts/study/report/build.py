@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,15 +14,15 @@ import xarray as xr
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from scripts.console import PatientConsole
-from scripts.run_folder import write_whole
+from scripts.console import ready
+from scripts.run_folder import encoded, refuse_links, write_whole
 from scripts.study import results, storage
 from scripts.study.analysis import completed, groups
 from scripts.study.report import figures
-from scripts.study.report.comparison import compared
+from scripts.study.report.comparison import compared, STEMS as COMPARED
 from scripts.study.report.figures import PICTURES
 from scripts.study.report.page import page
-from scripts.study.report.tables import Table, tables
+from scripts.study.report.tables import STEMS, Table, tables
 
 PAGE = "report.html"
 ELLIPSES = "ellipses"
@@ -89,7 +90,7 @@ def run_report(config: ReportConfig, console: Console | None = None) -> list[Pat
     **Raises:** as `ReportConfig.check`, before anything is written.
     """
     config.check()
-    console = PatientConsole() if console is None else console
+    console = ready(console)
     runs = {name: storage.read(run) for name, run in zip(config.names, config.runs, strict=True)}
     parts = ["python", "-m", "scripts", "report", *map(str, config.runs)]
     if config.out is not None:
@@ -106,8 +107,9 @@ def write(
     """Writes the report of `runs` (results by name) into `folder`.
 
     `report.html`, `figures/*.pdf`, `tables/*.csv` and `tables/*.tex`; of several runs the latter in
-    a folder a run, and tables that compare them. Each file is replaced whole, those of an earlier
-    report that are not made any more are removed. The same results give the same bytes.
+    a folder a run, and tables that compare them. Each file is replaced whole, the figures and
+    tables of an earlier report that are not made any more are removed. The same results give the
+    same bytes.
 
     **Arguments:**
 
@@ -115,26 +117,29 @@ def write(
 
     **Returns:** the files, the page first.
 
-    **Raises:** `ValueError` where there is no run, or one without a finished cell.
+    **Raises:** `ValueError` where there is no run, or one without a finished cell;
+    `FileExistsError` where a folder of figures or tables is a link.
     """
     if not runs:
         raise ValueError("`runs` is empty, expected the results of at least one run.")
     for name, dataset in runs.items():
         if completed(dataset)[0] == 0:
             raise ValueError(f"`runs` has {name!r} without a finished cell, expected one at least.")
+    inner = {name: _inner(i, name) if len(runs) > 1 else "" for i, name in enumerate(runs)}
+    kinds = (storage.FIGURES, storage.TABLES)
+    refuse_links(folder, [Path(kind) / own for kind in kinds for own in ("", *inner.values())])
     comparison = compared(runs) if len(runs) > 1 else []
     made = {name: tables(dataset) for name, dataset in runs.items()}
     papers = {name: _papers(dataset) for name, dataset in runs.items()}
     command = rebuild or shlex.join(["python", "-m", "scripts", "report", str(folder)])
     text = page(runs, papers, made, comparison, command)
     before = _reported(folder)
-    written = [_replace(folder / PAGE, text.encode())]
-    for position, name in enumerate(runs):
-        inner = "" if len(runs) == 1 else f"{position + 1}-{Path(name).name}"
+    written = [_replace(folder / PAGE, encoded(text))]
+    for name, own in inner.items():
         for stem, figure in papers[name].items():
-            written.append(_replace(folder / "figures" / inner / f"{stem}.pdf", _pdf(figure)))
-        written += _write_tables(folder / "tables" / inner, made[name])
-    written += _write_tables(folder / "tables", comparison)
+            written.append(_replace(folder / storage.FIGURES / own / f"{stem}.pdf", _pdf(figure)))
+        written += _write_tables(folder / storage.TABLES / own, made[name])
+    written += _write_tables(folder / storage.TABLES, comparison)
     made_now = [file.relative_to(folder).as_posix() for file in written]
     _replace(folder / MANIFEST, json.dumps(made_now, indent=1).encode())
     for stale in before - set(written):
@@ -151,18 +156,44 @@ def _papers(dataset: xr.Dataset) -> dict[str, Figure]:
 def _write_tables(folder: Path, made: Sequence[Table]) -> list[Path]:
     files = []
     for table in made:
-        files.append(_replace(folder / f"{table.stem}.csv", table.csv().encode()))
-        files.append(_replace(folder / f"{table.stem}.tex", table.latex().encode()))
+        files.append(_replace(folder / f"{table.stem}.csv", encoded(table.csv())))
+        files.append(_replace(folder / f"{table.stem}.tex", encoded(table.latex())))
     return files
 
 
+def _inner(position: int, name: str) -> str:
+    """The folder of one of several runs."""
+    return f"{position + 1}-{Path(name).name}"
+
+
 def _reported(folder: Path) -> set[Path]:
-    """The files of the report that is there."""
+    """The figures and tables of the report that is there, by its manifest, which anybody may have
+    written: what no report makes, or lies behind a link, is not among them.
+    """
     try:
-        names = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError):
+        names = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return set()
-    return {folder / name for name in names if (folder / name).is_file()}
+    if not isinstance(names, list):
+        return set()
+    own = [Path(name) for name in names if isinstance(name, str) and _is_made_by_reports(name)]
+    return {folder / path for path in own if _is_file_in(folder, path)}
+
+
+def _is_made_by_reports(name: str) -> bool:
+    """Whether this is the path, in the folder of a report, of a figure or a table."""
+    pictures = "|".join((*(picture.stem for picture in PICTURES), ELLIPSES))
+    words = "|".join((*STEMS, *COMPARED))
+    inner = r"(\d+-[^/\\]+/)?"  # of one of several runs
+    figure = rf"{storage.FIGURES}/{inner}({pictures})\.pdf"
+    table = rf"{storage.TABLES}/{inner}({words})\.(csv|tex)"
+    return re.fullmatch(f"{figure}|{table}", name) is not None
+
+
+def _is_file_in(folder: Path, path: Path) -> bool:
+    """Whether this is a file of the folder itself: neither it nor a folder above it is a link."""
+    parts = [folder / path, *(folder / above for above in path.parents[:-1])]
+    return parts[0].is_file() and not any(part.is_symlink() for part in parts)
 
 
 def _pdf(figure: Figure) -> bytes:

@@ -1,5 +1,7 @@
 """The answer of a study for a terminal: sentences, then a table a group."""
 
+import io
+
 import numpy as np
 import xarray as xr
 from rich.box import SIMPLE_HEAD
@@ -38,10 +40,12 @@ def summary(dataset: xr.Dataset) -> RenderableType:
 
 def as_text(renderable: RenderableType) -> str:
     """The same as plain text, 100 columns wide."""
-    console = Console(width=_COLUMNS, no_color=True, force_terminal=False, highlight=False)
-    with console.capture() as capture:
-        console.print(renderable)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+    held = io.StringIO()  # not the terminal, whose encoding would choose the lines of tables
+    console = Console(
+        file=held, width=_COLUMNS, no_color=True, force_terminal=False, highlight=False
+    )
+    console.print(renderable)
+    return "\n".join(line.rstrip() for line in held.getvalue().splitlines()) + "\n"
 
 
 def _said(answer: Answer) -> RenderableType:

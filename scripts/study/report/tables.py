@@ -35,6 +35,12 @@ from scripts.study.report.formats import (
 )
 from scripts.study.trends import ensemble, exponents, linearity
 
+STEMS = (
+    *("errors", "exponents", "horizons", "accuracies", "linearity", "ensembles"),
+    "breakdowns",
+)
+"""Of the files of `tables`."""
+
 
 @dataclass(frozen=True)
 class Table:
