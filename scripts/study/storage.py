@@ -231,7 +231,7 @@ def _journal_of(folder: Path) -> list[_Entry]:
 
 def _cell_in(file: Path) -> _Cell | None:
     try:
-        with np.load(file) as arrays:
+        with open(file, "rb") as stream, np.load(stream) as arrays:
             at = {key[3:]: arrays[key].item() for key in arrays if key.startswith("at:")}
             values = {key[6:]: arrays[key] for key in arrays if key.startswith("value:")}
             values["outcome"] = arrays["outcome"].astype(str).astype(object)

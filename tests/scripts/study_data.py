@@ -13,6 +13,7 @@ and f_0 is the infinite ensemble's mean plus its standard deviation times the se
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import xarray as xr
@@ -253,3 +254,12 @@ def leave_out(data: xr.Dataset, **cells: object) -> None:
 def table(data: xr.Dataset, stem: str) -> Table:
     """A table of the report by the stem of its files."""
     return next(table for table in tables(data) if table.stem == stem)
+
+
+def save(data: xr.Dataset, folder: Path) -> Path:
+    """Makes the folder of a run with these results."""
+    folder.mkdir()
+    data.assign(outcome=data["outcome"].astype(str)).to_netcdf(
+        folder / "results.nc", engine="h5netcdf"
+    )
+    return folder

@@ -18,21 +18,13 @@ from scripts.study.report import build, page
 from scripts.study.report.build import ReportConfig, run_report
 from scripts.study.report.comparison import compared
 from scripts.study.report.figures import PICTURES
-from tests.scripts.study_data import law, leave_out, stop, study_data
+from tests.scripts.study_data import law, leave_out, save, stop, study_data
 
 
 @pytest.fixture(scope="module")
 def small() -> xr.Dataset:
     """One group: quick to report."""
     return study_data(architectures=("MLP-2",), parameterizations=("NTK",))
-
-
-def save(data: xr.Dataset, folder: Path) -> Path:
-    folder.mkdir()
-    data.assign(outcome=data["outcome"].astype(str)).to_netcdf(
-        folder / "results.nc", engine="h5netcdf"
-    )
-    return folder
 
 
 class Outline(HTMLParser):
