@@ -25,7 +25,7 @@ from solvers.ode import check_tolerances, Tolerances
 from solvers.parameter_flow import parameter_flow
 from solvers.problem import check_problem, Problem
 from solvers.result import RESULTS, Times, Trajectory
-from solvers.training import train
+from solvers.training import train, TrainingError
 from zoo import checks
 from zoo.precision import full_precision
 
@@ -151,7 +151,8 @@ def compare_predictions(
     - `learning_rate`: of gradient descent (default: gradient flow).
     - `method`, `batch_size`: of the hierarchy and the width expansions.
     - `solver`, `rtol`, `atol`, `max_steps`: of every flow, as in `gradient_flow`.
-    - `started`: called with "network", then with the name of each prediction, as it starts.
+    - `started`: called with "network", then with the name of each prediction, as it starts; an
+      exception that it raises ends the comparison.
 
     **Returns:** a `Comparison`. What fails is there, marked: its rows are NaN from there on.
 
@@ -164,6 +165,8 @@ def compare_predictions(
         checks.integer("batch_size", batch_size)
     check_tolerances(Tolerances(solver, rtol, atol, max_steps, None))
     _check_predictions(predictions, learning_rate, loss)
+    if started is not None and not callable(started):
+        raise TypeError(f"`started` is {started!r}, expected a function of a name, or None.")
     descent = None if learning_rate is None else _descent(problem.ts, learning_rate)
     rest = {"rtol": rtol, "atol": atol, "max_steps": max_steps, "solver": solver, "throw": False}
     case = _Case(model, problem, loss, metric, method, batch_size, descent, rest)
@@ -200,17 +203,21 @@ def _network(case: _Case) -> Outputs:
     optimizer = optax.sgd(case.descent.learning_rate)
     if case.metric is not None:
         optimizer = optax.chain(scale_by_metric(case.metric), optimizer)
-    training = train(
-        case.model,
-        problem.x,
-        problem.y,
-        loss=loss,
-        optimizer=optimizer,
-        steps=int(case.descent.steps[-1]),
-        record_at=case.descent.steps,
-        callbacks={"outputs": lambda model: jax.vmap(model)(problem.points)},
-        throw=False,
-    )
+    try:
+        training = train(
+            case.model,
+            problem.x,
+            problem.y,
+            loss=loss,
+            optimizer=optimizer,
+            steps=int(case.descent.steps[-1]),
+            record_at=case.descent.steps,
+            callbacks={"outputs": lambda model: jax.vmap(model)(problem.points)},
+        )
+    except TrainingError as error:
+        training = error.training
+        if training.result != RESULTS.diverged:
+            raise
     n = len(problem.x)
     seen = training.history.callbacks["outputs"]
     test = None if problem.x_test is None else seen[:, n:]

@@ -82,8 +82,7 @@ def gradient_descent(
     Source: Lee et al. (2019), section 2.2 and appendix F (momentum).
     """
     counts = check_steps(steps)
-    if not callable(learning_rate):
-        checks.nonnegative_number("learning_rate", learning_rate, strictly=True)
+    _check_learning_rate(learning_rate)
     m = 0.0 if momentum is None else momentum
     checks.nonnegative_number("momentum", m)
     if m >= 1:
@@ -98,6 +97,19 @@ def gradient_descent(
     f, p, done = check_start(start, parts, given=f0 is not None or f0_test is not None)
     descent = _Descent(problem, loss, w, indices, learning_rate, float(m), nesterov)
     return finish(_descended(descent, (f, p, done), counts), throw=throw)
+
+
+def _check_learning_rate(learning_rate: float | Schedule) -> None:
+    if not callable(learning_rate):
+        return checks.nonnegative_number("learning_rate", learning_rate, strictly=True)
+    rate: Any = eqx.filter_eval_shape(learning_rate, jax.ShapeDtypeStruct((), jnp.int32))
+    number = isinstance(rate, int | float)
+    if hasattr(rate, "dtype"):
+        real = any(jnp.issubdtype(rate.dtype, kind) for kind in (jnp.floating, jnp.integer))
+        number = real and rate.shape == ()
+    if not number:
+        got = eqx.tree_pformat(rate, struct_as_array=True)
+        raise TypeError(f"`learning_rate` gives {got} for step s, expected a real number.")
 
 
 def _check_batches(batches: Any, n: int) -> Int[Array, "s b"] | None:

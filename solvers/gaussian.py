@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from solvers.result import raise_where_failed, RESULTS
 from zoo import checks
+from zoo.pickling import PicklableException
 from zoo.precision import full_precision
 
 
@@ -84,7 +85,7 @@ def positive_root(matrices: Float[Array, "*t p p"]) -> Root:
     return Root(root, jnp.all(values > -100 * rounding))
 
 
-class PredictionError(RuntimeError):
+class PredictionError(PicklableException, RuntimeError):
     """A prediction failed under `throw=True`. `.prediction` is what there is, marked: NaN."""
 
     def __init__(self, message: str, prediction: eqx.Module):

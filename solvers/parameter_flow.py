@@ -19,7 +19,7 @@ from solvers.kernel_problem import Targets
 from solvers.losses import LossFunction, mean_loss
 from solvers.ode import check_tolerances, Flow, Motion, Observation, Tolerances
 from solvers.problem import check_pairs, check_problem, Pairs
-from solvers.result import Times, Trajectory
+from solvers.result import finish, Times, Trajectory
 from zoo.precision import full_precision
 
 State = tuple[Params]
@@ -127,5 +127,6 @@ def parameter_flow(
     )
     displacement = jax.tree.map(jnp.zeros_like, eqx.filter(model, eqx.is_inexact_array))
     tolerances = tolerances._replace(atol=atol / _count(displacement) ** 0.5)
-    trajectory = integrate(flow, (displacement,), problem.ts, tolerances=tolerances, throw=throw)
-    return eqx.tree_at(lambda t: t.final, trajectory, flow.model_at(trajectory.final))
+    trajectory = integrate(flow, (displacement,), problem.ts, tolerances=tolerances, throw=False)
+    trajectory = eqx.tree_at(lambda t: t.final, trajectory, flow.model_at(trajectory.final))
+    return finish(trajectory, throw=throw)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from zoo import checks
+from zoo.pickling import PicklableException
 
 
 class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
@@ -29,6 +30,10 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
     diverged = (
         "The solution or its velocity is not finite. Check the loss for values that overflow, try "
         "smaller times or a tighter `rtol`."
+    )
+    call_failed = (
+        "A function that was passed in failed while the training ran: a callback, a progress "
+        "meter, or the model, the loss or the optimiser at run time."
     )
 
 
@@ -69,7 +74,7 @@ class Trajectory(eqx.Module):
         return jnp.asarray(to_the_end | (self.result == RESULTS.event_occurred))
 
 
-class SolverError(RuntimeError):
+class SolverError(PicklableException, RuntimeError):
     """A solve failed under `throw=True`. `.trajectory` is what there is, marked.
 
     Inside `jax.jit` there is no trajectory yet: there the failure is Equinox's run-time error.

@@ -18,11 +18,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int, Key, PRNGKeyArray, UInt32
 
+from solvers.callbacks import Callbacks
 from solvers.kernel_problem import Targets, TestTargets
 from solvers.losses import LossFunction
-from solvers.training import finish, run, Training
+from solvers.training import run, Training
 from solvers.training_loop import Target, TrainingState
-from solvers.training_setup import Callbacks, check_key, check_setup, check_state
+from solvers.training_setup import check_key, check_setup, check_state
 from zoo import checks
 from zoo.precision import full_precision
 
@@ -69,13 +70,14 @@ def spawn(
       (Euclidean) is at least `distance`, and so beyond it by less than one step; the rows of its
       history after that are not valid.
     - `distance`: > 0, in the units of the parameters; for `match="distance"` only.
-    - `throw`: raise where a child diverges or never gets to `distance` (default), or mark it.
+    - `throw`: raise where a child fails or never gets to `distance` (default), or mark it.
 
     **Returns:** a `Training` for each key. The result of a child that did not get to `distance` is
     `RESULTS.max_steps_reached`.
 
     **Raises:** `ValueError` / `TypeError` for arguments that do not fit, before any work;
-    `TrainingError` for the first child that fails, where `throw=True`.
+    `TrainingError` for the first child that fails, where `throw=True`: its `.before` are the
+    children before it.
 
     Source: Fort et al. (2020), parents and children; Frankle et al. (2020), algorithm 1.
     """
@@ -107,11 +109,11 @@ def spawn(
     )
     check_state("parent", state, state.model, setup)
     target = _check_target(match, distance, state)
-    children = []
+    children: list[Training] = []
     for key in each:
         descent = eqx.tree_at(lambda d: d.key, setup.descent, key)
         child = setup._replace(descent=descent)
-        children.append(finish(run(child, state, target), child, throw=throw))
+        children.append(run(child, state, target, throw=throw, before=children))
     return children
 
 

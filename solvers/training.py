@@ -6,6 +6,7 @@ over the whole training set or over minibatches, with what a study of training w
 losses, and any function of the model at chosen steps.
 """
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,12 +17,14 @@ import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from corrections.parameters import Model
+from solvers.callbacks import Callbacks, failed_call, FailedCall
 from solvers.kernel_problem import Targets, TestTargets
 from solvers.losses import LossFunction
 from solvers.result import RESULTS
 from solvers.training_history import History, Log, Progress
 from solvers.training_loop import advance, CHUNK, initial_state, Target, TrainingState
-from solvers.training_setup import Callbacks, check_setup, check_state, Setup
+from solvers.training_setup import check_setup, check_state, Setup
+from zoo.pickling import PicklableException
 from zoo.precision import full_precision
 
 
@@ -30,16 +33,20 @@ class Training(eqx.Module):
 
     - `history`: a `History`.
     - `state`: a `TrainingState`, from which `train` and `spawn` go on. Of a training that diverged
-      it is the last one whose loss and parameters are finite.
-    - `result`: a member of `RESULTS`.
-    - `failed_at`: after how many steps the loss or the parameters were not finite, None where they
-      always were.
+      it is the last one whose loss and parameters are finite; of one in which a call failed, that
+      of the last step that was taken.
+    - `result`: a member of `RESULTS`: `RESULTS.diverged`, `RESULTS.call_failed` where a function
+      that was passed in failed, such as a callback.
+    - `failed_at`: after how many steps the loss or the parameters were not finite, or a call
+      failed; None where neither happened.
+    - `failure`: what happened, in words: which callback failed, and how; None for a success.
     """
 
     history: History
     state: TrainingState
     result: Any
     failed_at: int | None
+    failure: str | None = eqx.field(static=True, default=None)
 
     @property
     def model(self) -> PyTree:
@@ -52,12 +59,17 @@ class Training(eqx.Module):
         return jnp.asarray(self.result == RESULTS.successful)
 
 
-class TrainingError(RuntimeError):
-    """A training failed under `throw=True`. `.training` is what there is, marked."""
+class TrainingError(PicklableException, RuntimeError):
+    """A training failed under `throw=True`. `.training` is what there is, marked.
 
-    def __init__(self, message: str, training: Training):
+    `.before` are the trainings before it, of `spawn`. The error of a function that was passed in is
+    the cause (`__cause__`).
+    """
+
+    def __init__(self, message: str, training: Training, before: Sequence[Training] = ()):
         super().__init__(message)
         self.training = training
+        self.before = list(before)
 
 
 @full_precision
@@ -103,20 +115,24 @@ def train(
     - `key`: for the permutations, which depend on it and the epoch only.
     - `x_test`, `y_test`: test examples, (m, ...) and (m, k).
     - `callbacks`: functions of the model by name, such as `lambda model: ntk(model, x)`, called
-      where the training is recorded.
+      where the training is recorded. Each gives an array or a PyTree of arrays, of one structure,
+      shape and dtype at all steps. Training ends where one fails or gives something else.
     - `record_at`: increasing steps, (r,) (default: `log_spaced(steps)`). A training that goes on
       from a state records those after it.
     - `state`: where to go on, such as `.state` of an earlier training with the same arguments: then
       the two of them are one long training, bit for bit. `model` is then asked for its structure
       only.
-    - `throw`: raise where training diverges (default), or return what there is, marked.
+    - `throw`: raise where training diverges or a callback fails (default), or return what there
+      is, marked.
     - `progress`: a diffrax progress meter, moved at each percent of the steps:
       `diffrax.TextProgressMeter()`, or `diffrax.TqdmProgressMeter(refresh_steps=1)`.
 
     **Returns:** a `Training`.
 
     **Raises:** `ValueError` / `TypeError` for arguments that do not fit, before any work;
-    `TrainingError` where the loss or the parameters stop being finite and `throw=True`.
+    `TrainingError`, where `throw=True`, if the loss or the parameters stop being finite, or if a
+    callback, `progress`, or a run-time check of the model, the loss or the optimiser fails after
+    the first steps.
     """
     setup = check_setup(
         model,
@@ -137,64 +153,102 @@ def train(
         state = initial_state(model, optimizer)
     else:
         check_state("state", state, model, setup)
-    return finish(run(setup, state), setup, throw=throw)
+    return run(setup, state, throw=throw)
 
 
-def run(setup: Setup, start: TrainingState, target: Target | None = None) -> Training:
-    """The steps of a training from a state, to their last or to a target."""
-    first = int(start.step)
-    log = Log(setup, first)
-    progress = Progress(setup.progress, first, setup.steps)
-    source = state = start  # a state before `state`, where there is one
-    failed_at, arrived = None, False
+class _Path:
+    """Where a training is: its state, one before it where there is one, and how it ended."""
+
+    def __init__(self, start: TrainingState):
+        self.source = self.state = start
+        self.failed_at: int | None = None
+        self.arrived = False
+
+
+def run(
+    setup: Setup,
+    start: TrainingState,
+    target: Target | None = None,
+    *,
+    throw: bool,
+    before: Sequence[Training] = (),
+) -> Training:
+    """The steps of a training from a state, to their last or to a target.
+
+    **Raises:** `TrainingError` where it failed and `throw` asks for that, with the trainings that
+    came `before` it.
+    """
+    log = Log(setup, int(start.step))
+    progress = Progress(setup.progress, int(start.step), setup.steps)
+    path, failed = _Path(start), None
     try:
-        while True:
-            step = int(state.step)
-            ends = arrived or step == setup.steps
-            if not log.records(state, evaluates=ends):
-                failed_at = step
-            if ends or failed_at is not None:
-                break
-            stop = min(log.next_after(step), progress.next_after(step), step + CHUNK)
-            found = advance(setup.descent, state, jnp.asarray(stop, jnp.int32), target)
-            log.add(step, int(found.state.step), found.losses)
-            if int(found.failed_at) >= 0:
-                failed_at = int(found.failed_at)
-                break
-            source, state = state, found.state
-            arrived = target is not None and bool(target.reached(state))
-            progress.show(int(state.step))
-    finally:
-        progress.close()
-    if failed_at is not None and failed_at > first:
-        source = state if failed_at > int(state.step) else source
-        last = jnp.asarray(failed_at - 1, jnp.int32)
-        state = advance(setup.descent, source, last, None).state
-    if failed_at is not None:
-        result = RESULTS.diverged
-    else:
-        result = RESULTS.successful if target is None or arrived else RESULTS.max_steps_reached
-    return Training(log.history(state, failed_at), state, result, failed_at)
-
-
-def finish(training: Training, setup: Setup, *, throw: bool) -> Training:
-    """The training itself, or a `TrainingError` where it failed and `throw` asks for that."""
-    if not throw or bool(training.successful):
-        return training
-    steps = int(training.state.step)
-    if training.failed_at is None:
-        what = (
+        with contextlib.closing(progress):
+            _go(path, setup, log, progress, target)
+    except FailedCall as error:
+        failed = error
+    except Exception as error:
+        if path.state is start and not before:  # there is nothing to lose
+            raise
+        failed = failed_call("A step", int(path.state.step), error)
+    if path.failed_at is not None:
+        _return_to_finite(path, setup, start)
+        result, failure = RESULTS.diverged, _divergence(path, setup)
+    elif failed is not None:
+        path.failed_at = int(path.state.step)
+        result = RESULTS.call_failed
+        failure = f"{str(failed).rstrip('.')}. The state is that of this step."
+    elif target is not None and not path.arrived:
+        result = RESULTS.max_steps_reached
+        failure = (
             f"The parameters did not go as far as `distance` in the {setup.steps} steps that there "
             "are: take more `steps` or a smaller `distance`."
         )
     else:
-        what = (
-            f"The loss or the parameters are not finite after step {training.failed_at} of "
-            f"{setup.steps}: try a smaller learning rate (`max_learning_rate` says what squared "
-            "loss survives), `optax.clip_by_global_norm` before the optimiser, or look for a loss "
-            f"that overflows. The last finite state is that of step {steps}."
-        )
+        result, failure = RESULTS.successful, None
+    history = log.history(path.state, path.failed_at)
+    training = Training(history, path.state, result, path.failed_at, failure)
+    if failure is None or not throw:
+        return training
     raise TrainingError(
-        f"{what} `throw=False` returns the training so far, and so does `.training` of this error.",
+        f"{failure} `throw=False` returns the training so far, and so does `.training` of this "
+        "error.",
         training,
+        before,
+    ) from (None if failed is None else failed.__cause__)
+
+
+def _go(path: _Path, setup: Setup, log: Log, progress: Progress, target: Target | None) -> None:
+    while True:
+        step = int(path.state.step)
+        ends = path.arrived or step == setup.steps
+        if not log.records(path.state, evaluates=ends):
+            path.failed_at = step
+        if ends or path.failed_at is not None:
+            return
+        stop = min(log.next_after(step), progress.next_after(step), step + CHUNK)
+        found = advance(setup.descent, path.state, jnp.asarray(stop, jnp.int32), target)
+        log.add(step, int(found.state.step), found.losses)
+        if int(found.failed_at) >= 0:
+            path.failed_at = int(found.failed_at)
+            return
+        path.source, path.state = path.state, found.state
+        path.arrived = target is not None and bool(target.reached(path.state))
+        progress.show(int(path.state.step))
+
+
+def _return_to_finite(path: _Path, setup: Setup, start: TrainingState) -> None:
+    """Goes back to the last state whose loss and parameters are finite."""
+    assert path.failed_at is not None
+    if path.failed_at > int(start.step):
+        source = path.state if path.failed_at > int(path.state.step) else path.source
+        last = jnp.asarray(path.failed_at - 1, jnp.int32)
+        path.state = advance(setup.descent, source, last, None).state
+
+
+def _divergence(path: _Path, setup: Setup) -> str:
+    return (
+        f"The loss or the parameters are not finite after step {path.failed_at} of {setup.steps}: "
+        "try a smaller learning rate (`max_learning_rate` says what squared loss survives), "
+        "`optax.clip_by_global_norm` before the optimiser, or look for a loss that overflows. The "
+        f"last finite state is that of step {int(path.state.step)}."
     )

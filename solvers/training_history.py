@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from corrections.parameters import Model
+from solvers.callbacks import CallbackRows, calling
 from solvers.training_loop import evaluated, TrainingState
 from solvers.training_setup import Setup
 
@@ -21,7 +21,8 @@ class History(eqx.Module):
     - `steps`: at which the training was recorded, (r,): after so many steps.
     - `train_loss`, `test_loss`: the mean losses of `model(x)` there on all examples, (r,); None
       for test examples that were not given.
-    - `callbacks`: what each callback gave there, (r, ...) (0 in the place of NaN for integers).
+    - `callbacks`: what each callback gave there, (r, ...) (0 in the place of NaN for integers);
+      None for one that failed when it was first called.
     - `valid`: which of these rows hold numbers, (r,).
     - `step_losses`: the loss of each step's batch before the step, (steps,): of full batches the
       path of the training loss, which `training_phase` takes.
@@ -43,6 +44,7 @@ class Log:
         begin = first if first == 0 else first + 1  # the state's own row is in an earlier history
         self._planned = setup.record_at[setup.record_at >= begin]
         self._losses = np.full(setup.steps - first, np.nan)
+        self._callbacks = CallbackRows(setup.callbacks)
         self._rows: list[tuple[Any, Any, dict[str, Any]]] = []
 
     def next_after(self, step: int) -> int:
@@ -51,8 +53,12 @@ class Log:
         return int(later[0]) if later.size else self._setup.steps
 
     def records(self, state: TrainingState, *, evaluates: bool) -> bool:
-        """Takes a row where one is planned; False where the loss (looked at then) is not finite."""
-        planned = bool(np.any(self._planned == int(state.step)))
+        """Takes a row where one is planned; False where the loss (looked at then) is not finite.
+
+        **Raises:** `FailedCall` for a callback that fails, or whose row is not like its first.
+        """
+        step = int(state.step)
+        planned = bool(np.any(self._planned == step))
         if not planned and not evaluates:
             return True
         descent, test, model = self._setup.descent, self._setup.test, state.model
@@ -62,7 +68,7 @@ class Log:
             return False
         if planned:
             test_loss = None if test is None else evaluated(model, *test, loss, size)
-            self._rows.append((train_loss, test_loss, self._called_back(model)))
+            self._rows.append((train_loss, test_loss, self._callbacks.row(model, step)))
         return True
 
     def add(self, begin: int, end: int, losses: Array) -> None:
@@ -77,7 +83,7 @@ class Log:
         zero = jnp.zeros((), dtype)
         # Without a row there is still the shape of one.
         empty = (zero, None if self._setup.test is None else zero)
-        rows = self._rows or [(*empty, self._called_back(state.model))]
+        rows = self._rows or [(*empty, self._callbacks.like(state.model, int(state.step)))]
         stacked = jax.tree.map(lambda *leaves: _stacked(leaves, reached, count), *rows)
         train_loss, test_loss, callbacks = stacked
         return History(
@@ -88,9 +94,6 @@ class Log:
             valid=jnp.arange(count) < reached,
             step_losses=jnp.asarray(self._losses, dtype),
         )
-
-    def _called_back(self, model: Model) -> dict[str, Any]:
-        return {name: callback(model) for name, callback in self._setup.callbacks.items()}
 
 
 def _stacked(leaves: Sequence[Any], reached: int, count: int) -> Array:
@@ -105,7 +108,8 @@ class Progress:
     """A progress meter of diffrax, moved from outside an ODE: at each percent of the steps."""
 
     def __init__(self, meter: diffrax.AbstractProgressMeter | None, first: int, steps: int):
-        self._first, self._steps = first, steps
+        self._first = self._at = first
+        self._steps = steps
         self._meter = diffrax.NoProgressMeter() if meter is None else meter
         self._every = steps if meter is None else max(1, (steps - first) // 100)
         self._move = eqx.filter_jit(self._meter.step)
@@ -116,10 +120,13 @@ class Progress:
         return min(step + self._every, self._steps)
 
     def show(self, step: int) -> None:
-        """Moves it to a step."""
+        """Moves it to a step. **Raises:** `FailedCall` where it fails."""
+        self._at = step
         fraction = (step - self._first) / (self._steps - self._first)
-        self._state = self._move(self._state, jnp.asarray(fraction, float))
+        with calling("progress", step):
+            self._state = self._move(self._state, jnp.asarray(fraction, float))
 
     def close(self) -> None:
-        """Closes it."""
-        self._meter.close(self._state)
+        """Closes it. **Raises:** `FailedCall` where that fails."""
+        with calling("progress", self._at):
+            self._meter.close(self._state)

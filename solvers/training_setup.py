@@ -1,6 +1,5 @@
 """What a training is asked to do, checked before any work."""
 
-from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import diffrax
@@ -12,12 +11,10 @@ import optax
 from jaxtyping import Array, Int
 
 from corrections.parameters import check_model, check_tree_like, Model
+from solvers.callbacks import Callbacks, check_callbacks
 from solvers.losses import check_targets, LossFunction
 from solvers.training_loop import Descent, TrainingState
 from zoo import checks
-
-Callbacks = Mapping[str, Callable[[Any], Any]]
-"""Functions of the model by name, each giving an array or a PyTree of arrays."""
 
 
 def log_spaced(steps: int, *, per_decade: int = 10) -> Int[np.ndarray, " r"]:
@@ -90,16 +87,12 @@ def check_setup(
         raise TypeError(
             f"`progress` is {progress!r}, expected a diffrax AbstractProgressMeter or None."
         )
-    callbacks = {} if callbacks is None else dict(callbacks)
-    for name, callback in callbacks.items():
-        if not callable(callback):
-            raise TypeError(f"`callbacks[{name!r}]` is {callback!r}, expected a function of model.")
     return Setup(
         Descent(x, y, loss, optimizer, batch_size, None if batch_size is None else key),
         test,
         steps,
         _check_record_at(record_at, steps),
-        callbacks,
+        check_callbacks(callbacks),
         progress,
     )
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from solvers.result import raise_where_failed, RESULTS
 from zoo import checks
+from zoo.pickling import PicklableException
 
 _LARGE = 0.5
 """The ratio |Theta1| / lambda_min from which on corrections do not count as small."""
@@ -70,7 +71,7 @@ class WidthExpansion(eqx.Module):
         return jnp.asarray(self.result == RESULTS.successful)
 
 
-class ExpansionError(RuntimeError):
+class ExpansionError(PicklableException, RuntimeError):
     """An expansion failed under `throw=True`. `.expansion` is what there is, marked."""
 
     def __init__(self, message: str, expansion: WidthExpansion):

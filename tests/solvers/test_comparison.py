@@ -121,11 +121,12 @@ def test_what_breaks_down_is_marked_and_the_rest_is_there():
         ({"learning_rate": 0.0}, "`learning_rate` is 0.0, expected"),
         ({"learning_rate": 0.1, "ts": [0.0]}, "`ts` is [0.], expected a time after at least one"),
         ({"batch_size": 0}, "`batch_size` is 0, expected"),
+        ({"started": 3}, "`started` is 3, expected a function of a name"),
     ],
 )
 def test_bad_arguments_are_named_before_any_work(unchecked, arguments, message):
     started, problem = [], (tanh_mlp(), inputs(4), one_hot(4, 2))
     options = {"ts": [1.0], "loss": CrossEntropy(), "started": started.append} | arguments
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises((ValueError, TypeError), match=re.escape(message)):
         compare_predictions(*problem, **options)
     assert not started

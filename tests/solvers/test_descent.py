@@ -174,6 +174,9 @@ def test_training_the_linearised_network_follows_the_kernel():
     ("arguments", "message"),
     [
         ({"learning_rate": 0.0}, "`learning_rate` is 0.0, expected a finite number > 0."),
+        ({"learning_rate": lambda s: 0.1 * jnp.ones(2)}, "`learning_rate` gives f64[2] for step s"),
+        ({"learning_rate": lambda s: None}, "`learning_rate` gives None for step s, expected a"),
+        ({"learning_rate": lambda s: 0.1j}, "`learning_rate` gives 0.1j for step s"),
         ({"momentum": 1.0}, "`momentum` is 1.0, expected a number in [0, 1)."),
         ({"steps": [2, 1]}, "`steps` is [2. 1.], expected strictly increasing"),
         ({"steps": [0.5]}, "expected whole numbers >= 0."),
@@ -190,5 +193,5 @@ def test_bad_arguments_are_named(unchecked, arguments, message):
         "loss": CrossEntropy(),
         "learning_rate": 0.1,
     }
-    with pytest.raises(ValueError, match=re.escape(message)):
+    with pytest.raises((ValueError, TypeError), match=re.escape(message)):
         gradient_descent(**(defaults | arguments))
