@@ -26,6 +26,7 @@ from corrections.parameters import (
     Params,
     split,
 )
+from corrections.positive_matrix import positive_matrix
 from corrections.smoothness import warn_at_kinks
 from zoo import checks
 from zoo.precision import full_precision
@@ -113,7 +114,7 @@ def row_space_fraction(
 
     Between 0 and 1, without unit. Training of the linearised network moves in that space alone
     (that of M J^T): the rest is what the change of the Jacobian has added. Directions whose
-    eigenvalue of Theta is zero to rounding are left out.
+    eigenvalue of Theta cannot be told from zero are left out.
 
     **Arguments:**
 
@@ -147,10 +148,8 @@ def _fraction(
         return jax.jvp(lambda p: apply(p, x), (params,), (displacement,))[1]
 
     pushed = jax.vmap(change)(x).ravel()
-    values, vectors = jnp.linalg.eigh(kernel.reshape(pushed.size, pushed.size))
-    singular = values <= pushed.size * jnp.finfo(values.dtype).eps * values[-1]
-    squares = (vectors.T @ pushed) ** 2 / jnp.where(singular, 1, values)
-    inside = jnp.sum(jnp.where(singular, 0, squares)) / length**2
+    system = positive_matrix(kernel.reshape(pushed.size, pushed.size))
+    inside = jnp.sum(pushed * system.solve(pushed[:, None])[:, 0]) / length**2
     return jnp.clip(inside, 0, 1)
 
 

@@ -22,6 +22,7 @@ from corrections.krylov import extreme_eigenpairs, lanczos, Product, WHICH, Whic
 from corrections.loss_hessian import LossHessian
 from corrections.operator import KernelOperator
 from corrections.parameters import split
+from corrections.symmetric import rounding, ZERO
 from zoo import checks
 from zoo.precision import full_precision
 
@@ -214,7 +215,7 @@ def _of_matrix(matrix: Array, vectors: Array | None, rtol: float) -> Spectrum:
         values,
         residuals,
         residuals <= rtol * values[0],
-        _condition(values[0], values[-1], len(values)),
+        _condition(values[0], values[-1]),
         jnp.sum(values) ** 2 / norm**2,
         aligned,
         energy,
@@ -255,7 +256,7 @@ def _of_operator(
         values,
         residuals,
         residuals <= rtol * values[0],
-        _condition(values[0], values[-1], size),
+        _condition(values[0], values[-1]),
         jnp.clip(trace**2 / squared_norm, 1, size),
         aligned,
         energy,
@@ -326,10 +327,9 @@ def _flattened(operator: SymmetricOperator) -> _Flattened:
     )
 
 
-def _condition(largest: Array, smallest: Array, size: int) -> Array:
-    """Their ratio; infinite where the smallest is zero to rounding."""
-    rounding = size * jnp.finfo(largest.dtype).eps * largest
-    singular = smallest <= rounding
+def _condition(largest: Array, smallest: Array) -> Array:
+    """Their ratio; infinite where the smallest cannot be told from zero."""
+    singular = smallest <= ZERO * rounding(largest)
     return jnp.where(singular, jnp.inf, largest / jnp.where(singular, 1, smallest))
 
 

@@ -3,6 +3,7 @@ r"""A kernel as a matrix over (example, output), and labels as vectors that it a
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from corrections.symmetric import check_kernel
 from zoo import checks
 from zoo.precision import full_precision
 
@@ -23,24 +24,9 @@ def symmetric_matrix(kernel: Array) -> tuple[Array, tuple[int, ...]]:
 
     **Raises:** `ValueError` / `TypeError` for one that is not square, symmetric and finite.
     """
-    kernel = checks.real_array("kernel", kernel, expected="a kernel (n, n) or (n, k, n, k)")
-    half = kernel.shape[: kernel.ndim // 2]
-    if kernel.ndim not in (2, 4) or kernel.shape != (*half, *half) or kernel.size == 0:
-        raise ValueError(
-            f"`kernel` has shape {kernel.shape}, expected (n, n) or (n, k, n, k) with n, k >= 1."
-        )
-    checks.finite("kernel", kernel)
-    size = half[0] * (half[1] if len(half) == 2 else 1)
-    matrix = kernel.reshape(size, size)
-    values = checks.concrete(matrix)
-    if values is not None:
-        asymmetry = abs(values - values.T).max()
-        if asymmetry > 1e-4 * abs(values).max():
-            raise ValueError(
-                f"`kernel` differs from its transpose by up to {asymmetry:.3g}, expected a "
-                "symmetric kernel: one of a set with itself."
-            )
-    return (matrix + matrix.T) / 2, half
+    kernel, layout = check_kernel("kernel", kernel, layouts=(2, 4))
+    matrix = layout.blocks(kernel)[0]
+    return (matrix + matrix.T) / 2, kernel.shape[: kernel.ndim // 2]
 
 
 def label_vectors(y: Array, shape: tuple[int, ...]) -> Float[Array, "size count"]:

@@ -16,6 +16,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from corrections.symmetric import check_symmetric
 from zoo import checks
 from zoo.precision import full_precision
 from zoo.tiles import Tiling
@@ -142,20 +143,6 @@ def kernel_between(
     if symmetric:
         check_symmetric(value, kernel[: len(x2)])
     return kernel
-
-
-def check_symmetric(name: str, matrix: Float[Array, "n n"]) -> None:
-    """**Raises:** `ValueError` where a matrix differs from its transpose by more than rounding."""
-    values = checks.concrete(matrix)
-    if values is None:
-        return
-    difference, scale = np.max(np.abs(values - values.T)), np.max(np.abs(values))
-    if difference > 100 * np.sqrt(np.finfo(values.dtype).eps) * scale:
-        raise ValueError(
-            f"`{name}` is not symmetric: entries differ from their mirror images by up to "
-            f"{difference:.3g} (its largest entry is {scale:.3g}), expected the kernel of a set "
-            "with itself."
-        )
 
 
 @eqx.filter_jit

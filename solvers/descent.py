@@ -19,7 +19,6 @@ from solvers.kernel_problem import (
     check_kernel_problem,
     check_start,
     check_weights,
-    contract,
     Kernel,
     KernelProblem,
     Targets,
@@ -145,7 +144,7 @@ class _Descent(eqx.Module):
         g = self._gradient(f, s)
         p = g if self.momentum == 0 else self.momentum * p + g
         along = g + self.momentum * p if self.nesterov else p
-        return f - rate * contract(self.problem.kernel, along), p, s + 1
+        return f - rate * self.problem.kernel.times(along), p, s + 1
 
     def _gradient(self, f: Array, s: Array) -> Float[Array, "n k"]:
         y = self.problem.y

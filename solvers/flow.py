@@ -16,15 +16,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from solvers.chebyshev import radius_at
+from solvers.frozen_kernel import FrozenKernel, StoredKernel
 from solvers.integrate import integrate
 from solvers.kernel_problem import (
     check_kernel_problem,
     check_start,
     check_weights,
-    contract,
     Kernel,
-    OperatorRows,
-    spread_of,
     Targets,
     TestKernel,
 )
@@ -46,7 +44,7 @@ class KernelFlow(Flow):
     (n + m, n) stands for Theta (x) I_k, (n + m, n, k) for one kernel an output.
     """
 
-    frozen: Array | OperatorRows
+    frozen: FrozenKernel
     y: Float[Array, "n k"]
     loss: LossFunction
     observes_kernel: bool = eqx.field(static=True)
@@ -55,7 +53,8 @@ class KernelFlow(Flow):
     def motion(self, state: Tower) -> Motion:
         n = self.y.shape[0]
         loss, g = loss_and_residual(self.loss, state[0][:n], self.y, self.weights)
-        velocity = tuple(-contract(kernel, g) for kernel in (*state[1:], self.frozen))
+        tower = (*map(StoredKernel, state[1:]), self.frozen)
+        velocity = tuple(-kernel.times(g) for kernel in tower)
         return Motion(velocity, loss, jnp.sum(g * velocity[0][:n]))
 
     def observe(self, state: Tower) -> Observation:
@@ -68,9 +67,10 @@ class KernelFlow(Flow):
         )
 
     def _train_kernel(self, state: Tower) -> Array:
-        kernel = (*state, self.frozen)[1]
-        assert not isinstance(kernel, OperatorRows)
-        return kernel[: self.y.shape[0]]
+        if len(state) > 1:
+            return state[1][: self.y.shape[0]]
+        assert isinstance(self.frozen, StoredKernel)
+        return self.frozen.rows[: self.y.shape[0]]
 
 
 class DampedKernelFlow(Flow):
@@ -79,7 +79,7 @@ class DampedKernelFlow(Flow):
     Its energy L + p . Theta p / 2 falls at the rate c p . Theta p, as long as Theta is positive.
     """
 
-    kernel: Array | OperatorRows
+    kernel: FrozenKernel
     y: Float[Array, "n k"]
     loss: LossFunction
     friction: Float[Array, ""]
@@ -89,7 +89,7 @@ class DampedKernelFlow(Flow):
         f, p = state
         n = self.y.shape[0]
         loss, g = loss_and_residual(self.loss, f[:n], self.y, self.weights)
-        moved = contract(self.kernel, p)
+        moved = self.kernel.times(p)
         twice_kinetic = jnp.sum(p * moved[:n])
         energy = loss + jnp.abs(twice_kinetic) / 2
         return Motion((moved, -self.friction * p - g), energy, -self.friction * twice_kinetic)
@@ -235,8 +235,8 @@ def gradient_flow(
 
 def _ending(stop: Stop | None, undamped: KernelFlow, friction: float | None, ts: Array) -> Ending:
     if isinstance(stop, AtSteadyState) or ends_at_infinity(ts):
-        kernel, y = undamped.frozen, undamped.y
-        spread = jnp.asarray(spread_of(kernel, len(y)), y.dtype)
+        y = undamped.y
+        spread = jnp.asarray(undamped.frozen.spread(), y.dtype)
         slowest = SlowestRate(
             undamped, spread, None if friction is None else jnp.asarray(friction, y.dtype)
         )

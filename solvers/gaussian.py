@@ -1,16 +1,19 @@
 r"""Jointly Gaussian outputs: what infinitely wide networks predict, with their uncertainty.
 
-Samples are m + R z with z ~ N(0, 1) and C = R R^T, R from eigenvectors: a covariance that is
-singular (training points without noise, a point that is there twice) has such a root as well.
+Samples are m + R z with z ~ N(0, 1) and R the symmetric root of C, from eigenvectors: a covariance
+that is singular (training points without noise, a point that is there twice) has one as well, and
+so have derivatives of samples.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
+from corrections.matrix_functions import eigenbasis, SquareRoot
 from solvers.result import raise_where_failed, RESULTS
 from zoo import checks
 from zoo.pickling import PicklableException
@@ -52,8 +55,14 @@ class Gaussian(eqx.Module):
         columns = self.mean.shape[-2] * self.mean.shape[-1] // size
         shape = (count, *covariance.shape[:-1], columns)
         noise = jr.normal(key, shape, covariance.dtype)
-        moved = jnp.einsum("...pq,c...qk->c...pk", positive_root(covariance).root, noise)
-        return self.mean[None] + moved.reshape(count, *self.mean.shape)
+
+        def moved(covariance: Array, noise: Float[Array, "count size k"]) -> Array:
+            basis = eigenbasis(covariance)
+            return jax.vmap(lambda z: basis.apply(SquareRoot(), z))(noise)
+
+        if covariance.ndim == 3:
+            moved = jax.vmap(moved, in_axes=(0, 1), out_axes=1)
+        return self.mean[None] + moved(covariance, noise).reshape(count, *self.mean.shape)
 
     def _flat_covariance(self) -> Float[Array, "*t size size"]:
         if self.covariance is None:
@@ -66,23 +75,6 @@ class Gaussian(eqx.Module):
         coupled = self.covariance.ndim == self.mean.ndim + 2
         size = p * k if coupled else p
         return self.covariance.reshape(*self.mean.shape[:-2], size, size)
-
-
-class Root(NamedTuple):
-    """A root R of symmetric matrices, M = R R^T, and whether they are positive to rounding."""
-
-    root: Float[Array, "*t p p"]
-    positive: Bool[Array, ""]
-
-
-def positive_root(matrices: Float[Array, "*t p p"]) -> Root:
-    """Roots from eigenvectors, which a singular matrix has as well; below rounding all is zero."""
-    values, vectors = jnp.linalg.eigh(matrices)
-    largest = jnp.max(jnp.abs(values), axis=-1, keepdims=True)
-    rounding = matrices.shape[-1] * jnp.finfo(values.dtype).eps * largest
-    clipped = jnp.where(values > rounding, values, 0)
-    root = vectors * jnp.sqrt(clipped)[..., None, :]
-    return Root(root, jnp.all(values > -100 * rounding))
 
 
 class PredictionError(PicklableException, RuntimeError):

@@ -3,8 +3,8 @@ r"""Regression with Gaussian processes whose kernels are those of infinitely wid
     mean        m(x)     = f_0(x) + K(x, X) (K(X, X) + s^2)^{-1} (y - f_0(X))
     covariance  C(x, x') = K(x, x') - K(x, X) (K(X, X) + s^2)^{-1} K(X, x')
 
-With A = K(., X) (K + s^2)^{-1} and B = [-A, 1], C = B K B^T + s^2 A A^T: so it is computed,
-symmetric and positive, with errors of second order in those of A.
+Exact solves factorise K + s^2 (Cholesky). Iterative ones compute C as B K B^T + s^2 A A^T with
+A = K(., X) (K + s^2)^{-1} and B = [-A, 1]: errors are of second order in those of A.
 
 Sources: Rasmussen & Williams (2006), eqs. 2.23-2.24, 2.30; for networks Lee et al. (2018),
 Matthews et al. (2018).
@@ -16,10 +16,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from solvers.blocks import check_symmetric
-from solvers.gaussian import Gaussian, positive_root, raise_unless_successful
+from corrections.positive_matrix import (
+    is_positive,
+    largest_eigenvalue_bound,
+    positive_matrix,
+    PositiveMatrix,
+)
+from corrections.symmetric import check_kernel, check_symmetric, warn_where_dropped
+from solvers.gaussian import Gaussian, raise_unless_successful
 from solvers.iterative import check_krylov_options, outcome, solve
 from solvers.losses import check_targets, MeanSquaredError
 from solvers.operators import (
@@ -47,6 +53,8 @@ class Posterior(eqx.Module):
     - `result`: a member of `RESULTS`.
     - `stats`: of an iterative solve `num_products`, evaluations of the kernel, and `error`, the
       largest relative residual.
+    - `dropped`: of an exact solve the directions of K + noise that cannot be told from zero:
+      nothing is learned of them, so that they stay as they are in the prior.
     """
 
     train: Gaussian
@@ -54,6 +62,7 @@ class Posterior(eqx.Module):
     log_marginal_likelihood: Float[Array, ""] | None
     result: Any
     stats: dict[str, Any]
+    dropped: Int[Array, ""] | None = None
 
     @property
     def successful(self) -> Bool[Array, ""]:
@@ -109,7 +118,7 @@ def posterior(
     - `noise`: the variance of the observation noise, in squared units of the outputs. Without noise
       a singular kernel is inverted in its range.
     - `f0`, `f0_test`: the prior mean, (n, k) and (m, k) (default: 0).
-    - `method`: "exact", in eigenvectors of the stored kernel; "iterative", by preconditioned
+    - `method`: "exact", by the Cholesky factor of the stored kernel; "iterative", by preconditioned
       conjugate gradients, from products with vectors alone, which knows no covariance of training
       points; "auto", iterative for an operator.
     - `rtol`, `max_iterations`, `preconditioner_rank`: of an iterative solve: the largest residual
@@ -121,6 +130,11 @@ def posterior(
 
     **Raises:** `ValueError` / `TypeError` for arguments that do not fit, before any work;
     `PredictionError` for a kernel with a negative eigenvalue, or a solve that did not reach `rtol`.
+    **Warns:** `RoundingWarning` where directions were dropped: without noise, of a kernel that is
+    singular in its precision, or with noise below that.
+
+    Derivatives of an exact solve in kernels, noise and observations, of any order where nothing is
+    dropped.
 
     Source: Rasmussen & Williams (2006), eqs. 2.23-2.24, 2.30 and 5.8.
     """
@@ -148,7 +162,10 @@ def posterior(
             "`preconditioner_rank`, or `noise` > 0."
         )
     )
-    return raise_unless_successful(found, message, throw=throw)
+    found = raise_unless_successful(found, message, throw=throw)
+    if found.dropped is not None:
+        warn_where_dropped("`kernel`", found.dropped, problem.y.dtype)
+    return found
 
 
 class _Problem(NamedTuple):
@@ -169,15 +186,10 @@ def _check_problem(
     if isinstance(kernel, OPERATORS):
         space = check_kernel_operator("kernel", kernel)
     else:
-        kernel = checks.real_array("kernel", kernel, expected="(n, n) or (n, k, n, k)")
-        square = kernel.ndim in (2, 4) and kernel.shape == 2 * kernel.shape[: kernel.ndim // 2]
-        if not square or kernel.size == 0:
-            raise ValueError(f"`kernel` has shape {kernel.shape}, expected (n, n) or (n, k, n, k).")
-        outputs = kernel.shape[1] if kernel.ndim == 4 else None
+        kernel, layout = check_kernel("kernel", kernel, layouts=(2, 4))
+        outputs = kernel.shape[1] if layout.axes == 4 else None
         space = Space(kernel.shape[0], outputs, kernel.dtype)
-        checks.finite("kernel", kernel)
-        kernel = kernel.reshape(space.size, space.size)
-        check_symmetric("kernel", kernel)
+        kernel = layout.blocks(kernel)[0]
     k = space.outputs or (jnp.shape(y)[-1] if jnp.ndim(y) == 2 else 1)
     because = f"a row for each point of `kernel`, which has {space.points}"
     target = check_targets(MeanSquaredError(), y, (space.points, k), because=because)
@@ -227,39 +239,50 @@ def _check_rows(kernel_test: Any, space: Space, with_operator: bool) -> tuple[An
 @eqx.filter_jit
 def _exact(problem: _Problem, noise: Array) -> Posterior:
     space, kernel = problem.space, problem.kernel
-    values, vectors = jnp.linalg.eigh(kernel)
-    rounding = space.size * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
-    positive = jnp.all(values > -100 * rounding)
-    clipped = jnp.where(values > rounding, values, 0)
-    total = clipped + noise
-    invertible = total > rounding
-    inverse = jnp.where(invertible, 1 / jnp.where(invertible, total, 1), 0)
-    along = vectors.T @ space.columns(problem.y - problem.f0)
-    weights = vectors @ (inverse[:, None] * along)
-    density = -0.5 * (
-        jnp.sum(along**2 * inverse[:, None])
-        + along.shape[1] * jnp.sum(jnp.log(2 * jnp.pi * jnp.where(invertible, total, 1)))
-    )
+    system = positive_matrix(kernel + noise * jnp.eye(space.size, dtype=kernel.dtype))
+    residual = space.columns(problem.y - problem.f0)
+    weights = system.solve(residual)
+    normal = space.size * residual.shape[1] * jnp.log(2 * jnp.pi)
+    determinant = residual.shape[1] * system.log_determinant()
+    density = -0.5 * (jnp.sum(residual * weights) + determinant + normal)
+    positive = system.positive & is_positive(kernel)
     train = Gaussian(
         problem.f0 + space.rows(kernel @ weights),
-        _unflattened((vectors * (clipped * inverse * noise)[None]) @ vectors.T, space),
+        _unflattened(_left_of_noise(kernel, noise, system), space),
     )
     test = None
     if problem.f0_test is not None:
-        rows = problem.kernel_test
+        rows, prior = problem.kernel_test, problem.kernel_test_test
         covariance = None
-        if problem.kernel_test_test is not None:
-            reach = (rows @ vectors) * inverse[None]
-            joint = jnp.block([[kernel, rows.T], [rows, problem.kernel_test_test]])
-            root = positive_root(joint)
-            left = root.root[space.size :] - (reach @ vectors.T) @ root.root[: space.size]
-            covariance = _unflattened(left @ left.T + noise * (reach @ reach.T), space)
-            positive = positive & root.positive
+        if prior is not None:
+            left = prior - rows @ system.solve(rows.T)
+            left = (left + left.T) / 2
+            # What it is the difference of is known to the rounding of the whole kernel.
+            largest = largest_eigenvalue_bound(kernel) + largest_eigenvalue_bound(prior)
+            positive = positive & is_positive(left, largest)
+            covariance = _unflattened(left, space)
         test = Gaussian(problem.f0_test + space.rows(rows @ weights), covariance)
     ok, failed = RESULTS.successful, RESULTS.kernel_not_positive
     result = RESULTS.where(positive, ok, failed)  # pyright: ignore
-    density = jnp.where(jnp.all(invertible), density, jnp.nan)
-    return _marked(Posterior(train, test, density, result, {}))
+    return _marked(Posterior(train, test, density, result, {}, system.dropped))
+
+
+def _left_of_noise(
+    kernel: Float[Array, "n n"], noise: Float[Array, ""], system: PositiveMatrix
+) -> Float[Array, "n n"]:
+    """K - K (K + s)^{-1} K = s - s (K + s)^{-1} s, whichever takes less from less. Where part of
+    the inverse was dropped it is the first, which leaves that part as it is in K.
+    """
+    small = (noise <= jnp.mean(jnp.diagonal(kernel))) & (system.dropped == 0)
+
+    def from_noise(kernel: Array) -> Array:
+        return noise * jnp.eye(len(kernel), dtype=kernel.dtype) - noise**2 * system.inverse()
+
+    def from_kernel(kernel: Array) -> Array:
+        return kernel - kernel @ system.solve(kernel)
+
+    left = jax.lax.cond(small, from_noise, from_kernel, kernel)
+    return (left + left.T) / 2
 
 
 @eqx.filter_jit
@@ -351,4 +374,5 @@ def _marked(found: Posterior) -> Posterior:
         mark(found.log_marginal_likelihood),
         found.result,
         found.stats,
+        found.dropped,
     )

@@ -17,6 +17,7 @@ from corrections import ntk, o3, o4
 from corrections.parameters import Metric, Model
 from corrections.smoothness import warn_at_kinks
 from solvers.flow import KernelFlow
+from solvers.frozen_kernel import StoredKernel
 from solvers.integrate import integrate
 from solvers.kernel_problem import check_start, Targets
 from solvers.losses import LossFunction
@@ -118,6 +119,6 @@ def hierarchy_flow(
         if order > 3:
             tower.append(o4(model, points, x, x, x, metric=metric))
         *at_start, frozen = tower
-        flow = KernelFlow(frozen=frozen, y=problem.y, loss=loss, observes_kernel=True)
+        flow = KernelFlow(frozen=StoredKernel(frozen), y=problem.y, loss=loss, observes_kernel=True)
         state = tuple(at_start) if start is None else given
     return integrate(flow, state, problem.ts, tolerances=tolerances, throw=throw)

@@ -5,8 +5,7 @@ With A(t) = Theta(., X) (1 - exp(-Theta t / D)) / Theta and outputs at the start
     mean(t) = A(t) y
     cov(t)  = K(x, x') + A K(X, X) A'^T - (A K(X, x') + K(x, X) A'^T) = B K B^T,    B = [-A, 1]
 
-As (B R)(B R)^T with a root of K it is symmetric and positive by construction, also on the training
-points, where it vanishes.
+On the training points, where it vanishes, the two parts of B are subtracted first.
 
 Source: Lee et al. (2019), "Wide neural networks of any depth evolve as linear models under
 gradient descent", eqs. 13-16.
@@ -17,13 +16,16 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from corrections.matrix_functions import Relaxation
+from corrections.positive_matrix import is_positive
+from corrections.symmetric import warn_where_dropped
 from solvers.blocks import kernel_between, KernelFunction
-from solvers.gaussian import Gaussian, positive_root, raise_unless_successful
+from solvers.frozen_kernel import check_ridge, Ridge, RidgeScale, StoredKernel
+from solvers.gaussian import Gaussian, raise_unless_successful
 from solvers.losses import check_targets, MeanSquaredError
-from solvers.mse import Regularization
-from solvers.result import check_times, RESULTS, Times
+from solvers.result import check_times, ends_at_infinity, RESULTS, Times
 from zoo import checks
 from zoo.memory import check_fits
 from zoo.precision import full_precision
@@ -38,6 +40,8 @@ class Ensemble(eqx.Module):
     - `valid`: which times hold numbers, (t,). All others are NaN.
     - `t_reached`: the last of them.
     - `result`: a member of `RESULTS`.
+    - `dropped`: directions of Theta that cannot be told from zero, and that could have been learned
+      by the last time had they been known.
     - `train_size`: n.
     """
 
@@ -46,6 +50,7 @@ class Ensemble(eqx.Module):
     valid: Bool[Array, " t"]
     t_reached: Float[Array, ""]
     result: Any
+    dropped: Int[Array, ""]
     train_size: int = eqx.field(static=True)
 
     @property
@@ -80,7 +85,7 @@ def ensemble(
     *,
     x_test: Float[ArrayLike, "m ..."] | None = None,
     diag_reg: float = 0.0,
-    diag_reg_scale: Regularization = "absolute",
+    diag_reg_scale: RidgeScale = "absolute",
     throw: bool = True,
 ) -> Ensemble:
     """The infinite ensemble: mean and covariance of trained infinitely wide networks at any times.
@@ -102,11 +107,12 @@ def ensemble(
     - `diag_reg`, `diag_reg_scale`: a ridge on the displacement of the parameters, as in `mse_flow`.
     - `throw`: raise for a kernel that is not positive (default), or return NaN, marked.
 
-    **Returns:** an `Ensemble`. Directions in which Theta is zero to rounding are never learned.
+    **Returns:** an `Ensemble`. Directions in which Theta cannot be told from zero are never
+    learned.
 
     **Raises:** `ValueError` / `TypeError` for arguments that do not fit, kernels of other shapes,
     not finite or not symmetric; `MemoryError` where covariances do not fit; `PredictionError` for a
-    kernel with a negative eigenvalue.
+    kernel with a negative eigenvalue. **Warns:** `RoundingWarning` where directions were dropped.
 
     Source: Lee et al. (2019), eqs. 13-16; docs/theory.md, section 7.
     """
@@ -121,8 +127,7 @@ def ensemble(
         x_test = checks.batch("x_test", x_test)
         checks.shape("x_test", x_test, ("m", *x.shape[1:]), because="examples as those of `x`")
         both = jnp.concatenate([x, x_test.astype(x.dtype)])
-    checks.nonnegative_number("diag_reg", diag_reg)
-    checks.choice("diag_reg_scale", diag_reg_scale, ("absolute", "relative"))
+    ridge = check_ridge(diag_reg, diag_reg_scale)
     check_fits("the covariance at all times", (len(ts), len(both), len(both)), x.dtype)
     theta = kernel_between("ntk", ntk, both, x, symmetric=True)
     prior = kernel_between("nngp", nngp, both, both, symmetric=True)
@@ -132,10 +137,12 @@ def ensemble(
         prior.astype(dtype),
         y.astype(dtype),
         ts.astype(dtype),
-        jnp.asarray(diag_reg, dtype),
-        diag_reg_scale == "relative",
+        ridge,
+        ends_at_infinity(ts),
     )
-    return raise_unless_successful(found, throw=throw)
+    found = raise_unless_successful(found, throw=throw)
+    warn_where_dropped("`ntk`", found.dropped, dtype)
+    return found
 
 
 @eqx.filter_jit
@@ -144,31 +151,32 @@ def _ensemble(
     prior: Float[Array, "points points"],
     y: Float[Array, "n k"],
     ts: Float[Array, " t"],
-    ridge: Float[Array, ""],
-    relative: bool,
+    ridge: Ridge,
+    to_the_limit: bool,
 ) -> Ensemble:
     n = len(y)
-    values, vectors = jnp.linalg.eigh(theta[:n])
-    rounding = n * jnp.finfo(values.dtype).eps * jnp.max(jnp.abs(values))
-    seen = values > rounding
-    damped = jnp.where(seen, values + (ridge * jnp.mean(values) if relative else ridge), 1)
-    root, prior_positive = positive_root(prior)
-    positive = prior_positive & jnp.all(values > -100 * rounding)
-    modes = theta @ vectors
-    along_y, along_root = vectors.T @ y, vectors.T @ root[:n]
+    kernel = StoredKernel(theta)
+    one = jnp.eye(n, dtype=theta.dtype)
+    finite = ts[:-1] if to_the_limit else ts
+    found = []
+    if len(finite):
+        reach = jnp.max(finite) / n
+        found = [kernel.relaxed(lambda t: Relaxation(t / n), finite, ridge, one, reach=reach)]
+    if to_the_limit:
+        limit = kernel.solved(ridge, one)
+        found.append(limit._replace(coefficients=limit.coefficients[None]))
+    positive = jnp.all(jnp.stack([part.positive for part in found])) & is_positive(prior)
 
-    def at(t: Array) -> tuple[Array, Array]:
-        learned = jnp.where(seen, -jnp.expm1(-damped * (t / n)) / damped, 0)
-        reach = modes * learned[None]
-        left = root - reach @ along_root
-        return reach @ along_y, left @ left.T
+    def at(coefficients: Array) -> tuple[Array, Array]:
+        reach = theta @ coefficients[0]
+        return reach @ y, _covariance(jnp.eye(*theta.shape, dtype=theta.dtype) - reach, prior)
 
-    mean, covariance = jax.lax.map(at, ts)
-    finite = jnp.all(jnp.isfinite(mean), axis=(1, 2)) & jnp.all(
+    mean, covariance = jax.lax.map(at, jnp.concatenate([part.coefficients for part in found]))
+    healthy = jnp.all(jnp.isfinite(mean), axis=(1, 2)) & jnp.all(
         jnp.isfinite(covariance), axis=(1, 2)
     )
-    valid = positive & jnp.cumprod(finite).astype(bool)
-    diverged = RESULTS.where(jnp.all(finite), RESULTS.successful, RESULTS.diverged)  # pyright: ignore
+    valid = positive & jnp.cumprod(healthy).astype(bool)
+    diverged = RESULTS.where(jnp.all(healthy), RESULTS.successful, RESULTS.diverged)  # pyright: ignore
     usable = valid[:, None, None]
     return Ensemble(
         ts=ts,
@@ -176,5 +184,17 @@ def _ensemble(
         valid=valid,
         t_reached=jnp.max(jnp.where(valid, ts, 0)),
         result=RESULTS.where(positive, diverged, RESULTS.kernel_not_positive),  # pyright: ignore
+        dropped=jnp.max(jnp.stack([part.dropped for part in found])),
         train_size=n,
     )
+
+
+def _covariance(
+    left: Float[Array, "points n"], prior: Float[Array, "points points"]
+) -> Float[Array, "points points"]:
+    """B K B^T with B = [left, E], E the identity on test points and 0 on training points."""
+    n = left.shape[1]
+    crossed = left @ prior[:n, n:]
+    moved = left @ prior[:n, :n] @ left.T
+    moved = moved.at[:, n:].add(crossed).at[n:].add(crossed.T).at[n:, n:].add(prior[n:, n:])
+    return (moved + moved.T) / 2

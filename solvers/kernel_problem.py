@@ -2,12 +2,13 @@
 
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
+from corrections.symmetric import check_symmetric
+from solvers.frozen_kernel import FrozenKernel, OperatorKernel, StoredKernel
 from solvers.losses import check_targets, LossFunction, one_hot_labels
 from solvers.operators import (
     check_kernel_operator,
@@ -15,7 +16,6 @@ from solvers.operators import (
     Operator,
     OPERATORS,
     outputs_or_zero,
-    times,
 )
 from zoo import checks
 
@@ -27,41 +27,17 @@ TestTargets = Float[ArrayLike, "m k"] | Int[ArrayLike, " m"]
 """Targets, or integer labels for a loss of classes."""
 
 
-class OperatorRows(eqx.Module):
-    """A kernel that is not formed: an operator for training rows, and one for test rows."""
-
-    train: Operator
-    test: Operator | None
-
-    def mv(self, g: Float[Array, "n k"]) -> Float[Array, "points k"]:
-        """The rows times g, training points first."""
-        moved = times(self.train, g)
-        return moved if self.test is None else jnp.concatenate([moved, times(self.test, g)])
-
-
 class KernelProblem(NamedTuple):
     """What a solve under a kernel starts from: arrays that fit each other, of the kernel's dtype.
 
-    - `kernel`: rows of training points, then of test points: (n + m, n), (n + m, n, k) or
-      (n + m, k, n, k); or operators.
+    - `kernel`: rows of training points, then of test points.
     - `f0`: outputs at t = 0, (n + m, k).
     - `y`: targets, (n, k).
     """
 
-    kernel: Array | OperatorRows
+    kernel: FrozenKernel
     f0: Float[Array, "points k"]
     y: Float[Array, "n k"]
-
-
-def contract(kernel: Array | OperatorRows, g: Float[Array, "n k"]) -> Array:
-    """sum_c O(.., c) g_c over the last slot of a kernel, which may be compact or an operator."""
-    if isinstance(kernel, OperatorRows):
-        return kernel.mv(g)
-    if kernel.ndim == 2:
-        return jnp.einsum("ab,bk->ak", kernel, g)
-    if kernel.ndim == 3:
-        return jnp.einsum("abk,bk->ak", kernel, g)
-    return jnp.tensordot(kernel, g, axes=2)
 
 
 def check_weights(weights: Any, y: Float[Array, "n k"]) -> Float[Array, " n"] | None:
@@ -108,7 +84,7 @@ def check_kernel_problem(
     outer = (k,) if kernel.ndim == 4 else ()
     checks.shape("kernel", kernel, (n, *outer, *compact), because=f"`y` has shape {target.shape}")
     checks.finite("kernel", kernel)
-    _check_symmetric(kernel)
+    check_symmetric("kernel", kernel)
     f = outputs_or_zero("f0", f0, (n, k), kernel.dtype)
     if kernel_test is not None:
         rows = checks.real_array("kernel_test", kernel_test, expected="the kernel's test rows")
@@ -121,7 +97,7 @@ def check_kernel_problem(
             "`f0_test` was given without `kernel_test`, expected both: the kernel's rows say how "
             "the test outputs move."
         )
-    return KernelProblem(kernel, f, target.astype(kernel.dtype))
+    return KernelProblem(StoredKernel(kernel), f, target.astype(kernel.dtype))
 
 
 @jax.jit  # one program for both: each takes longer to compile than a step of the flow
@@ -157,24 +133,6 @@ def check_start(start: Any, parts: tuple[PyTree, ...], *, given: bool) -> tuple[
     return jax.tree.unflatten(structure, given_as)
 
 
-def spread_of(kernel: Array | OperatorRows, n: int) -> float:
-    """Smallest over largest eigenvalue on the training points, of those that are not zero to
-    rounding; 1 where they are not known: for an operator, or a kernel that is traced.
-    """
-    values = None if isinstance(kernel, OperatorRows) else checks.concrete(kernel)
-    if values is None:
-        return 1.0
-    if values.ndim == 3:
-        blocks = np.moveaxis(values[:n], 2, 0)
-    else:
-        size = n * (values.shape[1] if values.ndim == 4 else 1)
-        blocks = values[:n].reshape(1, size, size)
-    found = np.linalg.eigvalsh(blocks)
-    rounding = found.shape[1] * np.finfo(values.dtype).eps * np.max(found)
-    seen = found[found > rounding]
-    return float(seen.min() / seen.max()) if seen.size else 1.0
-
-
 def _check_operators(
     kernel: Operator, y: Any, loss: LossFunction, f0: Any, kernel_test: Any, f0_test: Any
 ) -> KernelProblem:
@@ -188,18 +146,4 @@ def _check_operators(
         f = jnp.concatenate([f, outputs_or_zero("f0_test", f0_test, (m, k), space.dtype)])
     elif f0_test is not None:
         raise ValueError("`f0_test` was given without `kernel_test`, expected both.")
-    return KernelProblem(OperatorRows(kernel, kernel_test), f, target.astype(space.dtype))
-
-
-def _check_symmetric(kernel: Array) -> None:
-    values = checks.concrete(kernel)
-    if values is None:
-        return
-    swapped = values.transpose({2: (1, 0), 3: (1, 0, 2), 4: (2, 3, 0, 1)}[kernel.ndim])
-    difference, scale = np.max(np.abs(values - swapped)), np.max(np.abs(values))
-    if difference > 100 * np.sqrt(np.finfo(values.dtype).eps) * scale:
-        raise ValueError(
-            f"`kernel` is not symmetric: entries differ from their mirror images by up to "
-            f"{difference:.3g} (its largest entry is {scale:.3g}), expected the kernel of the "
-            "training points with themselves."
-        )
+    return KernelProblem(OperatorKernel(kernel, kernel_test), f, target.astype(space.dtype))

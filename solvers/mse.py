@@ -12,13 +12,13 @@ L + reg/(2 D) |theta - theta_0|^2, puts lam_i + reg in the place of lam_i in u_i
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
+from corrections.matrix_functions import MatrixFunction, Relaxation
 from corrections.parameters import (
     check_metric,
     check_model,
@@ -27,11 +27,14 @@ from corrections.parameters import (
     precondition,
     split,
 )
-from solvers.kernel_problem import check_kernel_problem, KernelProblem, OperatorRows
+from corrections.symmetric import warn_where_dropped
+from solvers.frozen_kernel import check_ridge, Ridge, RidgeScale, Solution, StoredKernel
+from solvers.kernel_problem import check_kernel_problem, KernelProblem
 from solvers.losses import MeanSquaredError
 from solvers.result import (
     check_increasing,
     check_steps,
+    ends_at_infinity,
     finish,
     RESULTS,
     Times,
@@ -39,8 +42,6 @@ from solvers.result import (
 )
 from zoo import checks
 from zoo.precision import full_precision
-
-Regularization = Literal["absolute", "relative"]
 
 
 @full_precision
@@ -53,13 +54,15 @@ def mse_flow(
     kernel_test: Float[ArrayLike, "m *points"] | None = None,
     f0_test: Float[ArrayLike, "m k"] | None = None,
     diag_reg: float = 0.0,
-    diag_reg_scale: Regularization = "absolute",
+    diag_reg_scale: RidgeScale = "absolute",
     throw: bool = True,
 ) -> Trajectory:
     """Gradient flow of squared loss under a frozen kernel, exactly, at any times.
 
     f(t) = f_0 + Theta (1 - exp(-Theta t / D)) / Theta (y - f_0), for `MeanSquaredError` and the
-    same times as `gradient_flow`. A singular kernel leaves its null space at f_0, at all times.
+    same times as `gradient_flow`. A singular kernel leaves its null space at f_0, at all times;
+    what cannot be told from it, eigenvalues below 10 units of rounding of the largest, as well.
+    `.dropped` counts such directions, where they could have moved by then. With a ridge none is.
 
     **Arguments:**
 
@@ -76,7 +79,11 @@ def mse_flow(
     squared norm of f - f_0 in the space of the kernel.
 
     **Raises:** `ValueError` / `TypeError` for arguments that do not fit, before any work;
-    `SolverError` for a kernel with a negative eigenvalue, where `throw=True`.
+    `SolverError` for a kernel (with its ridge) that has a negative eigenvalue, where `throw=True`.
+    **Warns:** `RoundingWarning` where directions were dropped.
+
+    Derivatives in all arguments, times too, of first and second order, also where eigenvalues are
+    equal or close, and at t = inf.
 
     Source: Lee et al. (2019), eqs. 8-11; docs/theory.md, section 5 (f0).
     """
@@ -85,8 +92,10 @@ def mse_flow(
         kernel, y, loss=MeanSquaredError(), f0=f0, kernel_test=kernel_test, f0_test=f0_test
     )
     _check_stored(problem)
-    reg = _check_regularization(diag_reg, diag_reg_scale)
-    return finish(_solved(problem, ts, _Flow(), reg), throw=throw)
+    ridge = check_ridge(diag_reg, diag_reg_scale)
+    found = finish(_flow(problem, ts, ridge, ends_at_infinity(ts)), throw=throw)
+    warn_where_dropped("`kernel`", found.dropped, problem.y.dtype)
+    return found
 
 
 @full_precision
@@ -101,7 +110,7 @@ def mse_descent(
     kernel_test: Float[ArrayLike, "m *points"] | None = None,
     f0_test: Float[ArrayLike, "m k"] | None = None,
     diag_reg: float = 0.0,
-    diag_reg_scale: Regularization = "absolute",
+    diag_reg_scale: RidgeScale = "absolute",
     throw: bool = True,
 ) -> Trajectory:
     """Gradient descent of squared loss under a frozen kernel, exactly, after any number of steps.
@@ -120,7 +129,7 @@ def mse_descent(
     **Returns:** a `Trajectory` whose `.ts` are the steps; `.final` as in `mse_flow`. Numbers that
     overflow are `RESULTS.diverged`.
 
-    **Raises:** as `mse_flow`.
+    **Raises, Warns:** as `mse_flow`.
     """
     counts = check_steps(steps)
     checks.nonnegative_number("learning_rate", learning_rate, strictly=True)
@@ -131,9 +140,11 @@ def mse_descent(
         kernel, y, loss=MeanSquaredError(), f0=f0, kernel_test=kernel_test, f0_test=f0_test
     )
     _check_stored(problem)
-    reg = _check_regularization(diag_reg, diag_reg_scale)
-    rule = _Descent(float(learning_rate), float(momentum))
-    return finish(_solved(problem, counts, rule, reg), throw=throw)
+    ridge = check_ridge(diag_reg, diag_reg_scale)
+    rate, m = jnp.asarray(learning_rate, float), jnp.asarray(momentum, float)
+    found = finish(_descent(problem, counts, rate, m, ridge), throw=throw)
+    warn_where_dropped("`kernel`", found.dropped, problem.y.dtype)
+    return found
 
 
 @full_precision
@@ -171,127 +182,115 @@ def linearized_model(
     return eqx.apply_updates(model, precondition(metric, pull(a.astype(outputs.dtype))[0]))
 
 
-class _Flow(NamedTuple):
-    """Gradient flow: what of each direction has been learned."""
+class Steps(MatrixFunction):
+    """What descent has made of a unit residual after a count of steps with momentum: u_s.
 
-    def learned(self, values: Array, n: int, t: Array) -> Array:
-        """U(t) for each eigenvalue (not zero), at a time that may be infinite."""
-        return -jnp.expm1(-values * (t / n)) / values
+    With the affine map of (u, v, 1) that a step is, 1 + S(z), u_s is an entry of (1 + S)^s, and its
+    divided differences are blocks of powers of a matrix with S(z_i) on its diagonal and dS/dz above
+    it: repeated squaring of what the power adds to 1 keeps the digits of small eigenvalues.
 
+    - `bits`: of the count of steps, the lowest first.
+    - `rate`: of a step, learning rate / n.
+    """
 
-class _Descent(NamedTuple):
-    """Steps with momentum."""
+    bits: Bool[Array, " bits"]
+    rate: Float[Array, ""]
+    momentum: Float[Array, ""]
 
-    learning_rate: float
-    momentum: float
+    def divided(self, *nodes: Array) -> Array:
+        shape = jnp.broadcast_shapes(*(node.shape for node in nodes))
+        m, size = self.momentum, 3 * len(nodes)
+        # u' = u + v',  v' = m v + rate (1 - z u)
+        fixed = jnp.array([[0, m, self.rate], [0, m - 1, self.rate], [0, 0, 0]])
+        slope = jnp.zeros((3, 3)).at[:2, 0].set(-self.rate).astype(fixed.dtype)
+        step = jnp.zeros((*shape, size, size), fixed.dtype)
+        for i, node in enumerate(nodes):
+            here = slice(3 * i, 3 * i + 3)
+            block = jax.vmap(lambda z: fixed + z * slope)(jnp.broadcast_to(node, shape).ravel())
+            step = step.at[..., here, here].set(block.reshape(*shape, 3, 3))
+            if i:
+                step = step.at[..., 3 * i - 3 : 3 * i, here].set(slope)
 
-    def learned(self, values: Array, n: int, t: Array) -> Array:
-        """U after t steps: powers of an affine map of (u, v), by repeated squaring of what it adds
-        to the identity, which keeps the digits of small eigenvalues.
-        """
-        rate, m = self.learning_rate / n, self.momentum
-        one, zero = jnp.ones_like(values), jnp.zeros_like(values)
-        # u' = u + v',  v' = m v + rate (1 - value u)
-        rows = [
-            [-rate * values, m * one, rate * one],
-            [-rate * values, (m - 1) * one, rate * one],
-            [zero, zero, zero],
-        ]
-        step = jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
+        def square(carry: tuple[Array, Array], bit: Array) -> tuple[tuple[Array, Array], None]:
+            total, power = carry
+            total = jnp.where(bit, total + power + total @ power, total)
+            return (total, 2 * power + power @ power), None
 
-        def square(_: Any, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-            total, power, left = carry
-            total = jnp.where(jnp.mod(left, 2) == 1, total + power + total @ power, total)
-            power = jnp.where(left > 1, 2 * power + power @ power, power)
-            return total, power, jnp.floor(left / 2)
+        (total, _), _ = jax.lax.scan(square, (jnp.zeros_like(step), step), self.bits)
+        return total[..., 0, -1]
 
-        bits = jnp.finfo(values.dtype).nmant + 1  # larger counts are no whole numbers in this type
-        start = (jnp.zeros_like(step), step, t)
-        return jax.lax.fori_loop(0, bits, square, start)[0][..., 0, 2]
-
-
-class _Ridge(NamedTuple):
-    size: float
-    relative: bool
+    def scale(self, values: Array) -> Array:
+        weights = 2.0 ** jnp.arange(len(self.bits), dtype=values.dtype)
+        return jnp.maximum(values, 1 / (1 + self.rate * jnp.sum(weights * self.bits)))
 
 
 def _check_stored(problem: KernelProblem) -> None:
     """**Raises:** `TypeError` for a kernel that is an operator."""
-    if isinstance(problem.kernel, OperatorRows):
+    if not isinstance(problem.kernel, StoredKernel):
         raise TypeError(
             "`kernel` is an operator, expected an array: its eigenvectors are needed. Use "
             "`mse_flow_operator`, or `gradient_descent` for steps."
         )
 
 
-def _check_regularization(diag_reg: float, scale: Regularization) -> _Ridge:
-    checks.nonnegative_number("diag_reg", diag_reg)
-    checks.choice("diag_reg_scale", scale, ("absolute", "relative"))
-    return _Ridge(float(diag_reg), scale == "relative")
+@eqx.filter_jit
+def _flow(problem: KernelProblem, ts: Array, ridge: Ridge, to_the_limit: bool) -> Trajectory:
+    n = len(problem.y)
+    kernel, missing = problem.kernel, problem.y - problem.f0[:n]
+    ts = ts.astype(problem.y.dtype)
+    finite = ts[:-1] if to_the_limit else ts
+    found = []
+    if len(finite):
+        reach = jnp.max(finite) / n
+        found = [kernel.relaxed(lambda t: Relaxation(t / n), finite, ridge, missing, reach=reach)]
+    if to_the_limit:
+        limit = kernel.solved(ridge, missing)
+        found.append(limit._replace(coefficients=limit.coefficients[None]))
+    return _trajectory(problem, ts, found)
 
 
 @eqx.filter_jit
-def _solved(problem: KernelProblem, ts: Array, rule: _Flow | _Descent, ridge: _Ridge) -> Trajectory:
+def _descent(
+    problem: KernelProblem, steps: Array, learning_rate: Array, momentum: Array, ridge: Ridge
+) -> Trajectory:
+    n = len(problem.y)
+    missing = problem.y - problem.f0[:n]
+    dtype = missing.dtype
+    steps, rate = steps.astype(dtype), (learning_rate / n).astype(dtype)
+
+    def after(count: Array) -> Steps:
+        powers = 2.0 ** jnp.arange(jnp.finfo(dtype).nmant + 1, dtype=dtype)
+        bits = jnp.mod(jnp.floor(count / powers), 2) == 1
+        return Steps(bits, rate, momentum.astype(dtype))
+
+    reach = jnp.max(steps) * rate
+    return _trajectory(
+        problem, steps, [problem.kernel.relaxed(after, steps, ridge, missing, reach=reach)]
+    )
+
+
+def _trajectory(problem: KernelProblem, ts: Array, found: list[Solution]) -> Trajectory:
     n, k = problem.y.shape
     kernel = problem.kernel
-    assert not isinstance(kernel, OperatorRows)
-    ts = ts.astype(kernel.dtype)
-    blocks = _blocks(kernel, n)  # (count, points, size)
-    size = blocks.shape[1] * n // kernel.shape[0]
-    values, vectors = jnp.linalg.eigh(blocks[:, :size])
-    largest = jnp.max(jnp.abs(values), axis=1, keepdims=True)
-    rounding = size * jnp.finfo(values.dtype).eps * largest
-    positive = jnp.all(values > -100 * rounding)
-    seen = values > rounding
-    diagonal = jnp.mean(values, axis=1, keepdims=True)
-    damped = values + (ridge.size * diagonal if ridge.relative else ridge.size)
-    missing = _to_blocks(problem.y - problem.f0[:n], kernel.ndim)
-    along = jnp.swapaxes(vectors, 1, 2) @ missing
-
-    def at(t: Array) -> tuple[Array, Array]:
-        learned = jnp.where(seen, rule.learned(jnp.where(seen, damped, 1), n, t), 0)
-        weights = vectors @ (learned[..., None] * along)
-        moved = _from_blocks(blocks @ weights, (len(problem.f0), k), kernel.ndim)
-        return problem.f0 + moved, _from_blocks(weights, (n, k), kernel.ndim)
-
-    outputs, weights = jax.lax.map(at, ts)
+    coefficients = jnp.concatenate([part.coefficients for part in found])
+    positive = jnp.all(jnp.stack([part.positive for part in found]))
+    dropped = jnp.max(jnp.stack([part.dropped for part in found]))
+    outputs = problem.f0[None] + jax.lax.map(lambda a: kernel.outputs(a, k), coefficients)
     finite = jnp.all(jnp.isfinite(outputs), axis=(1, 2))
     valid = positive & jnp.cumprod(finite).astype(bool)
     diverged = RESULTS.where(jnp.all(finite), RESULTS.successful, RESULTS.diverged)  # pyright: ignore
     result = RESULTS.where(positive, diverged, RESULTS.kernel_not_positive)  # pyright: ignore
     outputs = jnp.where(valid[:, None, None], outputs, jnp.nan)
-    reached = jnp.max(jnp.where(valid, ts, 0))
+    final = kernel.layout.outputs(coefficients[-1], k)
     return Trajectory(
         ts=ts,
         train=outputs[:, :n],
         test=outputs[:, n:] if len(problem.f0) > n else None,
         kernel=None,
         valid=valid,
-        t_reached=reached,
+        t_reached=jnp.max(jnp.where(valid, ts, 0)),
         result=result,
         stats={},
-        final=jnp.where(valid[-1], weights[-1], jnp.nan),
+        final=jnp.where(valid[-1], final, jnp.nan),
+        dropped=dropped,
     )
-
-
-def _blocks(kernel: Array, n: int) -> Float[Array, "count points size"]:
-    """The kernel as its independent blocks: one for all outputs, one for each, or the whole."""
-    if kernel.ndim == 2:
-        return kernel[None]
-    if kernel.ndim == 3:
-        return jnp.moveaxis(kernel, 2, 0)
-    points, k = kernel.shape[:2]
-    return kernel.reshape(1, points * k, n * k)
-
-
-def _to_blocks(f: Float[Array, "points k"], ndim: int) -> Float[Array, "count size columns"]:
-    """Outputs as columns that the blocks act on."""
-    if ndim == 2:
-        return f[None]
-    return f.T[..., None] if ndim == 3 else f.reshape(1, -1, 1)
-
-
-def _from_blocks(columns: Array, shape: tuple[int, int], ndim: int) -> Float[Array, "points k"]:
-    if ndim == 2:
-        return columns[0]
-    return columns[..., 0].T if ndim == 3 else columns.reshape(shape)

@@ -15,6 +15,8 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from corrections import ntk
 from corrections.parameters import check_metric, check_model, Metric, Model
+from corrections.symmetric import warn_where_dropped
+from solvers.frozen_kernel import Ridge, StoredKernel
 from solvers.losses import check_targets, MeanSquaredError
 from zoo import checks
 from zoo.precision import full_precision
@@ -29,8 +31,9 @@ class Regression(NamedTuple):
     - `residual`: |prediction - y| on the training points, in units of the outputs: not zero with a
       ridge, or where the kernel is singular.
     - `rank`: directions of the kernel that were fitted, of n k (n with `outputs="mean"`). Those
-      whose eigenvalue is zero to rounding are left at the offset.
+      whose eigenvalue cannot be told from zero are left at the offset.
     - `norm`: of what is added to the offset, in the space of the kernel (its RKHS norm).
+    - `dropped`: the directions that were left.
     """
 
     train: Float[Array, "n k"]
@@ -38,6 +41,7 @@ class Regression(NamedTuple):
     residual: Float[Array, ""]
     rank: Int[Array, ""]
     norm: Float[Array, ""]
+    dropped: Int[Array, ""]
 
 
 @full_precision
@@ -73,6 +77,7 @@ def kernel_regression(
     - `metric`, `batch_size`: as in `corrections.ntk`.
 
     **Raises:** `ValueError` / `TypeError` for arguments that do not fit, before any work.
+    **Warns:** `RoundingWarning` where directions were dropped; with a ridge none is.
 
     Source: Fort et al. (2020), section 4; Jacot, Gabriel & Hongler (2018), section 5.
     """
@@ -90,8 +95,11 @@ def kernel_regression(
         check_model(model, "x_test", points[1], outputs=found)
     check_metric(model, metric)
     options = {"metric": metric, "outputs": outputs, "batch_size": batch_size}
-    kernels = [ntk(model, x, **options), *(ntk(model, p, x, **options) for p in points[1:])]
-    return _regression(model, points, y, kernels, offset == "model", ridge)
+    rows = [ntk(model, x, **options), *(ntk(model, p, x, **options) for p in points[1:])]
+    kernel, added = StoredKernel(jnp.concatenate(rows)), Ridge(jnp.asarray(ridge), False)
+    found = _regression(model, points, y, kernel, offset == "model", added)
+    warn_where_dropped("the kernel of `model`", found.dropped, y.dtype)
+    return found
 
 
 @eqx.filter_jit
@@ -99,29 +107,23 @@ def _regression(
     model: Model,
     points: list[Array],
     y: Array,
-    kernels: list[Array],
+    kernel: StoredKernel,
     from_model: bool,
-    ridge: float,
+    ridge: Ridge,
 ) -> Regression:
     n, k = y.shape
-    size = n if kernels[0].ndim == 2 else n * k
-    offsets = [
-        jax.vmap(model)(p) if from_model else jnp.zeros((len(p), k), y.dtype) for p in points
-    ]
-    values, vectors = jnp.linalg.eigh(kernels[0].reshape(size, size))
-    fitted = values > size * jnp.finfo(values.dtype).eps * values[-1]
-    target = (y - offsets[0]).reshape(size, -1)
-    along = (vectors.T @ target) / jnp.where(fitted, values + ridge, 1)[:, None]
-    along = jnp.where(fitted[:, None], along, 0)
-    weights = vectors @ along
-    predictions = [
-        o + (kernel.reshape(-1, size) @ weights).reshape(o.shape)
-        for o, kernel in zip(offsets, kernels, strict=True)
-    ]
+    offset = jnp.concatenate(
+        [jax.vmap(model)(p) if from_model else jnp.zeros((len(p), k), y.dtype) for p in points]
+    )
+    found = kernel.solved(ridge, y - offset[:n])
+    predictions = offset + kernel.outputs(found.coefficients, k)
+    blocks = kernel.blocks()
+    squares = jnp.sum(found.coefficients * (blocks @ found.coefficients))
     return Regression(
-        train=predictions[0],
-        test=predictions[1] if len(predictions) == 2 else None,
-        residual=jnp.linalg.norm(predictions[0] - y),
-        rank=jnp.sum(fitted),
-        norm=jnp.sqrt(jnp.sum(values[:, None] * along**2)),
+        train=predictions[:n],
+        test=predictions[n:] if len(points) == 2 else None,
+        residual=jnp.linalg.norm(predictions[:n] - y),
+        rank=blocks.shape[0] * blocks.shape[1] - found.dropped,
+        norm=jnp.sqrt(jnp.maximum(squares, 0)),
+        dropped=found.dropped,
     )

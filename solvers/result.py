@@ -7,7 +7,7 @@ import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from zoo import checks
 from zoo.pickling import PicklableException
@@ -54,6 +54,8 @@ class Trajectory(eqx.Module):
     - `final`: the state at `t_reached` (a trained model for `parameter_flow`).
     - `displacement`: |theta_t - theta_0|, (t,), in the norm of M^{-1/2} theta with M the metric, or
       None for a solve without parameters.
+    - `dropped`: of a closed form the directions of the kernel whose eigenvalues cannot be told from
+      zero, and that could have moved by the last time had they been known; else None.
     """
 
     ts: Float[Array, " t"]
@@ -66,6 +68,7 @@ class Trajectory(eqx.Module):
     stats: dict[str, Any]
     final: PyTree
     displacement: Float[Array, " t"] | None = None
+    dropped: Int[Array, ""] | None = None
 
     @property
     def successful(self) -> Bool[Array, ""]:

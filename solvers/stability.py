@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from corrections import extreme_eigenvalues, KernelOperator
+from corrections.symmetric import check_kernel
 from zoo import checks
 from zoo.precision import full_precision
 
@@ -68,19 +69,8 @@ def max_learning_rate(
 
 
 def _largest_eigenvalue(kernel: ArrayLike) -> tuple[Array, int]:
-    array = checks.real_array("kernel", kernel, expected="(n, n), (n, n, k) or (n, k, n, k)")
-    checks.finite("kernel", array)
-    square = array.ndim in (2, 3) and array.shape[0] == array.shape[1]
-    full = array.ndim == 4 and array.shape[:2] == array.shape[2:]
-    if array.size == 0 or not (square or full):
-        raise ValueError(
-            f"`kernel` has shape {array.shape}, expected (n, n), (n, n, k) or (n, k, n, k)."
-        )
-    n = array.shape[0]
-    if array.ndim == 3:
-        return jnp.max(jnp.linalg.eigvalsh(jnp.moveaxis(array, 2, 0))), n
-    size = n if array.ndim == 2 else n * array.shape[1]
-    return jnp.linalg.eigvalsh(array.reshape(size, size))[-1], n
+    array, layout = check_kernel("kernel", kernel)
+    return jnp.max(jnp.linalg.eigvalsh(layout.blocks(array))), array.shape[0]
 
 
 class Catapult(NamedTuple):

@@ -31,6 +31,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 from corrections import ddntk, dntk, ntk, o3, o4
 from corrections.parameters import Metric, Model, split
 from corrections.smoothness import warn_at_kinks
+from corrections.symmetric import resolved
 from solvers.expansion.arguments import check_expansion, PairsOfExamples
 from solvers.expansion.record import finish, WidthExpansion
 from solvers.expansion.without_tensors import kernel1, norm_of_kernel1, products_of
@@ -267,8 +268,8 @@ def _descended(descent: _Dense | _MatrixFree, counts: Array, eta: Array) -> tupl
 def _smallest_eigenvalue(
     model: Model, x: Array, metric: Metric | None, batch_size: int | None
 ) -> Array:
-    """Of Theta_0 on the training points; 0 where it is zero to rounding."""
+    """Of Theta_0 on the training points; 0 where it cannot be told from that."""
     kernel = ntk(model, x, metric=metric, batch_size=batch_size)
     size = kernel.shape[0] * kernel.shape[1]
     values = jnp.linalg.eigvalsh(kernel.reshape(size, size))
-    return jnp.where(values[0] > size * jnp.finfo(values.dtype).eps * values[-1], values[0], 0)
+    return jnp.where(resolved(values)[0], values[0], 0)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from corrections.parameters import split
+from corrections.symmetric import resolved
 from solvers.expansion.divided_differences import discount, w1, w2
 from solvers.expansion.panels import gauss
 from solvers.expansion.without_tensors import kernel1, kernel1_times, norm_of_kernel1
@@ -26,7 +27,7 @@ from solvers.path_products import PathProducts
 class Modes(eqx.Module):
     """Theta_0 on the training points, and the residual at the start, in its eigenvectors.
 
-    Eigenvalues that are zero to rounding are zero here. `rows` are Theta_0(x, X) of the test
+    Eigenvalues that cannot be told from zero are zero here. `rows` are Theta_0(x, X) of the test
     points. Composite indices (example, output) are flat.
     """
 
@@ -150,8 +151,7 @@ class Path(eqx.Module):
 def modes_of(kernel: Array, residual: Array, rows: Array) -> Modes:
     """The modes of Theta_0 (size, size)."""
     values, vectors = jnp.linalg.eigh(kernel)
-    rounding = len(values) * jnp.finfo(values.dtype).eps * values[-1]
-    values = jnp.where(values > rounding, values, 0)
+    values = jnp.where(resolved(values), values, 0)
     return Modes(values, vectors, vectors.T @ residual, rows)
 
 

@@ -113,7 +113,7 @@ def test_blocks_and_an_operator_on_single_outputs_are_the_kernel_of_each_output(
 def test_the_slowest_rate_is_that_of_the_spectrum(friction):
     """By the eigenvalues of the linear system; squared loss, whose Hessian is 1 / n."""
     kernel = jnp.diag(jnp.array([1.0, 0.5, 0.2, 0.1]))
-    flow = KernelFlow(kernel, Y, MeanSquaredError(), observes_kernel=False)
+    flow = KernelFlow(StoredKernel(kernel), Y, MeanSquaredError(), observes_kernel=False)
     c = None if friction is None else jnp.asarray(friction)
     found = SlowestRate(flow, jnp.asarray(0.1), c)((F0,))
     theta = np.asarray(kernel) / N

@@ -9,8 +9,9 @@ import pytest
 from scipy.stats import multivariate_normal
 
 from corrections import ntk, NTKOperator
+from corrections.symmetric import RoundingWarning
 from solvers.blocks import KernelBlocks
-from solvers.gaussian import Gaussian, positive_root, PredictionError
+from solvers.gaussian import Gaussian, PredictionError
 from solvers.gaussian_process import posterior
 from solvers.mse import mse_flow
 from solvers.result import RESULTS
@@ -89,12 +90,15 @@ def test_singular_kernel_is_solved_in_its_range():
     n = N + 1
     y = jnp.concatenate([Y, Y[:1] + 1.0])
     test = {"kernel_test": prior[n:, :n], "kernel_test_test": prior[n:, n:]}
-    found = posterior(prior[:n, :n], y, **test)
+    with pytest.warns(RoundingWarning, match="1 directions of `kernel`"):
+        found = posterior(prior[:n, :n], y, **test)
+    assert int(found.dropped) == 1
     once = posterior(PRIOR[:N, :N], Y.at[0].add(0.5), **TEST)
     np.testing.assert_allclose(found.test.mean, once.test.mean, atol=1e-8)
     np.testing.assert_allclose(found.test.covariance, once.test.covariance, atol=1e-10)
     assert bool(jnp.isnan(found.log_marginal_likelihood))
     noisy = posterior(prior[:n, :n], y, noise=NOISE, **test)
+    assert int(noisy.dropped) == 0
     mean, covariance = textbook(prior, NOISE, y)
     np.testing.assert_allclose(noisy.test.mean, mean[n:], atol=1e-10)
     np.testing.assert_allclose(noisy.test.covariance, covariance[n:, n:], atol=1e-10)
@@ -164,14 +168,6 @@ def test_samples_at_several_times_and_of_a_coupled_covariance():
     coupled = jnp.array([[1.0, 0.9], [0.9, 1.0]]).reshape(1, 2, 1, 2)
     samples = Gaussian(jnp.zeros((1, 2)), coupled).sample(jr.key(0), 2000)
     np.testing.assert_allclose(jnp.mean(samples[:, 0, 0] * samples[:, 0, 1]), 0.9, atol=0.2)
-
-
-def test_root_clips_rounding_only():
-    matrix = jnp.diag(jnp.array([1.0, 1e-3, -1e-17]))
-    found = positive_root(matrix)
-    np.testing.assert_allclose(found.root @ found.root.T, matrix, atol=1e-16)
-    assert bool(found.positive)
-    assert not bool(positive_root(matrix.at[2, 2].set(-1e-3)).positive)
 
 
 @pytest.mark.parametrize("method", ["exact", "iterative"])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy.linalg import expm
 
+from corrections.symmetric import RoundingWarning
 from solvers.gaussian import PredictionError
 from solvers.gaussian_process import posterior
 from solvers.infinite_ensemble import ensemble
@@ -123,7 +124,8 @@ def test_training_the_readout_only_is_the_posterior_without_noise():
 def test_point_that_is_there_twice_is_learned_as_one():
     """Its two targets pull at their mean, with twice the weight; nothing is NaN."""
     x, y = ALL([X, X[:1]]), ALL([Y, Y[:1] + 1.0])
-    found = ensemble(phi_kernel, both_kernel, x, y, [1.0, jnp.inf], x_test=X_TEST)
+    with pytest.warns(RoundingWarning, match="1 directions of `ntk`"):
+        found = ensemble(phi_kernel, both_kernel, x, y, [1.0, jnp.inf], x_test=X_TEST)
     once = ensemble(phi_kernel, both_kernel, X, Y.at[0].add(0.5), [jnp.inf], x_test=X_TEST)
     np.testing.assert_allclose(found.test.mean[-1], once.test.mean[-1], atol=1e-9)
     np.testing.assert_allclose(found.test.covariance[-1], once.test.covariance[-1], atol=1e-9)
@@ -136,7 +138,9 @@ def test_features_fewer_than_points_leave_what_they_cannot_fit():
     def few(x1, x2):
         return x1 @ x2.T
 
-    found = ensemble(few, few, X, Y, [jnp.inf], x_test=X_TEST)
+    with pytest.warns(RoundingWarning, match=f"{N - 3} directions of `ntk`"):
+        found = ensemble(few, few, X, Y, [jnp.inf], x_test=X_TEST)
+    assert int(found.dropped) == N - 3
     weights = np.linalg.lstsq(X, Y)[0]
     np.testing.assert_allclose(found.points.mean[0], BOTH @ weights, atol=1e-10)
     np.testing.assert_allclose(found.points.covariance[0], 0, atol=1e-12)
@@ -171,8 +175,13 @@ def test_negative_eigenvalues_of_the_size_of_rounding_are_zero():
     def rounded(x1, x2):
         return x1 @ x2.T - 1e-15 * (x1[:, None] == x2[None]).all(axis=-1).astype(x1.dtype)
 
-    found = ensemble(rounded, rounded, X, Y, [2.0, jnp.inf])
-    exact = ensemble(lambda a, b: a @ b.T, lambda a, b: a @ b.T, X, Y, [2.0, jnp.inf])
+    def exactly(x1, x2):
+        return x1 @ x2.T
+
+    with pytest.warns(RoundingWarning):
+        found = ensemble(rounded, rounded, X, Y, [2.0, jnp.inf])
+    with pytest.warns(RoundingWarning):
+        exact = ensemble(exactly, exactly, X, Y, [2.0, jnp.inf])
     np.testing.assert_allclose(found.train.mean, exact.train.mean, atol=1e-12)
 
 

@@ -11,6 +11,7 @@ from scipy.linalg import expm
 
 from corrections import ntk, taylorize
 from corrections.parameters import split
+from corrections.symmetric import RoundingWarning
 from solvers import (
     gradient_flow,
     linearized_model,
@@ -92,7 +93,9 @@ def test_infinity_is_the_limit_also_of_a_singular_kernel():
     features = inputs(N + M, 2, seed=3)
     kernel = features @ features[:N].T
     args, options = problem(kernel)
-    found = mse_flow(*args, [1e3, 1e8, 1e200, jnp.inf], **options)
+    with pytest.warns(RoundingWarning, match="2 directions of `kernel`"):
+        found = mse_flow(*args, [1e3, 1e8, 1e200, jnp.inf], **options)
+    assert int(found.dropped) == 2
     for train, test in zip(found.train[1:], found.test[1:], strict=True):
         np.testing.assert_allclose(train, found.train[-1], atol=1e-12)
         np.testing.assert_allclose(test, found.test[-1], atol=1e-12)

@@ -1,0 +1,162 @@
+r"""The kernel of a solve, which does not move: stored or an operator, with its rows of test points.
+
+What solvers do with it: products with outputs, and of a stored one the matrices on the training
+points (`corrections.symmetric.Layout`), with a ridge, factorised or in eigenvectors.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from corrections.matrix_functions import eigenbasis, MatrixFunction
+from corrections.positive_matrix import positive_matrix
+from corrections.symmetric import Layout, resolved, rounding, ZERO
+from solvers.operators import Operator, times
+from zoo import checks
+
+RidgeScale = Literal["absolute", "relative"]
+
+_MOVED = 1e-3
+"""A direction that cannot have moved by this part of its way is not missed."""
+
+
+class Ridge(NamedTuple):
+    """What is added to the eigenvalues of a kernel: `size`, in its units or, `relative`, in those
+    of the mean of its diagonal.
+    """
+
+    size: Float[Array, ""]
+    relative: bool
+
+    def added_to(self, matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
+        size = self.size.astype(matrix.dtype)
+        if self.relative:
+            size = size * jnp.mean(jnp.diagonal(matrix))
+        return matrix + size * jnp.eye(len(matrix), dtype=matrix.dtype)
+
+
+def check_ridge(diag_reg: Any, scale: RidgeScale) -> Ridge:
+    """**Raises:** `ValueError` for a negative ridge or an unknown scale."""
+    checks.nonnegative_number("diag_reg", diag_reg)
+    checks.choice("diag_reg_scale", scale, ("absolute", "relative"))
+    return Ridge(jnp.asarray(diag_reg, float), scale == "relative")
+
+
+class Solution(NamedTuple):
+    """Coefficients a of a solve, so that outputs move by Theta a.
+
+    - `coefficients`: for each matrix of the kernel, (count, size, c), with axes in front.
+    - `positive`: whether the matrices are positive semidefinite, to rounding.
+    - `dropped`: directions that cannot be told from zero and were left out.
+    """
+
+    coefficients: Float[Array, "*t count size c"]
+    positive: Bool[Array, ""]
+    dropped: Int[Array, ""]
+
+
+class FrozenKernel(eqx.Module):
+    """Rows of training points, then of test points."""
+
+    @abc.abstractmethod
+    def times(self, g: Float[Array, "n k"]) -> Float[Array, "points k"]:
+        """Theta g at all points."""
+
+    @abc.abstractmethod
+    def spread(self) -> float:
+        """Smallest over largest eigenvalue on the training points, of those that are told from
+        zero; 1 where they are not known: for an operator, or a kernel that is traced.
+        """
+
+
+class OperatorKernel(FrozenKernel):
+    """A kernel that is not formed: an operator for training rows, and one for test rows."""
+
+    train: Operator
+    test: Operator | None
+
+    def times(self, g: Float[Array, "n k"]) -> Float[Array, "points k"]:
+        moved = times(self.train, g)
+        return moved if self.test is None else jnp.concatenate([moved, times(self.test, g)])
+
+    def spread(self) -> float:
+        return 1.0
+
+
+class StoredKernel(FrozenKernel):
+    """`rows`: (n + m, n), (n + m, n, k) or (n + m, k, n, k)."""
+
+    rows: Float[Array, "points n *outputs"]
+
+    @property
+    def layout(self) -> Layout:
+        """How its matrices are laid out."""
+        return Layout(self.rows.ndim)
+
+    def times(self, g: Float[Array, "n k"]) -> Float[Array, "points k"]:
+        return self.layout.times(self.rows, g)
+
+    def blocks(self) -> Float[Array, "count size size"]:
+        """The matrices on the training points."""
+        blocks = self.layout.blocks(self.rows)
+        return blocks[:, : blocks.shape[2]]
+
+    def outputs(
+        self, coefficients: Float[Array, "count size c"], k: int
+    ) -> Float[Array, "points k"]:
+        """Theta a, from the coefficients of each matrix."""
+        return self.layout.outputs(self.layout.blocks(self.rows) @ coefficients, k)
+
+    def relaxed(
+        self,
+        at: Callable[[Array], MatrixFunction],
+        ts: Float[Array, " t"],
+        ridge: Ridge,
+        right: Float[Array, "n k"],
+        *,
+        reach: Array,
+    ) -> Solution:
+        """F_t(Theta + ridge) b at some times, in the eigenvectors of each matrix. A direction that
+        cannot be told from zero stays where it is, and counts as dropped unless 1 / `reach` is far
+        above its eigenvalue.
+        """
+
+        def of_block(block: Array, columns: Array) -> tuple[Array, Array, Array]:
+            basis = eigenbasis(ridge.added_to(block))
+            found = jax.lax.map(lambda t: basis.apply(at(t), columns), ts)
+            matters = ZERO * rounding(jnp.max(jnp.abs(basis.values))) * reach > _MOVED
+            return found, basis.positive, jnp.where(matters, basis.dropped, 0)
+
+        found, positive, dropped = _over_blocks(of_block, self.blocks(), self.layout.columns(right))
+        return Solution(jnp.moveaxis(found, 0, 1), jnp.all(positive), jnp.sum(dropped))
+
+    def solved(self, ridge: Ridge, right: Float[Array, "n k"]) -> Solution:
+        """(Theta + ridge)^{-1} b."""
+
+        def of_block(block: Array, columns: Array) -> tuple[Array, Array, Array]:
+            system = positive_matrix(ridge.added_to(block))
+            return system.solve(columns), system.positive, system.dropped
+
+        found, positive, dropped = _over_blocks(of_block, self.blocks(), self.layout.columns(right))
+        return Solution(found, jnp.all(positive), jnp.sum(dropped))
+
+    def spread(self) -> float:
+        rows = checks.concrete(self.rows)
+        if rows is None:
+            return 1.0
+        values = np.linalg.eigvalsh(np.asarray(self.blocks()))
+        seen = values[np.asarray(resolved(jnp.asarray(values)))]
+        return float(seen.min() / seen.max()) if seen.size else 1.0
+
+
+def _over_blocks(fn: Callable[..., Any], blocks: Array, columns: Array) -> Any:
+    """`fn` of each matrix in turn: a `cond` in it stays one, which under `vmap` it does not."""
+    if len(blocks) == 1:
+        return jax.tree.map(lambda a: a[None], fn(blocks[0], columns[0]))
+    return jax.lax.map(lambda pair: fn(*pair), (blocks, columns))
