@@ -16,12 +16,14 @@ It is symmetric in its nodes, and its derivatives are functions of the same kind
 so that none of them is lost where nodes are equal or close.
 """  # noqa: E501
 
-import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
+
+from corrections.symbolic import is_zero
 
 _TERMS = 18
 """Of the series of exp where all nodes are within 1 of each other: 1 / 18! is 2e-16."""
@@ -30,36 +32,36 @@ _TERMS = 18
 @jax.custom_jvp
 def divided_exponential(nodes: tuple[Array, ...], t: Array) -> Array:
     """w_r(z_0, .., z_r; t) for r + 1 nodes >= 0 that broadcast, at a finite time t >= 0."""
-    common = jnp.broadcast_arrays(*nodes)
     if len(nodes) == 1:
-        return jnp.exp(-common[0] * t)
-    if len(nodes) == 2:
-        low, gap = jnp.minimum(*common), jnp.abs(common[0] - common[1])
-        return _of_two(low, gap, t)
-    ordered = jnp.sort(jnp.stack(common), axis=0)
-    table = [_of_two(a, b - a, t) for a, b in itertools.pairwise(ordered)]
+        return jnp.exp(-nodes[0] * t)
+    ordered = jnp.stack(jnp.broadcast_arrays(*nodes))
+    if len(nodes) > 2:
+        ordered = jnp.sort(ordered, axis=0)
+    else:  # which compiles faster
+        ordered = jnp.stack([jnp.minimum(*ordered), jnp.maximum(*ordered)])
+    table = _of_two(ordered[:-1], ordered[1:] - ordered[:-1], t)
     for order in range(2, len(nodes)):
-        table = [
-            _next(ordered[i : i + order + 1], table[i], table[i + 1], t)
-            for i in range(len(nodes) - order)
-        ]
+        table = _next(ordered, table, order, t)
     return table[0]
 
 
-@divided_exponential.defjvp
-def _derivative(
-    primals: tuple[tuple[Array, ...], Array], tangents: tuple[tuple[Array, ...], Array]
-) -> tuple[Array, Array]:
+def _derivative(primals: tuple[tuple[Array, ...], Array], tangents: Any) -> tuple[Array, Array]:
     nodes, t = primals
-    moved, dt = tangents
+    moved, in_time = tangents
     value = divided_exponential(nodes, t)
-    in_time = -nodes[0] * value
-    if len(nodes) > 1:
-        in_time = in_time + divided_exponential(nodes[1:], t)
-    tangent = in_time * dt
+    tangent = jnp.zeros_like(value)
+    if not is_zero(in_time):
+        slope = -nodes[0] * value
+        if len(nodes) > 1:
+            slope = slope + divided_exponential(nodes[1:], t)
+        tangent = tangent + slope * in_time
     for node, direction in zip(nodes, moved, strict=True):
-        tangent = tangent - divided_exponential((*nodes, node), t) * direction
+        if not is_zero(direction):
+            tangent = tangent - divided_exponential((*nodes, node), t) * direction
     return value, tangent
+
+
+divided_exponential.defjvp(_derivative, symbolic_zeros=True)
 
 
 def _of_two(low: Array, gap: Array, t: Array) -> Array:
@@ -69,29 +71,31 @@ def _of_two(low: Array, gap: Array, t: Array) -> Array:
     return jnp.exp(-low * t) * jnp.where(apart, -jnp.expm1(-safe * t) / safe, t)
 
 
-def _next(ordered: Array, without_last: Array, without_first: Array, t: Array) -> Array:
-    """The difference of one order more, from the two of all nodes but one: their difference where
-    the nodes lie apart, else the series, whose coefficients are the complete homogeneous
+def _next(ordered: Array, table: Array, order: int, t: Array) -> Array:
+    """The differences of this order of neighbours, from those of one order less: their difference
+    where the nodes lie apart, else the series, whose coefficients are the complete homogeneous
     polynomials of the nodes.
     """
-    order = len(ordered) - 1
-    low, width = ordered[0], ordered[-1] - ordered[0]
+    count = len(ordered) - order
+    low, width = ordered[:count], ordered[order:] - ordered[:count]
     near = width * t < 1
-    far = (without_last - without_first) / jnp.where(near, 1, width)
-    steps = jnp.where(near[None], -(ordered - low[None]) * t, 0)
-    homogeneous = [jnp.ones_like(low)] * len(ordered)
-    series, coefficient = jnp.ones_like(low), 1.0
-    for term in range(1, _TERMS):
-        # Of degree `term` in the first nodes: that in one node less, and one degree less times it.
-        moved = jnp.zeros_like(low)
-        following = []
+    far = (table[:-1] - table[1:]) / jnp.where(near, 1, width)
+    steps = [jnp.where(near, (low - ordered[i : i + count]) * t, 0) for i in range(order + 1)]
+
+    def add(term: Array, carry: tuple[list[Array], Array, Array]) -> tuple[list, Array, Array]:
+        homogeneous, coefficient, series = carry
+        # Of one degree more in the first nodes: that in one node less, and this times the node.
+        moved, following = jnp.zeros_like(low), []
         for step, before in zip(steps, homogeneous, strict=True):
             moved = moved + step * before
             following.append(moved)
-        homogeneous = following
-        coefficient /= term + order
-        series = series + coefficient * homogeneous[-1]
+        coefficient = coefficient / (term + order).astype(coefficient.dtype)
+        return following, coefficient, series + coefficient * following[-1]
+
+    one = jnp.ones_like(low)
+    first = 1 / math.factorial(order)
+    start = ([one] * (order + 1), jnp.asarray(first, low.dtype), one * first)
+    _, _, series = jax.lax.fori_loop(1, _TERMS, add, start)
     # t^r e^{-low t} in one, of which the first alone may overflow.
-    positive = jnp.where(t > 0, t, 1)
-    scale = jnp.where(t > 0, jnp.exp(order * jnp.log(positive) - low * t), 0)
-    return jnp.where(near, scale * series / math.factorial(order), far)
+    scale = jnp.where(t > 0, jnp.exp(order * jnp.log(jnp.where(t > 0, t, 1)) - low * t), 0)
+    return jnp.where(near, scale * series, far)

@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from corrections.exponentials import divided_exponential
+from corrections.symbolic import is_zero
 from corrections.symmetric import positive, resolved
 
 
@@ -135,16 +136,26 @@ def _applied(
     return vectors @ (weights[:, None] * (vectors.T @ columns))
 
 
-@_applied.defjvp
-def _applied_jvp(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+def _applied_jvp(primals: tuple[Any, ...], tangents: Any) -> tuple[Array, Array]:
     function, values, vectors, matrix, columns = primals
+    leaves, structure = jax.tree.flatten((function, _displacement(matrix), columns))
+    directions = jax.tree.leaves((tangents[0], tangents[3], tangents[4]))
+    moving = [not is_zero(direction) for direction in directions]
 
-    def near(function: MatrixFunction, moved: Array, columns: Array) -> Array:
-        return _expanded(function, values, vectors, moved, columns, _third_order(matrix))
+    def near(*moved: Array) -> Array:
+        given = iter(moved)
+        at = [next(given) if m else leaf for m, leaf in zip(moving, leaves, strict=True)]
+        function, displacement, columns = jax.tree.unflatten(structure, at)
+        unit = _third_order(matrix)
+        return _expanded(function, values, vectors, displacement, columns, unit)
 
-    at = (function, _displacement(matrix), columns)
-    _, tangent = jax.jvp(near, at, (tangents[0], *tangents[3:]))
-    return _applied(*primals), tangent
+    at = tuple(leaf for m, leaf in zip(moving, leaves, strict=True) if m)
+    along = tuple(d for m, d in zip(moving, directions, strict=True) if m)
+    value = _applied(*primals)
+    return value, jax.jvp(near, at, along)[1] if at else jnp.zeros_like(value)
+
+
+_applied.defjvp(_applied_jvp, symbolic_zeros=True)
 
 
 def _expanded(
@@ -203,7 +214,7 @@ def _displacement(matrix: Array) -> Array:
 
 
 @_displacement.defjvp
-def _displacement_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+def _displacement_jvp(primals: tuple[Array], tangents: Any) -> tuple[Array, Array]:
     return _displacement(*primals), tangents[0]
 
 
@@ -214,7 +225,7 @@ def _third_order(matrix: Array) -> Array:
 
 
 @_third_order.defjvp
-def _third_order_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+def _third_order_jvp(primals: tuple[Array], tangents: Any) -> tuple[Array, Array]:
     return _third_order(*primals), _refused(*primals) * jnp.sum(tangents[0])
 
 
@@ -224,7 +235,7 @@ def _refused(matrix: Array) -> Array:
 
 
 @_refused.defjvp
-def _refused_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+def _refused_jvp(primals: tuple[Array], tangents: Any) -> tuple[Array, Array]:
     raise NotImplementedError(
         "Functions of a kernel have derivatives of first and second order in it, and one of third "
         "order was asked for."

@@ -9,6 +9,8 @@ Derivatives are those of the equations, A x = b and d log det A = tr A^{-1} dA, 
 the factorisation holds, and not those of its steps.
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -138,6 +140,6 @@ def _log_determinant(positive: PositiveMatrix, matrix: Array) -> Array:
 
 @_log_determinant.defjvp
 def _log_determinant_jvp(
-    primals: tuple[PositiveMatrix, Array], tangents: tuple[PositiveMatrix, Array]
+    primals: tuple[PositiveMatrix, Array], tangents: Any
 ) -> tuple[Array, Array]:
     return _log_determinant(*primals), jnp.vdot(primals[0].inverse(), tangents[1])

@@ -220,8 +220,9 @@ class Steps(MatrixFunction):
         return total[..., 0, -1]
 
     def scale(self, values: Array) -> Array:
-        weights = 2.0 ** jnp.arange(len(self.bits), dtype=values.dtype)
-        return jnp.maximum(values, 1 / (1 + self.rate * jnp.sum(weights * self.bits)))
+        powers = 2.0 ** jnp.arange(len(self.bits), dtype=values.dtype)
+        steps = jnp.sum(jnp.where(self.bits, powers, 0))
+        return jnp.maximum(values, 1 / (self.rate * (1 + steps)))
 
 
 def _check_stored(problem: KernelProblem) -> None:
