@@ -91,7 +91,7 @@ def mse_flow(
     problem = check_kernel_problem(
         kernel, y, loss=MeanSquaredError(), f0=f0, kernel_test=kernel_test, f0_test=f0_test
     )
-    _check_stored(problem)
+    _stored(problem)
     ridge = check_ridge(diag_reg, diag_reg_scale)
     found = finish(_flow(problem, ts, ridge, ends_at_infinity(ts)), throw=throw)
     warn_where_dropped("`kernel`", found.dropped, problem.y.dtype)
@@ -139,7 +139,7 @@ def mse_descent(
     problem = check_kernel_problem(
         kernel, y, loss=MeanSquaredError(), f0=f0, kernel_test=kernel_test, f0_test=f0_test
     )
-    _check_stored(problem)
+    _stored(problem)
     ridge = check_ridge(diag_reg, diag_reg_scale)
     rate, m = jnp.asarray(learning_rate, float), jnp.asarray(momentum, float)
     found = finish(_descent(problem, counts, rate, m, ridge), throw=throw)
@@ -225,19 +225,20 @@ class Steps(MatrixFunction):
         return jnp.maximum(values, 1 / (self.rate * (1 + steps)))
 
 
-def _check_stored(problem: KernelProblem) -> None:
+def _stored(problem: KernelProblem) -> StoredKernel:
     """**Raises:** `TypeError` for a kernel that is an operator."""
     if not isinstance(problem.kernel, StoredKernel):
         raise TypeError(
             "`kernel` is an operator, expected an array: its eigenvectors are needed. Use "
             "`mse_flow_operator`, or `gradient_descent` for steps."
         )
+    return problem.kernel
 
 
 @eqx.filter_jit
 def _flow(problem: KernelProblem, ts: Array, ridge: Ridge, to_the_limit: bool) -> Trajectory:
     n = len(problem.y)
-    kernel, missing = problem.kernel, problem.y - problem.f0[:n]
+    kernel, missing = _stored(problem), problem.y - problem.f0[:n]
     ts = ts.astype(problem.y.dtype)
     finite = ts[:-1] if to_the_limit else ts
     found = []
@@ -265,14 +266,13 @@ def _descent(
         return Steps(bits, rate, momentum.astype(dtype))
 
     reach = jnp.max(steps) * rate
-    return _trajectory(
-        problem, steps, [problem.kernel.relaxed(after, steps, ridge, missing, reach=reach)]
-    )
+    found = _stored(problem).relaxed(after, steps, ridge, missing, reach=reach)
+    return _trajectory(problem, steps, [found])
 
 
 def _trajectory(problem: KernelProblem, ts: Array, found: list[Solution]) -> Trajectory:
     n, k = problem.y.shape
-    kernel = problem.kernel
+    kernel = _stored(problem)
     coefficients = jnp.concatenate([part.coefficients for part in found])
     positive = jnp.all(jnp.stack([part.positive for part in found]))
     dropped = jnp.max(jnp.stack([part.dropped for part in found]))
