@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax.scipy.linalg import cho_solve
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from corrections.matrix_functions import Eigenbasis, eigenbasis, Relaxation
 from corrections.symmetric import NEGATIVE, rounding, ZERO
@@ -75,11 +75,15 @@ class PositiveMatrix(eqx.Module):
         return _log_determinant(self, self.matrix)
 
 
-def positive_matrix(matrix: Float[Array, "n n"]) -> PositiveMatrix:
-    """A symmetric matrix that should be positive, factorised."""
+def positive_matrix(
+    kernel: Float[Array, "n n"], shift: Float[ArrayLike, ""] = 0.0
+) -> PositiveMatrix:
+    """A = K + shift for a symmetric K that should be positive and a shift >= 0, factorised."""
+    shift = jnp.asarray(shift, kernel.dtype)
+    matrix = kernel + shift * jnp.eye(len(kernel), dtype=kernel.dtype)
     fixed = jax.lax.stop_gradient(matrix)
     factor = jnp.linalg.cholesky(fixed)
-    factorised = _is_resolved(fixed, factor)
+    factorised = _is_resolved(fixed, factor, jax.lax.stop_gradient(shift))
 
     def nothing(fixed: Array) -> tuple[Array, Array]:
         return jnp.zeros(len(fixed), fixed.dtype), jnp.zeros_like(fixed)
@@ -113,11 +117,15 @@ def largest_eigenvalue_bound(matrix: Float[Array, "n n"]) -> Float[Array, ""]:
     return scale * jnp.minimum(rows, jnp.sqrt(jnp.sum(scaled**2)))
 
 
-def _is_resolved(matrix: Array, factor: Array) -> Bool[Array, ""]:
-    """Whether there is a factor, and the smallest eigenvalue that a few steps of inverse iteration
-    find is told from zero: a singular matrix may well have one, with rounding for its last pivots.
+def _is_resolved(matrix: Array, factor: Array, shift: Array) -> Bool[Array, ""]:
+    """Whether there is a factor that means something: a singular matrix may well have one, with
+    rounding for its last pivots. No pivot is below the shift, if that is more than the rounding of
+    a pivot; else the smallest eigenvalue that a few steps of inverse iteration find has to be told
+    from zero.
     """
     unit = largest_eigenvalue_bound(matrix)
+    of_pivot = len(matrix) ** 0.5 * rounding(jnp.max(jnp.diagonal(matrix)))
+    shifted = (shift > of_pivot) & jnp.all(jnp.isfinite(jnp.diagonal(factor)))
     unit = jnp.where(unit > 0, unit, 1)
     vectors = jr.normal(jr.key(0), (len(matrix), _PROBES), matrix.dtype)
     growth = jnp.zeros((), matrix.dtype)
@@ -126,7 +134,7 @@ def _is_resolved(matrix: Array, factor: Array) -> Bool[Array, ""]:
         vectors = unit * cho_solve((factor, True), vectors)
         growth = jnp.max(jnp.linalg.norm(vectors, axis=0))
     # In units of the largest eigenvalue; False for NaN.
-    return growth * ZERO * jnp.finfo(matrix.dtype).eps < 1
+    return shifted | (growth * ZERO * jnp.finfo(matrix.dtype).eps < 1)
 
 
 @jax.custom_jvp

@@ -22,7 +22,7 @@ from zoo import checks
 
 RidgeScale = Literal["absolute", "relative"]
 
-_MOVED = 1e-3
+_MOVED = 1e-2
 """A direction that cannot have moved by this part of its way is not missed."""
 
 
@@ -34,11 +34,10 @@ class Ridge(NamedTuple):
     size: Float[Array, ""]
     relative: bool
 
-    def added_to(self, matrix: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    def of(self, matrix: Float[Array, "n n"]) -> Float[Array, ""]:
+        """Its size for a matrix."""
         size = self.size.astype(matrix.dtype)
-        if self.relative:
-            size = size * jnp.mean(jnp.diagonal(matrix))
-        return matrix + size * jnp.eye(len(matrix), dtype=matrix.dtype)
+        return size * jnp.mean(jnp.diagonal(matrix)) if self.relative else size
 
 
 def check_ridge(diag_reg: Any, scale: RidgeScale) -> Ridge:
@@ -128,7 +127,8 @@ class StoredKernel(FrozenKernel):
         """
 
         def of_block(block: Array, columns: Array) -> tuple[Array, Array, Array]:
-            basis = eigenbasis(ridge.added_to(block))
+            one = jnp.eye(len(block), dtype=block.dtype)
+            basis = eigenbasis(block + ridge.of(block) * one)
             found = jax.lax.map(lambda t: basis.apply(at(t), columns), ts)
             matters = ZERO * rounding(jnp.max(jnp.abs(basis.values))) * reach > _MOVED
             return found, basis.positive, jnp.where(matters, basis.dropped, 0)
@@ -140,7 +140,7 @@ class StoredKernel(FrozenKernel):
         """(Theta + ridge)^{-1} b."""
 
         def of_block(block: Array, columns: Array) -> tuple[Array, Array, Array]:
-            system = positive_matrix(ridge.added_to(block))
+            system = positive_matrix(block, ridge.of(block))
             return system.solve(columns), system.positive, system.dropped
 
         found, positive, dropped = _over_blocks(of_block, self.blocks(), self.layout.columns(right))

@@ -156,20 +156,20 @@ def _ensemble(
 ) -> Ensemble:
     n = len(y)
     kernel = StoredKernel(theta)
-    one = jnp.eye(n, dtype=theta.dtype)
+    right = jnp.concatenate([jnp.eye(n, dtype=theta.dtype), y], axis=1)
     finite = ts[:-1] if to_the_limit else ts
     found = []
     if len(finite):
         reach = jnp.max(finite) / n
-        found = [kernel.relaxed(lambda t: Relaxation(t / n), finite, ridge, one, reach=reach)]
+        found = [kernel.relaxed(lambda t: Relaxation(t / n), finite, ridge, right, reach=reach)]
     if to_the_limit:
-        limit = kernel.solved(ridge, one)
+        limit = kernel.solved(ridge, right)
         found.append(limit._replace(coefficients=limit.coefficients[None]))
     positive = jnp.all(jnp.stack([part.positive for part in found])) & is_positive(prior)
 
     def at(coefficients: Array) -> tuple[Array, Array]:
-        reach = theta @ coefficients[0]
-        return reach @ y, _covariance(jnp.eye(*theta.shape, dtype=theta.dtype) - reach, prior)
+        reach, mean = jnp.split(theta @ coefficients[0], [n], axis=1)
+        return mean, _covariance(jnp.eye(*theta.shape, dtype=theta.dtype) - reach, prior)
 
     mean, covariance = jax.lax.map(at, jnp.concatenate([part.coefficients for part in found]))
     healthy = jnp.all(jnp.isfinite(mean), axis=(1, 2)) & jnp.all(
