@@ -78,8 +78,8 @@ class Layout(NamedTuple):
             return columns[0]
         return columns[..., 0].T if self.axes == 3 else columns.reshape(-1, k)
 
-    def times(self, kernel: Array, g: Float[Array, "n k"]) -> Float[Array, "points k"]:
-        """The kernel applied to outputs."""
+    def times(self, kernel: Array, g: Float[Array, "n k"]) -> Array:
+        """The kernel applied to outputs; one of higher order in its last slot."""
         if self.axes == 2:
             return kernel @ g
         if self.axes == 3:

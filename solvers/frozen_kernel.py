@@ -64,8 +64,8 @@ class FrozenKernel(eqx.Module):
     """Rows of training points, then of test points."""
 
     @abc.abstractmethod
-    def times(self, g: Float[Array, "n k"]) -> Float[Array, "points k"]:
-        """Theta g at all points."""
+    def times(self, g: Float[Array, "n k"]) -> Array:
+        """Theta g at all points, (points, k); of a frozen O_p its last slot contracted."""
 
     @abc.abstractmethod
     def spread(self) -> float:
@@ -89,16 +89,16 @@ class OperatorKernel(FrozenKernel):
 
 
 class StoredKernel(FrozenKernel):
-    """`rows`: (n + m, n), (n + m, n, k) or (n + m, k, n, k)."""
+    """`rows`: (n + m, n), (n + m, n, k) or (n + m, k, n, k); for products alone O_p, p > 2, too."""
 
-    rows: Float[Array, "points n *outputs"]
+    rows: Float[Array, "points *others"]
 
     @property
     def layout(self) -> Layout:
         """How its matrices are laid out."""
         return Layout(self.rows.ndim)
 
-    def times(self, g: Float[Array, "n k"]) -> Float[Array, "points k"]:
+    def times(self, g: Float[Array, "n k"]) -> Array:
         return self.layout.times(self.rows, g)
 
     def blocks(self) -> Float[Array, "count size size"]:

@@ -78,23 +78,24 @@ class Gaussian(eqx.Module):
 
 
 class PredictionError(PicklableException, RuntimeError):
-    """A prediction failed under `throw=True`. `.prediction` is what there is, marked: NaN."""
+    """A prediction failed under `throw=True`. `.prediction` is what there is, marked: NaN.
+    `.partial` is the same with the numbers that an iterative solve had come to, whose error is in
+    its `stats`; None for other solves.
+    """
 
-    def __init__(self, message: str, prediction: eqx.Module):
+    def __init__(self, message: str, prediction: eqx.Module, partial: eqx.Module | None = None):
         super().__init__(message)
         self.prediction = prediction
+        self.partial = partial
 
 
-def raise_unless_successful(prediction: Any, advice: str = "", *, throw: bool) -> Any:
+def raise_unless_successful(prediction: Any, *, throw: bool) -> Any:
     """A prediction itself, or a `PredictionError` where it failed and `throw` asks for that."""
 
     def error() -> PredictionError:
-        if bool(prediction.result == RESULTS.max_steps_reached):
-            text = "A solve with the kernel did not converge." + advice
-        else:
-            text = RESULTS[prediction.result]
         return PredictionError(
-            f"{text} `throw=False` returns what there is, and so does `.prediction` of this error.",
+            f"{RESULTS[prediction.result]} `throw=False` returns what there is, and so does "
+            "`.prediction` of this error.",
             prediction,
         )
 

@@ -24,9 +24,10 @@ from corrections.positive_matrix import (
     positive_matrix,
     PositiveMatrix,
 )
-from corrections.symmetric import check_kernel, check_symmetric, warn_where_dropped
-from solvers.gaussian import Gaussian, raise_unless_successful
-from solvers.iterative import check_krylov_options, outcome, solve
+from corrections.symmetric import check_kernel, check_symmetric, NEGATIVE, warn_where_dropped
+from solvers.gaussian import Gaussian, PredictionError, raise_unless_successful
+from solvers.iterative import solve, Units
+from solvers.krylov_outcome import advice, check_krylov_options, outcome, tolerance
 from solvers.losses import check_targets, MeanSquaredError
 from solvers.operators import (
     check_kernel_operator,
@@ -37,7 +38,7 @@ from solvers.operators import (
     product,
     Space,
 )
-from solvers.result import RESULTS
+from solvers.result import raise_where_failed, RESULTS
 from zoo import checks
 from zoo.precision import full_precision
 
@@ -51,8 +52,9 @@ class Posterior(eqx.Module):
     - `log_marginal_likelihood`: log p(y), summed over outputs. NaN where K + noise is singular, so
       that y has no density; None from `method="iterative"`.
     - `result`: a member of `RESULTS`.
-    - `stats`: of an iterative solve `num_products`, evaluations of the kernel, and `error`, the
-      largest relative residual.
+    - `stats`: of an iterative solve `num_products`, evaluations of the kernel; `num_steps`, the
+      most of a column; `error`, the largest relative residual |b - (K + noise) u| / |b| of a
+      column; and `backward_error`, the largest |b - (K + noise) u| / (|K + noise| |u| + |b|).
     - `dropped`: of an exact solve the directions of K + noise that cannot be told from zero:
       nothing is learned of them, so that they stay as they are in the prior.
     """
@@ -66,7 +68,9 @@ class Posterior(eqx.Module):
 
     @property
     def successful(self) -> Bool[Array, ""]:
-        """Whether the numbers can be used. All are NaN otherwise."""
+        """Whether the numbers can be used. All are NaN otherwise, but for those of a solve that
+        rounding kept from its tolerance (`RESULTS.rounding`): as good as `stats` says.
+        """
         return jnp.asarray(self.result == RESULTS.successful)
 
 
@@ -81,7 +85,7 @@ def posterior(
     f0: Float[ArrayLike, "n k"] | None = None,
     f0_test: Float[ArrayLike, "m k"] | None = None,
     method: Method = "auto",
-    rtol: float = 1e-6,
+    rtol: float | None = None,
     max_iterations: int = 1000,
     preconditioner_rank: int = 32,
     throw: bool = True,
@@ -122,18 +126,19 @@ def posterior(
       conjugate gradients, from products with vectors alone, which knows no covariance of training
       points; "auto", iterative for an operator.
     - `rtol`, `max_iterations`, `preconditioner_rank`: of an iterative solve: the largest residual
-      of a column relative to its right-hand side, the steps for one, and the rank of the
-      approximation of the kernel that speeds it up (0: none).
-    - `throw`: raise on failure (default), or return NaN, marked.
+      of a column relative to its right-hand side (default: 1e-6 in float64, 1e-4 in float32), the
+      steps for one, and the rank of the approximation of the kernel that speeds it up (0: none).
+    - `throw`: raise on failure (default), or return what there is, marked: NaN, or for a solve that
+      rounding kept from `rtol` its best iterate.
 
     **Returns:** a `Posterior`, of the function without noise.
 
     **Raises:** `ValueError` / `TypeError` for arguments that do not fit, before any work;
-    `PredictionError` for a kernel with a negative eigenvalue, or a solve that did not reach `rtol`.
-    **Warns:** `RoundingWarning` where directions were dropped: without noise, of a kernel that is
-    singular in its precision, or with noise below that.
+    `PredictionError` for a kernel with a negative eigenvalue, or a solve that did not reach `rtol`:
+    its `.partial` holds the best iterate. **Warns:** `RoundingWarning` where directions were
+    dropped: without noise, of a kernel that is singular in its precision, or with noise below that.
 
-    Derivatives of an exact solve in kernels, noise and observations, of any order where nothing is
+    Derivatives in kernels, noise and observations: of an exact solve of any order where nothing is
     dropped.
 
     Source: Rasmussen & Williams (2006), eqs. 2.23-2.24, 2.30 and 5.8.
@@ -149,22 +154,18 @@ def posterior(
     problem = _check_problem(kernel, y, kernel_test, kernel_test_test, f0, f0_test)
     variance = jnp.asarray(noise, problem.y.dtype)
     if is_operator or method == "iterative":
-        tolerance = jnp.asarray(rtol, problem.y.dtype)
-        found = _iterative(problem, variance, tolerance, max_iterations, preconditioner_rank)
-    else:
-        found = _exact(problem, variance)
-    message = (
-        ""
-        if not is_operator and method != "iterative"
-        else (
-            f" It came to the relative residual {found.stats['error']}, expected at most `rtol` = "
-            f"{rtol} within `max_iterations` = {max_iterations}: take more iterations, a larger "
-            "`preconditioner_rank`, or `noise` > 0."
-        )
-    )
-    found = raise_unless_successful(found, message, throw=throw)
-    if found.dropped is not None:
-        warn_where_dropped("`kernel`", found.dropped, problem.y.dtype)
+        rtol = tolerance(rtol, problem.y.dtype)
+        small = jnp.asarray(rtol, problem.y.dtype)
+        found = _iterative(problem, variance, small, max_iterations, preconditioner_rank)
+        options = {
+            "rtol": rtol,
+            "max_iterations": max_iterations,
+            "rank_helps": preconditioner_rank < problem.space.size,
+            "damping": ("noise", noise),
+        }
+        return _finish_iterative(found, options, throw=throw)
+    found = raise_unless_successful(_exact(problem, variance), throw=throw)
+    warn_where_dropped("`kernel`", found.dropped, problem.y.dtype)
     return found
 
 
@@ -305,31 +306,65 @@ def _iterative(
         preconditioner_rank=preconditioner_rank,
     )
     split = space.columns(problem.y).shape[1]
-    weights, reach = found.solution[:, :split], found.solution[:, split:]
+    own, other = (
+        Units(found.units.kernel, right) for right in jnp.split(found.units.right, [split])
+    )
+    weights, reach = jnp.split(found.scaled, [split], axis=1)
     train = Gaussian(problem.f0 + space.rows(found.image[:, :split]), None)
     test, positive = None, found.positive
     if problem.f0_test is not None:
         rows = problem.kernel_test
-        is_operator = isinstance(rows, OPERATORS)
-        moved = product(rows, weights) if is_operator else rows @ weights
+        moved = product(rows, weights) if isinstance(rows, OPERATORS) else rows @ weights
         covariance = None
         if across is not None and prior is not None:
+            reach = other.coefficients(reach)
             learned = across.T @ reach
             corrected = reach.T @ (found.image[:, split:] + noise * reach)
             matrix = prior - learned - learned.T + corrected
             matrix = (matrix + matrix.T) / 2
             # The error of CG is of second order here: well below what the slack allows.
-            values = jnp.linalg.eigvalsh(matrix)
-            slack = jnp.linalg.norm(across) * jnp.linalg.norm(reach) * rtol
-            slack = slack + 100 * len(values) * jnp.finfo(values.dtype).eps * jnp.max(
-                jnp.abs(jnp.diagonal(prior))
-            )
-            positive = positive & jnp.all(values > -slack)
+            scale = jnp.max(jnp.abs(jnp.diagonal(prior)))
+            scale = jnp.where(scale == 0, 1, scale)
+            values = jnp.linalg.eigvalsh(matrix / scale)
+            slack = jnp.linalg.norm(across / scale) * jnp.linalg.norm(reach)
+            slack = slack * jnp.maximum(rtol, jnp.max(found.error[split:]))
+            slack = slack + NEGATIVE * jnp.finfo(values.dtype).eps * jnp.linalg.norm(prior / scale)
+            positive = positive & jnp.all(values >= -slack)
             covariance = _unflattened(matrix, space)
-        test = Gaussian(problem.f0_test + space.rows(moved), covariance)
-    result = outcome(found.error, positive, rtol)
-    stats = {"num_products": found.products, "error": found.error}
-    return _marked(Posterior(train, test, None, result, stats))
+        test = Gaussian(problem.f0_test + space.rows(own.outputs(moved)), covariance)
+    stats = {
+        "num_products": found.products,
+        "num_steps": found.steps,
+        "error": jnp.max(found.error),
+        "backward_error": jnp.max(found.backward_error),
+    }
+    result = outcome(found.error, positive, found.stagnated, rtol)
+    return Posterior(train, test, None, result, stats)
+
+
+def _finish_iterative(found: Posterior, options: dict[str, Any], *, throw: bool) -> Posterior:
+    """What is returned or raised of a solve with its numbers, whatever they are."""
+
+    def error() -> PredictionError:
+        partial = None
+        if bool(found.result == RESULTS.kernel_not_positive):
+            text = RESULTS[found.result]
+        else:
+            partial = found
+            reason = advice(found.result, found.stats, dtype=found.train.mean.dtype, **options)
+            text = (
+                "A solve with the kernel did not converge. It came to the relative residual "
+                f"{float(found.stats['error']):.2g}, expected at most `rtol` = "
+                f"{options['rtol']:g}. {reason} `.partial` of this error holds the best iterate."
+            )
+        return PredictionError(
+            f"{text} `throw=False` returns what there is, and so does `.prediction` of this error.",
+            _marked(found),
+            partial,
+        )
+
+    best = jnp.asarray(found.successful | (found.result == RESULTS.rounding))
+    return raise_where_failed(_where(best, found), error, throw=throw)
 
 
 def _as_operator(kernel: Any, space: Space) -> Operator:
@@ -364,9 +399,12 @@ def _unflattened(matrix: Float[Array, "size size"], space: Space) -> Array:
 
 def _marked(found: Posterior) -> Posterior:
     """NaN in the place of numbers that cannot be used."""
+    return _where(found.successful, found)
 
+
+def _where(usable: Bool[Array, ""], found: Posterior) -> Posterior:
     def mark(tree: Any) -> Any:
-        return jax.tree.map(lambda a: jnp.where(found.successful, a, jnp.nan), tree)
+        return jax.tree.map(lambda a: jnp.where(usable, a, jnp.nan), tree)
 
     return Posterior(
         mark(found.train),

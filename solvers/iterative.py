@@ -11,40 +11,67 @@ since e' = -(K e + r) / n, where r(s) is that vector at s <= t, times v. It grow
 positive off-diagonal entries, and at t = inf it is the residual of conjugate gradients: u(t) never
 takes more products than u(inf), without the preconditioner.
 
+All of it is computed in units of b and of K, so that neither squares nor quotients leave the range
+of floating point: what comes for c K and d b is what comes for K and b, times d / c.
+
 Sources: Saad (1992), "Analysis of some Krylov subspace approximations to the matrix exponential
 operator"; Frangella, Tropp & Udell (2021), "Randomized Nystrom preconditioning".
 """
 
 import functools
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import lineax as lx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from corrections.symmetric import NEGATIVE, ZERO
+from solvers.conjugate_gradients import conjugate_gradients, Found, Map
 from solvers.operators import Operator, product, Space, space_of
-from solvers.result import RESULTS
-from zoo import checks
+
+
+class Units(NamedTuple):
+    """What numbers are measured in: a `kernel`'s eigenvalues, and the columns of `right`."""
+
+    kernel: Float[Array, ""]
+    right: Float[Array, " c"]
+
+    def coefficients(self, scaled: Float[Array, "*t size c"]) -> Float[Array, "*t size c"]:
+        """Solutions, in the units of b / K."""
+        return scaled * jnp.broadcast_to(self.right, scaled.shape) / self.kernel
+
+    def outputs(self, products: Float[Array, "*t rows c"]) -> Float[Array, "*t rows c"]:
+        """Products of a kernel with scaled solutions, in the units of b."""
+        return products / self.kernel * jnp.broadcast_to(self.right, products.shape)
 
 
 class Learned(NamedTuple):
     """U(t) for columns and times.
 
-    - `solution`: u(t), (t, size, columns); `image`: K u(t).
-    - `error`: a bound on |K e(t)| / |b|, the largest over columns, with what rounding adds, (t,).
-    - `products`: evaluations of the operator.
+    - `scaled`: u(t) in `units`, (t, size, columns); `image`: K u(t) in those of b.
+    - `error`: a bound on |K e(t)| / |b| of each column, with what rounding adds.
+    - `backward_error`: that relative to |K| |u(t)| + |b|.
+    - `stagnated`: where rounding keeps the error above `rtol`.
+    - `steps`: the size of the Krylov space; `products`: evaluations of the operator.
     - `positive`: whether no Ritz value was negative.
     """
 
-    solution: Float[Array, "t size c"]
+    scaled: Float[Array, "t size c"]
+    units: Units
     image: Float[Array, "t size c"]
-    error: Float[Array, " t"]
+    error: Float[Array, "t c"]
+    backward_error: Float[Array, "t c"]
+    stagnated: Bool[Array, "t c"]
+    steps: Int[Array, ""]
     products: Int[Array, ""]
     positive: Bool[Array, ""]
+
+    @property
+    def solution(self) -> Float[Array, "t size c"]:
+        """The solution u(t)."""
+        return self.units.coefficients(self.scaled)
 
 
 def learned_at(
@@ -62,31 +89,43 @@ def learned_at(
     """
     space = space_of("operator", operator)
     steps = min(space.size, max_iterations)
-    start, norms, safe = _started(right, steps)
+    start, norms = _started(right, steps)
+    eps = jnp.finfo(right.dtype).eps
+
+    def apply(columns: Array) -> Array:
+        return product(operator, columns)
 
     def unfinished(carry: tuple[_Krylov, _Small]) -> Array:
         state, found = carry
-        return (found.error[-1] > rtol) & (state.size < steps)
+        more = found.error[-1] > jnp.maximum(rtol, eps * found.size[-1])
+        return jnp.any(more) & (state.size < steps)
 
     def grow(carry: tuple[_Krylov, _Small]) -> tuple[_Krylov, _Small]:
         state, _ = carry
         upto = jnp.minimum(state.size + jnp.maximum(state.size // 2, 4), steps)
-        state = jax.lax.fori_loop(state.size, upto, lambda _, s: _one_more(operator, s), state)
+        state = jax.lax.fori_loop(state.size, upto, lambda _, s: _one_more(apply, s), state)
         return state, _small(state, ts, damping)
 
     last, found = jax.lax.while_loop(unfinished, grow, (start, _nothing(start, ts)))
-    basis, scale = last.basis[:, :steps], norms[None, None]
-    solution = jnp.einsum("csn,tsc->tnc", basis, found.weights) * scale
-    image = _at_each(operator, solution)
-    known = jnp.einsum("csn,tsc->tnc", basis, found.images) * scale
+    units = Units(found.unit, norms)
+    basis = last.basis[:, :steps]
+    scaled = jnp.einsum("csn,tsc->tnc", basis, found.weights)
+    image = _at_each(operator, scaled) / units.kernel
+    known = jnp.einsum("csn,tsc->tnc", basis, found.images)
     # The image is K u, or differs from it by the residual alone: whatever else there is, rounding
     # or an operator that is not linear and symmetric, is an error as well.
-    departure = jnp.linalg.norm(image - known, axis=1) / safe[None]
+    error = jnp.maximum(found.error, jnp.linalg.norm(image - known, axis=1))
+    backward_error = error / (found.size + 1)
+    arrived = found.error <= jnp.maximum(rtol, eps * found.size)
     evaluations = len(ts) if space.outputs is not None else 1
     return Learned(
-        solution=solution,
-        image=image,
-        error=jnp.maximum(found.error, jnp.max(departure, axis=1)),
+        scaled=scaled,
+        units=units,
+        image=image * norms[None, None],
+        error=error,
+        backward_error=backward_error,
+        stagnated=arrived & (error > rtol) & _is_rounding(backward_error),
+        steps=last.size,
         products=last.size + evaluations,
         positive=found.positive,
     )
@@ -104,35 +143,46 @@ class _Krylov(NamedTuple):
 
 
 class _Small(NamedTuple):
+    """In the `unit` of the kernel; `size` is |K| |u|, of unit columns."""
+
     weights: Array
     images: Array
     error: Array
+    size: Array
+    unit: Array
     largest: Array
     positive: Array
 
 
-def _started(right: Float[Array, "size c"], steps: int) -> tuple[_Krylov, Array, Array]:
-    """The space of the columns alone, room for `steps` more; norms, and 1 in the place of 0."""
-    norms = jnp.linalg.norm(right, axis=0)
-    safe = jnp.where(norms == 0, 1, norms)
+def _started(right: Float[Array, "size c"], steps: int) -> tuple[_Krylov, Array]:
+    """The space of the columns alone, room for `steps` more; and their norms, 1 in place of 0."""
+    norms = norms_of(right)
     size, columns = right.shape
     chunk = min(CHUNK, steps + 1)
     room = -(-(steps + 1) // chunk) * chunk
     basis = jnp.zeros((columns, room, size), right.dtype)
     state = _Krylov(
-        basis=basis.at[:, 0].set((right / safe[None]).T),
+        basis=basis.at[:, 0].set((right / norms[None]).T),
         diagonal=jnp.zeros((steps, columns), right.dtype),
         off=jnp.zeros((steps, columns), right.dtype),
         size=jnp.asarray(0),
     )
-    return state, norms, safe
+    return state, norms
 
 
-def _one_more(operator: Operator, state: _Krylov) -> _Krylov:
+def norms_of(columns: Float[Array, "size c"]) -> Float[Array, " c"]:
+    """Norms, also where the squares are out of range; 1 in the place of 0."""
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(columns), axis=0))
+    scale = jnp.where(largest == 0, 1, largest)
+    unit = jnp.where(largest[None] == 0, 1 / math.sqrt(len(columns)), columns / scale[None])
+    return scale * jnp.linalg.norm(unit, axis=0)
+
+
+def _one_more(apply: Map, state: _Krylov) -> _Krylov:
     """One step of Lanczos' method with full reorthogonalisation, twice."""
     i = state.size
     last = state.basis[:, i]
-    image = product(operator, last.T).T
+    image = apply(last.T).T
     chunk = min(CHUNK, state.basis.shape[1])
     chunks = i // chunk + 1
 
@@ -142,9 +192,10 @@ def _one_more(operator: Operator, state: _Krylov) -> _Krylov:
         return rest - jnp.einsum("csn,cs->cn", rows, jnp.einsum("csn,cn->cs", rows, rest))
 
     rest = jax.lax.fori_loop(0, 2 * chunks, remove, image)
-    beta = jnp.linalg.norm(rest, axis=1)
-    ended = beta <= 10 * jnp.finfo(beta.dtype).eps * jnp.linalg.norm(image, axis=1)
-    following = jnp.where(ended[:, None], 0, rest / jnp.where(ended, 1, beta)[:, None])
+    zero = jnp.all(rest == 0, axis=1)
+    beta = norms_of(rest.T)
+    ended = zero | (beta <= ZERO * jnp.finfo(beta.dtype).eps * norms_of(image.T))
+    following = jnp.where(ended[:, None], 0, rest / beta[:, None])
     return state._replace(
         basis=state.basis.at[:, i + 1].set(following),
         diagonal=state.diagonal.at[i].set(jnp.sum(last * image, axis=1)),
@@ -155,9 +206,16 @@ def _one_more(operator: Operator, state: _Krylov) -> _Krylov:
 
 def _nothing(state: _Krylov, ts: Float[Array, " t"]) -> _Small:
     """What the space knows of U(t) before the first step."""
-    zeros = jnp.zeros((len(ts), *state.off.shape), ts.dtype)
+    steps, columns = state.off.shape
+    zeros = jnp.zeros((len(ts), steps, columns), ts.dtype)
     return _Small(
-        zeros, zeros, jnp.full_like(ts, jnp.inf), jnp.zeros((), ts.dtype), jnp.array(True)
+        weights=zeros,
+        images=zeros,
+        error=jnp.full((len(ts), columns), jnp.inf, ts.dtype),
+        size=jnp.zeros((len(ts), columns), ts.dtype),
+        unit=jnp.ones((), ts.dtype),
+        largest=jnp.zeros((), ts.dtype),
+        positive=jnp.array(True),
     )
 
 
@@ -185,24 +243,30 @@ def _of_corner(corner: int, state: _Krylov, ts: Float[Array, " t"], damping: Arr
         return jnp.diag(diagonal) + jnp.diag(off, 1) + jnp.diag(off, -1)
 
     matrix = jax.vmap(tridiagonal, in_axes=1)(diagonal, inside)
-    values, vectors = jnp.linalg.eigh(matrix)  # (columns, corner), (columns, corner, corner)
-    largest = jnp.max(jnp.abs(values))
-    rounding = state.basis.shape[-1] * jnp.finfo(values.dtype).eps * largest
-    seen = values > rounding
-    damped = jnp.where(seen, values + damping, 1)[None]
-    learned = jnp.where(seen[None], -jnp.expm1(-damped * ts[:, None, None]) / damped, 0)
+    # A column of numbers that are not finite has no say in the unit.
+    entry = jnp.max(jnp.where(jnp.isfinite(matrix), jnp.abs(matrix), 0))
+    entry = jnp.where(entry == 0, 1, entry)
+    values, vectors = jnp.linalg.eigh(matrix / entry)  # (columns, corner), and one axis more
+    largest = jnp.max(jnp.where(jnp.isfinite(values), jnp.abs(values), 0))
+    unit = jnp.maximum(largest * entry, damping)
+    unit = jnp.where(unit == 0, 1, unit)
+    values, largest = values * (entry / unit), largest * (entry / unit)
+    rounding = jnp.finfo(values.dtype).eps * largest
+    seen = values > ZERO * rounding
+    damped = jnp.where(seen, values + damping / unit, 1)[None]
+    learned = jnp.where(seen[None], -jnp.expm1(-damped * (ts * unit)[:, None, None]) / damped, 0)
     along = learned * vectors[:, 0][None]
     weights = jnp.einsum("csr,tcr->tsc", vectors, along)
     images = jnp.einsum("csr,tcr->tsc", vectors, values[None] * along)
-    missing = jnp.abs(off[last][None] * weights[:, last])
-    positive = jnp.all(values > -100 * rounding)
     room = ((0, 0), (0, len(state.off) - corner), (0, 0))
     return _Small(
         weights=jnp.pad(weights, room),
         images=jnp.pad(images, room),
-        error=jnp.max(missing, axis=1),
+        error=jnp.abs((off[last] / unit)[None] * weights[:, last]),
+        size=largest * jnp.linalg.norm(weights, axis=1),
+        unit=unit,
         largest=largest,
-        positive=positive,
+        positive=~jnp.any(values < -NEGATIVE * rounding),
     )
 
 
@@ -216,17 +280,29 @@ def _at_each(operator: Operator, vectors: Float[Array, "t size c"]) -> Float[Arr
 class Solved(NamedTuple):
     """(K + damping)^{-1} b for columns.
 
-    - `solution`, and its `image` under K, (size, columns).
-    - `error`: |b - (K + damping) u| / |b|, the largest over columns, by a product of its own.
-    - `products`: evaluations of the operator.
+    - `scaled`: u in `units`, (size, columns); `image`: K u in those of b.
+    - `error`: |b - (K + damping) u| / |b| of each column, by a product of its own.
+    - `backward_error`: that relative to |K + damping| |u| + |b|, the smallest relative change of
+      K + damping and b for which u is exact.
+    - `stagnated`: where rounding keeps the error above `rtol`.
+    - `steps`: the most that a column took; `products`: evaluations of the operator.
     - `positive`: whether no negative eigenvalue was met.
     """
 
-    solution: Float[Array, "size c"]
+    scaled: Float[Array, "size c"]
+    units: Units
     image: Float[Array, "size c"]
-    error: Float[Array, ""]
+    error: Float[Array, " c"]
+    backward_error: Float[Array, " c"]
+    stagnated: Bool[Array, " c"]
+    steps: Int[Array, ""]
     products: Int[Array, ""]
     positive: Bool[Array, ""]
+
+    @property
+    def solution(self) -> Float[Array, "size c"]:
+        """The solution u."""
+        return self.units.coefficients(self.scaled)
 
 
 def solve(
@@ -240,91 +316,90 @@ def solve(
 ) -> Solved:
     """Conjugate gradients, preconditioned by a randomised Nystrom approximation of K."""
     space = space_of("operator", operator)
+    together = space.outputs is None
     nystrom_key, probe_key = jr.split(jr.key(0))
     probe = min(space.size, PROBE)
-    state, _, _ = _started(jr.normal(probe_key, (space.size, 1), space.dtype), probe)
-    state = jax.lax.fori_loop(0, probe, lambda _, s: _one_more(operator, s), state)
-    probed = _small(state, jnp.zeros(1, space.dtype), damping)
-    largest = jnp.where(probed.largest > 0, probed.largest, 1)
+    state, _ = _started(jr.normal(probe_key, (space.size, 1), space.dtype), probe)
+    fixed = _without_derivatives(operator, space, 1)
+    state = jax.lax.fori_loop(0, probe, lambda _, s: _one_more(fixed, s), state)
+    probed = _small(state, jnp.zeros(1, space.dtype), jax.lax.stop_gradient(damping))
     rank = min(space.size, preconditioner_rank)
-    precondition = _nystrom(operator, space, rank, damping, largest, nystrom_key)
-    structure = jax.ShapeDtypeStruct((space.size,), space.dtype)
-    tag = lx.positive_semidefinite_tag
+    precondition = _nystrom(operator, space, rank, damping, probed.unit, nystrom_key)
+    units = Units(probed.unit, jax.lax.stop_gradient(norms_of(right)))
 
-    def apply(column: Array) -> Array:
-        return product(operator, column[:, None])[:, 0]
+    def apply(columns: Array) -> Array:
+        return (product(operator, columns) + damping * columns) / units.kernel
 
-    # In units of b and of K: then one absolute tolerance says when a column is done.
-    scaled = lx.FunctionLinearOperator(lambda v: (apply(v) + damping * v) / largest, structure, tag)
-    inverse = lx.FunctionLinearOperator(lambda v: largest * precondition(v), structure, tag)
-    tolerance = rtol / 4
-    options: Any = {"rtol": tolerance, "atol": tolerance, "stabilise_every": None}
-    solver = lx.CG(**options, norm=jnp.linalg.norm, max_steps=max_iterations)
-    norms = jnp.linalg.norm(right, axis=0)
-    safe = jnp.where(norms == 0, 1, norms)
+    def solved(right: Array) -> tuple[Array, Found]:
+        return conjugate_gradients(
+            apply, precondition, right, tolerance=rtol, max_steps=max_iterations
+        )
 
-    def column(b: Array) -> tuple[Array, Array]:
-        with_inverse = {"preconditioner": inverse}
-        found = lx.linear_solve(scaled, b, solver, options=with_inverse, throw=False)
-        return found.value, jnp.asarray(found.stats["num_steps"])
-
-    unit = (right / safe[None]).T
-    over = jax.vmap(column) if space.outputs is None else lambda v: jax.lax.map(column, v)
-    solution, taken = over(unit)
-    solution = solution.T * (norms / largest)[None]
-    image = product(operator, solution)
-    residual = jnp.linalg.norm(right - image - damping * solution, axis=0) / safe
-    spent = taken + 1  # CG takes one at its start
-    together = space.outputs is None
+    unit = right / units.right[None]
+    if together:
+        scaled, found = solved(unit)
+    else:
+        scaled, found = jax.lax.map(lambda b: solved(b[:, None]), unit.T)
+        scaled, found = (
+            scaled[..., 0].T,
+            found._replace(error=found.error[:, 0], stagnated=found.stagnated[:, 0]),
+        )
+    image = product(operator, scaled) / units.kernel
+    magnitude = jnp.linalg.norm(jax.lax.stop_gradient(scaled), axis=0)
+    backward_error = found.error / ((probed.largest + damping / units.kernel) * magnitude + 1)
+    spent = found.steps + found.checks
     sketched = min(rank, 1) if together else rank
     return Solved(
-        solution=solution,
-        image=image,
-        error=jnp.max(residual),
-        products=probe + sketched + (jnp.max(spent) + 1 if together else jnp.sum(spent + 1)),
+        scaled=scaled,
+        units=units,
+        image=image * units.right[None],
+        error=found.error,
+        backward_error=backward_error,
+        stagnated=found.stagnated & _is_rounding(backward_error),
+        steps=jnp.max(found.steps),
+        products=probe + sketched + (spent + 1 if together else jnp.sum(spent + 1)),
         positive=probed.positive,
     )
 
 
+def _without_derivatives(operator: Operator, space: Space, columns: int) -> Map:
+    """The operator on so many columns, for what only helps to find a solution."""
+    example = jnp.zeros((space.size, columns), space.dtype)
+    apply, constants = jax.closure_convert(lambda v: product(operator, v), example)
+    constants = jax.lax.stop_gradient(constants)
+    return lambda v: apply(v, *constants)
+
+
 def _nystrom(
-    operator: Operator, space: Space, rank: int, damping: Array, largest: Array, key: PRNGKeyArray
-) -> Callable[[Array], Array]:
+    operator: Operator, space: Space, rank: int, damping: Array, unit: Array, key: PRNGKeyArray
+) -> Map:
     """The inverse of U (L + damping) U^T + (L_r + damping) (1 - U U^T), where U L U^T approximates
-    K, with its `largest` eigenvalue, from its product with `rank` random vectors.
+    K, from its product with `rank` random vectors: in the `unit` of K.
     """
     if rank == 0:
-        return lambda v: v / largest
+        return lambda v: v
     test = jnp.linalg.qr(jr.normal(key, (space.size, rank), space.dtype))[0]
-    sketch = product(operator, test)
+    sketch = _without_derivatives(operator, space, rank)(test) / unit
     # A shift by the rounding of the sketch keeps its core positive; it is taken off again.
-    shift = math.sqrt(space.size) * jnp.finfo(space.dtype).eps * jnp.linalg.norm(sketch)
+    eps = jnp.finfo(space.dtype).eps
+    shift = math.sqrt(space.size) * eps * jnp.maximum(jnp.linalg.norm(sketch), eps)
     sketch = sketch + shift * test
     core = test.T @ sketch
     values, vectors = jnp.linalg.eigh((core + core.T) / 2)
     half = (sketch @ vectors) / jnp.sqrt(jnp.maximum(values, shift))[None]
     left, singular, _ = jnp.linalg.svd(half, full_matrices=False)
     # Smaller ones are not told from rounding, which their inverse would make large.
-    floor = math.sqrt(jnp.finfo(space.dtype).eps) * largest
-    kept = jnp.maximum(singular**2 - shift, floor) + damping
+    damped = jax.lax.stop_gradient(damping) / unit
+    kept = jnp.maximum(singular**2 - shift, math.sqrt(eps)) + damped
 
     def inverse(v: Array) -> Array:
-        return v / kept[-1] + left @ ((1 / kept - 1 / kept[-1]) * (left.T @ v))
+        return v / kept[-1] + left @ ((1 / kept - 1 / kept[-1])[:, None] * (left.T @ v))
 
     return inverse
 
 
-def check_krylov_options(rtol: Any, max_iterations: Any, preconditioner_rank: Any) -> None:
-    """**Raises:** `ValueError` for options out of range."""
-    checks.nonnegative_number("rtol", rtol, strictly=True)
-    checks.integer("max_iterations", max_iterations)
-    checks.integer("preconditioner_rank", preconditioner_rank, least=0)
-
-
-def outcome(error: Array, positive: Array, rtol: Array) -> Any:
-    """How a solve ended whose relative error this is; NaN has not converged."""
-    ok, failed = RESULTS.successful, RESULTS.max_steps_reached
-    arrived = RESULTS.where(jnp.all(error <= rtol), ok, failed)  # pyright: ignore
-    return RESULTS.where(positive, arrived, RESULTS.kernel_not_positive)  # pyright: ignore
+def _is_rounding(backward_error: Array) -> Array:
+    return backward_error <= ROUNDING * jnp.finfo(backward_error.dtype).eps
 
 
 CHUNK = 32
@@ -332,3 +407,8 @@ CHUNK = 32
 
 PROBE = 20
 """Products that look for the largest eigenvalue and for negative ones."""
+
+ROUNDING = 100
+"""Times eps: the backward error up to which rounding is what keeps a solve from its tolerance. It
+was 0.03 to 16 for kernels of networks and of squared distances, with a damping of 1e-6 or more of
+the largest eigenvalue where these were singular."""

@@ -5,14 +5,17 @@ r"""Squared loss under a frozen kernel that is not formed: an operator, or block
 u(t) by Lanczos' method at finite times, by preconditioned conjugate gradients at t = inf.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Bool, Float
 
-from solvers.iterative import check_krylov_options, learned_at, outcome, solve
+from solvers.iterative import Learned, learned_at, solve, Solved
 from solvers.kernel_problem import check_kernel_problem
+from solvers.krylov_outcome import advice, check_krylov_options, outcome, tolerance
 from solvers.losses import MeanSquaredError
 from solvers.operators import check_kernel_operator, Operator, product, space_of
 from solvers.result import (
@@ -38,7 +41,7 @@ def mse_flow_operator(
     kernel_test: Operator | None = None,
     f0_test: Float[ArrayLike, "m k"] | None = None,
     diag_reg: float = 0.0,
-    rtol: float = 1e-6,
+    rtol: float | None = None,
     max_iterations: int = 300,
     preconditioner_rank: int = 32,
     throw: bool = True,
@@ -59,19 +62,21 @@ def mse_flow_operator(
     - `kernel_test`: the operator from the training points to m test points.
     - `diag_reg`: a ridge on the displacement of the parameters, in units of the kernel.
     - `rtol`: the error of the training outputs at each time, relative to |y - f_0| of the worst
-      output (of all of them for an operator on (n, k)). That of test outputs can be larger, by up
-      to the square root of the kernel's condition number.
+      output (of all of them for an operator on (n, k)); default: 1e-6 in float64, 1e-4 in float32.
+      That of test outputs can be larger, by up to the square root of the kernel's condition number.
     - `max_iterations`: of each Krylov method. Finite times store as many vectors (n, k).
     - `preconditioner_rank`: of the approximation of the kernel that speeds up t = inf; 0: none.
-    - `throw`: raise where a solve fails (default), or return NaN, marked.
+    - `throw`: raise where a solve fails (default), or return what there is, marked: NaN in rows
+      that are not valid, or where rounding kept them from `rtol` their best iterates.
 
     **Returns:** a `Trajectory`. Its `.final` are the coefficients u at the last time, (n, k), as in
-    `mse_flow`; its `.stats` hold `num_products`, evaluations of the training kernel, and `error`,
-    bounds on the relative error at each time, (t,).
+    `mse_flow`; its `.stats` hold `num_products`, evaluations of the training kernel, `num_steps`,
+    the most of a Krylov method, and at each time, (t,), `error`, a bound on the relative error, and
+    `backward_error`, that error of Theta u relative to |Theta| |u| + |y - f_0|.
 
     **Raises:** `ValueError` / `TypeError` for arguments that do not fit, before any work;
-    `SolverError` where the error stays above `rtol`, or a negative eigenvalue was met: one that
-    matters at the times asked for is.
+    `SolverError` where the error stays above `rtol` (its `.partial` holds what the solve came to),
+    or a negative eigenvalue was met: one that matters at the times asked for is.
 
     Source: Lee et al. (2019), eqs. 8-11; Saad (1992); Frangella, Tropp & Udell (2021).
     """
@@ -84,7 +89,8 @@ def mse_flow_operator(
     starts = problem.f0[:n], problem.f0[n:] if len(problem.f0) > n else None
     checks.nonnegative_number("diag_reg", diag_reg)
     check_krylov_options(rtol, max_iterations, preconditioner_rank)
-    trajectory = _flow(
+    rtol = tolerance(rtol, space.dtype)
+    found = _flow(
         kernel,
         kernel_test,
         problem.y,
@@ -96,7 +102,13 @@ def mse_flow_operator(
         max_iterations,
         preconditioner_rank,
     )
-    return _finish(trajectory, rtol, max_iterations, throw=throw)
+    options = {
+        "rtol": rtol,
+        "max_iterations": max_iterations,
+        "rank_helps": ends_at_infinity(ts) and preconditioner_rank < space.size,
+        "damping": ("diag_reg", diag_reg),
+    }
+    return _finish(found, options, throw=throw)
 
 
 @eqx.filter_jit
@@ -112,64 +124,100 @@ def _flow(
     max_iterations: int,
     preconditioner_rank: int,
 ) -> Trajectory:
+    """All numbers, whatever they are; `valid` says which are."""
     space = space_of("kernel", kernel)
     right = space.columns(y - starts[0])
     options: dict[str, Any] = {"damping": diag_reg, "rtol": rtol, "max_iterations": max_iterations}
-    solutions, images, errors = [], [], []
-    products, positive = jnp.asarray(0), jnp.asarray(True)
+    parts = []
     finite = ts[:-1] if to_the_limit else ts
     if len(finite):
-        found = learned_at(kernel, right, finite / len(y), **options)
-        solutions, images, errors = [found.solution], [found.image], [found.error]
-        products, positive = products + found.products, positive & found.positive
+        parts.append(learned_at(kernel, right, finite / len(y), **options))
     if to_the_limit:
         limit = solve(kernel, right, preconditioner_rank=preconditioner_rank, **options)
-        solutions.append(limit.solution[None])
-        images.append(limit.image[None])
-        errors.append(limit.error[None])
-        products, positive = products + limit.products, positive & limit.positive
-    solution, error = jnp.concatenate(solutions), jnp.concatenate(errors)
-    valid = positive & jnp.cumprod(error <= rtol).astype(bool)
+        parts.append(_as_at_times(limit))
+
+    def at_times(of: Callable[[Learned], Array]) -> Array:
+        return jnp.concatenate([of(part) for part in parts])
+
+    def moved_by(rows: Operator, part: Learned) -> Array:
+        together = jnp.moveaxis(part.scaled, 0, 1).reshape(space.size, -1)
+        moved = product(rows, together).reshape(-1, len(part.scaled), right.shape[1])
+        return part.units.outputs(jnp.moveaxis(moved, 1, 0))
 
     def outputs(start: Array, moved: Array) -> Array:
-        found = start[None] + moved.reshape(len(ts), *start.shape)
-        return jnp.where(valid[:, None, None], found, jnp.nan)
+        return start[None] + moved.reshape(len(ts), *start.shape)
 
+    error = at_times(lambda part: part.error)
+    positive = jnp.all(jnp.stack([part.positive for part in parts]))
+    valid = positive & jnp.cumprod(jnp.all(error <= rtol, axis=1)).astype(bool)
     test = None
     if kernel_test is not None and starts[1] is not None:
-        together = jnp.moveaxis(solution, 0, 1).reshape(space.size, -1)
-        rows = product(kernel_test, together).reshape(-1, len(ts), right.shape[1])
-        test = outputs(starts[1], jnp.moveaxis(rows, 1, 0))
+        test = outputs(starts[1], at_times(functools.partial(moved_by, kernel_test)))
     return Trajectory(
         ts=ts,
-        train=outputs(starts[0], jnp.concatenate(images)),
+        train=outputs(starts[0], at_times(lambda part: part.image)),
         test=test,
         kernel=None,
         valid=valid,
         t_reached=jnp.max(jnp.where(valid, ts, 0)),
-        result=outcome(error, positive, rtol),
-        stats={"num_products": products, "error": error},
-        final=jnp.where(valid[-1], space.rows(solution[-1]), jnp.nan),
+        result=outcome(error, positive, at_times(lambda part: part.stagnated), rtol),
+        stats={
+            "num_products": sum(part.products for part in parts),
+            "num_steps": jnp.max(jnp.stack([part.steps for part in parts])),
+            "error": jnp.max(error, axis=1),
+            "backward_error": jnp.max(at_times(lambda part: part.backward_error), axis=1),
+        },
+        final=space.rows(parts[-1].solution[-1]),
     )
 
 
-def _finish(trajectory: Trajectory, rtol: float, max_iterations: int, *, throw: bool) -> Trajectory:
+def _as_at_times(limit: Solved) -> Learned:
+    """The limit as the one time of a flow."""
+    return Learned(
+        scaled=limit.scaled[None],
+        units=limit.units,
+        image=limit.image[None],
+        error=limit.error[None],
+        backward_error=limit.backward_error[None],
+        stagnated=limit.stagnated[None],
+        steps=limit.steps,
+        products=limit.products,
+        positive=limit.positive,
+    )
+
+
+def _finish(found: Trajectory, options: dict[str, Any], *, throw: bool) -> Trajectory:
+    """What is returned or raised of a solve with its numbers, whatever they are."""
 
     def error() -> SolverError:
-        if bool(trajectory.result == RESULTS.kernel_not_positive):
-            message = RESULTS[trajectory.result]
+        partial = None
+        if bool(found.result == RESULTS.kernel_not_positive):
+            text = RESULTS[found.result]
         else:
-            message = (
-                f"The Krylov solves came to relative errors {trajectory.stats['error']} at the "
-                f"times {trajectory.ts}, expected at most `rtol` = {rtol} within `max_iterations` "
-                f"= {max_iterations}. Take more iterations or a larger `rtol`; for t = inf a "
-                "larger `preconditioner_rank`. A singular kernel fits no targets outside its "
-                "range: there t = inf needs `diag_reg` > 0."
+            partial = found
+            reason = advice(found.result, found.stats, dtype=found.train.dtype, **options)
+            text = (
+                f"The Krylov solves came to relative errors {found.stats['error']} at the times "
+                f"{found.ts}, expected at most `rtol` = {options['rtol']:g}. {reason} `.partial` "
+                "of this error holds what they came to."
             )
         return SolverError(
-            f"{message} `throw=False` returns what is valid, and so does `.trajectory` of this "
-            "error.",
-            trajectory,
+            f"{text} `throw=False` returns what is valid, and so does `.trajectory` of this error.",
+            _where(found.valid, found),
+            partial,
         )
 
-    return raise_where_failed(trajectory, error, throw=throw)
+    best = found.valid | (found.result == RESULTS.rounding)
+    return raise_where_failed(_where(best, found), error, throw=throw)
+
+
+def _where(usable: Bool[Array, " t"], found: Trajectory) -> Trajectory:
+    """NaN in the place of the rows that cannot be used."""
+
+    def mark(rows: Array | None) -> Array | None:
+        return None if rows is None else jnp.where(usable[:, None, None], rows, jnp.nan)
+
+    marked = mark(found.train), mark(found.test), jnp.where(usable[-1], found.final, jnp.nan)
+    return eqx.tree_at(
+        lambda t: (t.train, t.test, t.final), found, marked, is_leaf=lambda leaf: leaf is None
+    )

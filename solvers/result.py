@@ -27,6 +27,10 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "Cross-entropy of classes that can be told apart has none (use `label_smoothing`); else "
         "ask for a large finite time."
     )
+    rounding = (
+        "The solve stagnated above its tolerance, where rounding allows no smaller error. Use "
+        "float64, or a larger `rtol`."
+    )
     diverged = (
         "The solution or its velocity is not finite. Check the loss for values that overflow, try "
         "smaller times or a tighter `rtol`."
@@ -78,14 +82,17 @@ class Trajectory(eqx.Module):
 
 
 class SolverError(PicklableException, RuntimeError):
-    """A solve failed under `throw=True`. `.trajectory` is what there is, marked.
+    """A solve failed under `throw=True`. `.trajectory` is what there is, marked: NaN where it is
+    not valid. `.partial` is the same with the numbers that an iterative solve had come to, whose
+    errors are in its `stats`; None for other solves.
 
     Inside `jax.jit` there is no trajectory yet: there the failure is Equinox's run-time error.
     """
 
-    def __init__(self, message: str, trajectory: Trajectory):
+    def __init__(self, message: str, trajectory: Trajectory, partial: Trajectory | None = None):
         super().__init__(message)
         self.trajectory = trajectory
+        self.partial = partial
 
 
 def raise_where_failed(record: Any, error: Callable[[], Exception], *, throw: bool) -> Any:

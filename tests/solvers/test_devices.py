@@ -11,9 +11,9 @@ import pytest
 from tests.processes import run
 
 LOWERED = """
-import equinox as eqx, jax, jax.numpy as jnp
+import equinox as eqx, jax, jax.numpy as jnp, lineax as lx
 from jax import export
-from solvers import CrossEntropy, gradient_flow, hierarchy_flow
+from solvers import CrossEntropy, gradient_flow, hierarchy_flow, mse_flow_operator, posterior
 from tests.models import inputs, one_hot, tanh_mlp
 from zoo import astype
 
@@ -33,8 +33,18 @@ def frozen(kernel, y, ts):
     solved = gradient_flow(kernel, y, ts, loss=CrossEntropy(0.1), throw=False)
     return solved.train, solved.valid
 
+def process(kernel, y, ts):
+    found = posterior(kernel, y, noise=0.1, method="iterative", throw=False)
+    return found.train.mean, found.stats["error"]
+
+def unformed(kernel, y, ts):
+    operator = lx.MatrixLinearOperator(kernel, lx.positive_semidefinite_tag)
+    times = jnp.array([1.0, jnp.inf], "float32")
+    solved = mse_flow_operator(operator, y, times, throw=False)
+    return solved.train, solved.valid
+
 solves = [hierarchy(order) for order in (2, 3, 4)]
-solves.append((frozen, (jnp.eye(4, dtype="float32"), y, ts)))
+solves += [(solve, (jnp.eye(4, dtype="float32"), y, ts)) for solve in (frozen, process, unformed)]
 for platform in ("tpu", "cuda"):
     for solve, arguments in solves:
         text = export.export(jax.jit(solve), platforms=[platform])(*arguments).mlir_module()

@@ -23,6 +23,7 @@ from solvers import (
     SolverError,
 )
 from solvers.flow import KernelFlow, SlowestRate
+from solvers.frozen_kernel import StoredKernel
 from solvers.losses import mean_loss
 from solvers.stopping import accuracy
 from tests.models import inputs, one_hot, tanh_mlp
