@@ -7,6 +7,7 @@ from scripts.benchmark.growth import growth
 from scripts.benchmark.kernels import kernels
 from scripts.benchmark.limits import limits
 from scripts.benchmark.operators import operators
+from scripts.benchmark.solves import solves
 from scripts.benchmark.taylor import taylor
 from scripts.benchmark.tensors import tensors
 
@@ -21,4 +22,5 @@ PARTS = {
     "dynamics": dynamics,
     "convolution": convolution,
     "limits": limits,
+    "solves": solves,
 }

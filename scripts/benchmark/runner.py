@@ -1,7 +1,7 @@
 """Runs the benchmark and prints its table."""
 
-import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -10,7 +10,8 @@ from rich.table import Table
 
 from scripts import runtime
 from scripts.benchmark.cases import PARTS
-from scripts.benchmark.timing import bandwidth_gb_per_second, gemm_gflops
+from scripts.benchmark.solves import SIZES
+from scripts.benchmark.timing import bandwidth_gb_per_second, cholesky_gflops, gemm_gflops
 from scripts.console import ready
 from zoo import checks
 
@@ -21,17 +22,27 @@ class BenchmarkConfig:
 
     parts: tuple[str, ...] = tuple(PARTS)
     """What to time: kernels, dynamics and limits (against neural-tangents, if `make peer` has been
-    run), tensors (O_3, O_4), operators, growth, taylor, flows, hierarchy, convolution."""
+    run), tensors (O_3, O_4), operators, growth, taylor, flows, hierarchy, convolution, solves (with
+    their errors)."""
     repeats: int = 5
     """Counted calls, of which the median is shown."""
     precision: runtime.Precision = "float32"
-    """Floating-point type of everything."""
+    """Floating-point type of everything (of `solves`: float32, beside float64)."""
+    sizes: tuple[int, ...] = SIZES
+    """Training points of `solves`."""
+    root: Path | None = None
+    """The folder that holds MNIST, for `solves` (default: clusters of random images)."""
 
     def check(self) -> None:
-        """**Raises:** `ValueError` for an unknown part or no repeats."""
+        """**Raises:** `ValueError` for an unknown part, no repeats, no sizes or no folder."""
         for part in self.parts:
             checks.choice("parts", part, PARTS)
         checks.integer("repeats", self.repeats)
+        checks.distinct("sizes", self.sizes)
+        for size in self.sizes:
+            checks.integer("sizes", size)
+        if self.root is not None and not self.root.is_dir():
+            raise ValueError(f"`root` is {str(self.root)!r}, expected a folder that holds MNIST.")
         checks.choice("precision", self.precision, ("float32", "float64"))
 
 
@@ -42,10 +53,12 @@ def benchmark(config: BenchmarkConfig) -> None:
     """
     config.check()
     console = ready(Console())
+    settings = {"solves": {"sizes": config.sizes, "root": config.root}}
     with runtime.precision(config.precision):
         console.print(
             f"{runtime.provenance()['devices']}, {config.precision}, medians of {config.repeats}. "
             f"The machine's limits: matrix product {gemm_gflops(config.repeats):.0f} GFLOP/s, "
+            f"Cholesky {cholesky_gflops(config.repeats):.0f} GFLOP/s, "
             f"memory {bandwidth_gb_per_second(config.repeats):.0f} GB/s."
         )
         table = Table(box=SIMPLE_HEAD)
@@ -53,13 +66,8 @@ def benchmark(config: BenchmarkConfig) -> None:
             table.add_column(heading, justify="left" if heading in ("task", "against") else "right")
         try:
             for part in config.parts:
-                for row in PARTS[part](config.repeats):
-                    table.add_row(
-                        escape(row.task),
-                        f"{1e3 * row.ours:.1f} ms",
-                        escape(row.reference),
-                        "-" if math.isnan(row.theirs) else f"{1e3 * row.theirs:.1f} ms",
-                        "-" if math.isnan(row.theirs) else f"{row.ours / row.theirs:.3g}",
-                    )
+                options = settings.get(part, {})
+                for row in PARTS[part](config.repeats, **options):
+                    table.add_row(*map(escape, row.shown()))
         finally:  # what was timed is shown, whatever stops the rest
             console.print(table)
