@@ -15,6 +15,7 @@ in the place of zero came to 3 at most.
 import warnings
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -112,17 +113,27 @@ def check_symmetric(name: str, kernel: Array) -> None:
     """**Raises:** `ValueError` where a kernel of a set with itself, of any layout, differs from its
     transpose by more than rounding.
     """
-    values = checks.concrete(kernel)
-    if values is None:
+    if checks.is_traced(kernel):
         return
-    swapped = values.transpose({2: (1, 0), 3: (1, 0, 2), 4: (2, 3, 0, 1)}[values.ndim])
-    difference, scale = np.max(np.abs(values - swapped)), np.max(np.abs(values))
+    if kernel.size <= checks.SMALL:
+        difference, scale = _asymmetry(np.asarray(kernel))
+    else:
+        difference, scale = map(float, _compiled_asymmetry(kernel))
     if difference > ASYMMETRIC * scale:
         raise ValueError(
             f"`{name}` is not symmetric: entries differ from their mirror images by up to "
             f"{difference:.3g} (its largest entry is {scale:.3g}), expected the kernel of a set "
             "with itself."
         )
+
+
+def _asymmetry(values: Any) -> tuple[Any, Any]:
+    """How far entries are from their mirror images at most, and the largest entry."""
+    swapped = values.transpose({2: (1, 0), 3: (1, 0, 2), 4: (2, 3, 0, 1)}[values.ndim])
+    return abs(values - swapped).max(), abs(values).max()
+
+
+_compiled_asymmetry = jax.jit(_asymmetry)
 
 
 class RoundingWarning(UserWarning):

@@ -156,7 +156,7 @@ def _ensemble(
 ) -> Ensemble:
     n = len(y)
     kernel = StoredKernel(theta)
-    right = jnp.concatenate([jnp.eye(n, dtype=theta.dtype), y], axis=1)
+    right = jnp.concatenate([theta.T, y], axis=1)  # for A, and for A y to its own digits
     finite = ts[:-1] if to_the_limit else ts
     found = []
     if len(finite):
@@ -168,8 +168,9 @@ def _ensemble(
     positive = jnp.all(jnp.stack([part.positive for part in found])) & is_positive(prior)
 
     def at(coefficients: Array) -> tuple[Array, Array]:
-        reach, mean = jnp.split(theta @ coefficients[0], [n], axis=1)
-        return mean, _covariance(jnp.eye(*theta.shape, dtype=theta.dtype) - reach, prior)
+        across, weights = jnp.split(coefficients[0], [len(theta)], axis=1)
+        left = jnp.eye(*theta.shape, dtype=theta.dtype) - across.T
+        return theta @ weights, _covariance(left, prior)
 
     mean, covariance = jax.lax.map(at, jnp.concatenate([part.coefficients for part in found]))
     healthy = jnp.all(jnp.isfinite(mean), axis=(1, 2)) & jnp.all(

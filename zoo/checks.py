@@ -58,7 +58,8 @@ def real_array(name: str, value: Any, *, expected: str, integers: bool = False) 
     return array
 
 
-_SMALL = 2**18  # numbers, which are fetched sooner than a program that looks at them is compiled
+SMALL = 2**18
+"""Numbers that are fetched sooner than a program that looks at them is compiled."""
 
 # Arrays of JAX never change: one that was found finite is not looked at again.
 _FOUND_FINITE: weakref.WeakValueDictionary[int, jax.Array] = weakref.WeakValueDictionary()
@@ -87,7 +88,7 @@ def _found_finite(array: Array) -> bool:
     if _FOUND_FINITE.get(id(array)) is array:
         return True
     try:
-        if array.size <= _SMALL and array.is_fully_addressable:
+        if array.size <= SMALL and array.is_fully_addressable:
             return False
         found = bool(_all_finite(array))
     except jax.errors.ConcretizationTypeError:

@@ -223,7 +223,7 @@ def _flow(problem: Problem, noise: float, ts: tuple[float, ...]) -> Solve:
 def _regression(problem: Problem, noise: float) -> Solve:
     x, y = problem.x, problem.y
     n, k = y.shape
-    model = MLP(x.shape[1], k, width=512, depth=2, bias_std=0.1, key=jr.key(1))
+    model = MLP(x.shape[1], k, width=64, depth=1, bias_std=0.1, key=jr.key(1))
     points = [x[:n], x[n:]]
 
     def rows() -> list[Array]:
