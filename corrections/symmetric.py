@@ -13,6 +13,7 @@ in the place of zero came to 3 at most.
 """
 
 import warnings
+import weakref
 from typing import Any, NamedTuple
 
 import jax
@@ -113,7 +114,7 @@ def check_symmetric(name: str, kernel: Array) -> None:
     """**Raises:** `ValueError` where a kernel of a set with itself, of any layout, differs from its
     transpose by more than rounding.
     """
-    if checks.is_traced(kernel):
+    if checks.is_traced(kernel) or _FOUND_SYMMETRIC.get(id(kernel)) is kernel:
         return
     if kernel.size <= checks.SMALL:
         difference, scale = _asymmetry(np.asarray(kernel))
@@ -125,6 +126,11 @@ def check_symmetric(name: str, kernel: Array) -> None:
             f"{difference:.3g} (its largest entry is {scale:.3g}), expected the kernel of a set "
             "with itself."
         )
+    _FOUND_SYMMETRIC[id(kernel)] = kernel
+
+
+# Arrays of JAX never change: one that was found symmetric is not looked at again.
+_FOUND_SYMMETRIC: weakref.WeakValueDictionary[int, Array] = weakref.WeakValueDictionary()
 
 
 def _asymmetry(values: Any) -> tuple[Any, Any]:

@@ -131,7 +131,7 @@ def ensemble_by_eigenvectors(ntk: Array, nngp: Array, y: Array, ts: Array) -> Nu
     n = len(y)
     values, vectors = jnp.linalg.eigh(ntk[:n, :n])
     along = ntk[:, :n] @ vectors
-    reach = jnp.stack([(along * _weights(values, t / n)) @ vectors.T for t in ts])
+    reach = jnp.stack([(along * _weights(values, t / n)[None]) @ vectors.T for t in ts])
     return _ensemble(reach, nngp, y)
 
 
@@ -142,7 +142,7 @@ def _weights(values: Array, t: Array) -> Array:
 def _ensemble(reach: Any, nngp: Any, y: Any) -> Numbers:
     n = len(y)
     crossed = reach @ nngp[:n]
-    covariance = nngp + crossed[..., :n] @ reach.mT - crossed - crossed.mT
+    covariance = nngp[None] + crossed[..., :n] @ reach.mT - crossed - crossed.mT
     return {"mean": reach @ y, "covariance": covariance}
 
 

@@ -200,6 +200,22 @@ def test_in_32_bits_under_jit_and_without_test_points():
     np.testing.assert_allclose(single.train.mean, exact.train.mean, atol=1e-3)
 
 
+def test_a_small_ridge_costs_float32_no_more_than_a_solve_does():
+    """An inverse that is multiplied by the kernel afterwards is ten times worse."""
+    n, ridge = 400, 1e-2
+    x = jnp.linspace(-5.0, 5.0, n, dtype=jnp.float32)[:, None]
+    y = jnp.sin(x) + 0.1 * jr.normal(jr.key(0), x.shape, jnp.float32)
+    kernel = jnp.exp(-((x - x.T) ** 2) / 2)
+    found = ensemble(lambda a, b: kernel, lambda a, b: kernel, x, y, [jnp.inf], diag_reg=ridge)
+    double = np.asarray(kernel, np.float64)
+    system = double + ridge * np.eye(n)
+    exact = double @ np.linalg.solve(system, np.asarray(y, np.float64))
+    left = ridge * np.linalg.inv(system)
+    assert found.train.mean.dtype == jnp.float32
+    np.testing.assert_allclose(found.train.mean[0], exact, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found.train.covariance[0], left @ double @ left, rtol=0, atol=2e-6)
+
+
 def test_bad_arguments_are_named(unchecked):
     def call(nngp=phi_kernel, ntk=both_kernel, x=X, y=Y, ts=(1.0,), **options):
         return ensemble(nngp, ntk, x, y, ts, **options)
