@@ -16,9 +16,9 @@ and G_ij = f[lambda_i, lambda_i, lambda_j],
 
 the second to second order in their distance, which is exact where they are equal.
 
-Eigenvalues that cannot be told from zero (`corrections.symmetric`) are zero here, and functions
-that do not vanish there are cut off: f(0) := 0. So a singular matrix is inverted in its range, and
-nothing is made of rounding. `Eigenbasis.dropped` counts them.
+Eigenvalues that cannot be told from zero (`corrections.symmetric`) are zero here, and where a
+function tells such values apart it is cut off there: f(0) := 0. So a singular matrix is inverted in
+its range, and nothing is made of rounding. `Eigenbasis.dropped` counts them.
 
 Sources: Daleckii & Krein (1965); Higham (2008), "Functions of Matrices", theorem 3.11.
 """
@@ -33,7 +33,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from corrections.exponentials import divided_exponential
 from corrections.symbolic import is_zero
-from corrections.symmetric import positive, resolved
+from corrections.symmetric import positive, resolved, rounding, ZERO
 
 
 class MatrixFunction(eqx.Module):
@@ -43,7 +43,13 @@ class MatrixFunction(eqx.Module):
 
     @abc.abstractmethod
     def divided(self, *nodes: Array) -> Array:
-        """f[z_0, .., z_r] for r + 1 nodes > 0 that broadcast, r <= 2; nodes may be equal."""
+        """f[z_0, .., z_r] for r + 1 nodes that broadcast, r <= 2; nodes may be equal. They are > 0,
+        or >= 0 where `reach` lets them.
+        """
+
+    @abc.abstractmethod
+    def reach(self) -> Float[Array, ""]:
+        """1 over the eigenvalue at which f begins to fall; inf where it does from 0 on."""
 
     @abc.abstractmethod
     def scale(self, values: Array) -> Array:
@@ -67,6 +73,9 @@ class Relaxation(MatrixFunction):
         running = divided_exponential((zero, *nodes), jnp.where(ended, 1, self.t))
         return (-1) ** order * jnp.where(ended, inverse, running)
 
+    def reach(self) -> Array:
+        return self.t
+
     def scale(self, values: Array) -> Array:
         return jnp.maximum(values, 1 / jnp.maximum(self.t, jnp.finfo(values.dtype).tiny))
 
@@ -82,6 +91,9 @@ class SquareRoot(MatrixFunction):
             return 1 / (roots[0] + roots[1])
         a, b, c = roots
         return -1 / ((a + b) * (b + c) * (a + c))
+
+    def reach(self) -> Array:
+        return jnp.asarray(jnp.inf)
 
     def scale(self, values: Array) -> Array:
         return values
@@ -103,10 +115,9 @@ class Eigenbasis(eqx.Module):
         """Which eigenvalues are told from zero."""
         return resolved(self.values)
 
-    @property
-    def dropped(self) -> Int[Array, ""]:
-        """How many are not."""
-        return jnp.sum(~self.seen)
+    def dropped(self, function: MatrixFunction) -> Int[Array, ""]:
+        """In how many directions a function is cut off."""
+        return jnp.sum(~_kept(function, self.values))
 
     @property
     def positive(self) -> Bool[Array, ""]:
@@ -127,12 +138,22 @@ def eigenbasis(matrix: Float[Array, "n n"]) -> Eigenbasis:
     return Eigenbasis(matrix, values, vectors)
 
 
+_LINEAR = 1e-2
+"""Of an eigenvalue times the reach of a function: below that it does not tell it from zero."""
+
+
+def _kept(function: MatrixFunction, values: Array) -> Bool[Array, " n"]:
+    """The eigenvalues at which a function is not cut off."""
+    unit = ZERO * rounding(jnp.max(jnp.abs(values)))
+    return resolved(values) | (unit * function.reach().astype(values.dtype) < _LINEAR)
+
+
 @jax.custom_jvp
 def _applied(
     function: MatrixFunction, values: Array, vectors: Array, matrix: Array, columns: Array
 ) -> Array:
-    seen = resolved(values)
-    weights = jnp.where(seen, function.divided(jnp.where(seen, values, 1)), 0)
+    kept = _kept(function, values)
+    weights = jnp.where(kept, function.divided(jnp.where(kept, jnp.maximum(values, 0), 1)), 0)
     return vectors @ (weights[:, None] * (vectors.T @ columns))
 
 
@@ -169,14 +190,14 @@ def _expanded(
     """F(K + moved) columns to second order in a displacement that is zero: its derivatives of first
     and second order are those of f, whichever way they are taken. `unit` is 1.
     """
-    seen = resolved(values)
-    safe = jnp.where(seen, values, 1)
+    seen = _kept(function, values)
+    safe = jnp.where(seen, jnp.maximum(values, 0), 1)
     f = jnp.where(seen, function.divided(safe), 0)
     first, second = _divided_differences(function, safe, seen)
     rotated = vectors.T @ ((moved + moved.T) / 2) @ vectors
     eta = jnp.finfo(values.dtype).eps ** (1 / 3)
     scale = function.scale(safe)
-    zeroed = jnp.where(seen, values, 0)
+    zeroed = jnp.where(seen, safe, 0)
     gap = zeroed[:, None] - zeroed[None]
     close = jnp.abs(gap) < eta * jnp.minimum(scale[:, None], scale[None])
     close = jnp.where(seen[:, None] & seen[None], close, ~(seen[:, None] | seen[None]))
@@ -196,14 +217,15 @@ def _divided_differences(
     rows, columns = safe[:, None], safe[None]
     both, row, column = seen[:, None] & seen[None], seen[:, None], seen[None]
     single = function.divided(safe)
-    of_row, of_column = single[:, None] / rows, single[None] / columns
+    divisor = jnp.where(safe > 0, safe, 1)
+    of_row, of_column = (single / divisor)[:, None], (single / divisor)[None]
     first = jnp.where(both, function.divided(rows, columns), 0)
     first = jnp.where(row & ~column, of_row, first)
     first = jnp.where(column & ~row, of_column, first)
     slope = function.divided(safe, safe)[:, None]
     second = jnp.where(both, function.divided(rows, rows, columns), 0)
-    second = jnp.where(row & ~column, (slope - of_row) / rows, second)
-    second = jnp.where(column & ~row, of_column / columns, second)
+    second = jnp.where(row & ~column, (slope - of_row) / divisor[:, None], second)
+    second = jnp.where(column & ~row, of_column / divisor[None], second)
     return first, second
 
 

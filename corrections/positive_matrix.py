@@ -47,7 +47,7 @@ class PositiveMatrix(eqx.Module):
     @property
     def dropped(self) -> Int[Array, ""]:
         """Directions in which A cannot be told from zero: they are left out of the inverse."""
-        return jnp.where(self.factorised, 0, self.basis.dropped)
+        return jnp.where(self.factorised, 0, jnp.sum(~self.basis.seen))
 
     def solve(self, columns: Float[Array, "n c"]) -> Float[Array, "n c"]:
         """A^{-1} columns, in the range of A."""

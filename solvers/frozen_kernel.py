@@ -16,14 +16,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from corrections.matrix_functions import eigenbasis, MatrixFunction
 from corrections.positive_matrix import positive_matrix
-from corrections.symmetric import Layout, resolved, rounding, ZERO
+from corrections.symmetric import Layout, resolved
 from solvers.operators import Operator, times
 from zoo import checks
 
 RidgeScale = Literal["absolute", "relative"]
-
-_MOVED = 1e-2
-"""A direction that cannot have moved by this part of its way is not missed."""
 
 
 class Ridge(NamedTuple):
@@ -118,20 +115,16 @@ class StoredKernel(FrozenKernel):
         ts: Float[Array, " t"],
         ridge: Ridge,
         right: Float[Array, "n k"],
-        *,
-        reach: Array,
     ) -> Solution:
-        """F_t(Theta + ridge) b at some times, in the eigenvectors of each matrix. A direction that
-        cannot be told from zero stays where it is, and counts as dropped unless 1 / `reach` is far
-        above its eigenvalue.
-        """
+        """F_t(Theta + ridge) b at some times, in the eigenvectors of each matrix."""
 
         def of_block(block: Array, columns: Array) -> tuple[Array, Array, Array]:
             one = jnp.eye(len(block), dtype=block.dtype)
             basis = eigenbasis(block + ridge.of(block) * one)
-            found = jax.lax.map(lambda t: basis.apply(at(t), columns), ts)
-            matters = ZERO * rounding(jnp.max(jnp.abs(basis.values))) * reach > _MOVED
-            return found, basis.positive, jnp.where(matters, basis.dropped, 0)
+            found, dropped = jax.lax.map(
+                lambda t: (basis.apply(at(t), columns), basis.dropped(at(t))), ts
+            )
+            return found, basis.positive, jnp.max(dropped)
 
         found, positive, dropped = _over_blocks(of_block, self.blocks(), self.layout.columns(right))
         return Solution(jnp.moveaxis(found, 0, 1), jnp.all(positive), jnp.sum(dropped))

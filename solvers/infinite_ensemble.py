@@ -156,21 +156,21 @@ def _ensemble(
 ) -> Ensemble:
     n = len(y)
     kernel = StoredKernel(theta)
-    right = jnp.concatenate([theta.T, y], axis=1)  # for A, and for A y to its own digits
+    across = (
+        theta.T
+    )  # what A is solved from: it loses no digits to directions that Theta hardly has
     finite = ts[:-1] if to_the_limit else ts
     found = []
     if len(finite):
-        reach = jnp.max(finite) / n
-        found = [kernel.relaxed(lambda t: Relaxation(t / n), finite, ridge, right, reach=reach)]
+        found = [kernel.relaxed(lambda t: Relaxation(t / n), finite, ridge, across)]
     if to_the_limit:
-        limit = kernel.solved(ridge, right)
+        limit = kernel.solved(ridge, across)
         found.append(limit._replace(coefficients=limit.coefficients[None]))
     positive = jnp.all(jnp.stack([part.positive for part in found])) & is_positive(prior)
 
     def at(coefficients: Array) -> tuple[Array, Array]:
-        across, weights = jnp.split(coefficients[0], [len(theta)], axis=1)
-        left = jnp.eye(*theta.shape, dtype=theta.dtype) - across.T
-        return theta @ weights, _covariance(left, prior)
+        reach = coefficients[0].T
+        return reach @ y, _covariance(jnp.eye(*theta.shape, dtype=theta.dtype) - reach, prior)
 
     mean, covariance = jax.lax.map(at, jnp.concatenate([part.coefficients for part in found]))
     healthy = jnp.all(jnp.isfinite(mean), axis=(1, 2)) & jnp.all(

@@ -60,9 +60,9 @@ def mse_flow(
     """Gradient flow of squared loss under a frozen kernel, exactly, at any times.
 
     f(t) = f_0 + Theta (1 - exp(-Theta t / D)) / Theta (y - f_0), for `MeanSquaredError` and the
-    same times as `gradient_flow`. A singular kernel leaves its null space at f_0, at all times;
-    what cannot be told from it, eigenvalues below 10 units of rounding of the largest, as well.
-    `.dropped` counts such directions, where they could have moved by then. With a ridge none is.
+    same times as `gradient_flow`. A singular kernel leaves its null space at f_0, at all times, and
+    so does what cannot be told from it, eigenvalues below 10 units of rounding of the largest, once
+    it could have moved. `.dropped` counts such directions. With a ridge there are none.
 
     **Arguments:**
 
@@ -219,10 +219,12 @@ class Steps(MatrixFunction):
         (total, _), _ = jax.lax.scan(square, (jnp.zeros_like(step), step), self.bits)
         return total[..., 0, -1]
 
+    def reach(self) -> Array:
+        powers = 2.0 ** jnp.arange(len(self.bits), dtype=self.rate.dtype)
+        return self.rate * (1 + jnp.sum(jnp.where(self.bits, powers, 0))) / (1 - self.momentum)
+
     def scale(self, values: Array) -> Array:
-        powers = 2.0 ** jnp.arange(len(self.bits), dtype=values.dtype)
-        steps = jnp.sum(jnp.where(self.bits, powers, 0))
-        return jnp.maximum(values, 1 / (self.rate * (1 + steps)))
+        return jnp.maximum(values, 1 / self.reach())
 
 
 def _stored(problem: KernelProblem) -> StoredKernel:
@@ -243,8 +245,7 @@ def _flow(problem: KernelProblem, ts: Array, ridge: Ridge, to_the_limit: bool) -
     finite = ts[:-1] if to_the_limit else ts
     found = []
     if len(finite):
-        reach = jnp.max(finite) / n
-        found = [kernel.relaxed(lambda t: Relaxation(t / n), finite, ridge, missing, reach=reach)]
+        found = [kernel.relaxed(lambda t: Relaxation(t / n), finite, ridge, missing)]
     if to_the_limit:
         limit = kernel.solved(ridge, missing)
         found.append(limit._replace(coefficients=limit.coefficients[None]))
@@ -265,8 +266,7 @@ def _descent(
         bits = jnp.mod(jnp.floor(count / powers), 2) == 1
         return Steps(bits, rate, momentum.astype(dtype))
 
-    reach = jnp.max(steps) * rate
-    found = _stored(problem).relaxed(after, steps, ridge, missing, reach=reach)
+    found = _stored(problem).relaxed(after, steps, ridge, missing)
     return _trajectory(problem, steps, [found])
 
 

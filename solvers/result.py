@@ -59,7 +59,7 @@ class Trajectory(eqx.Module):
     - `displacement`: |theta_t - theta_0|, (t,), in the norm of M^{-1/2} theta with M the metric, or
       None for a solve without parameters.
     - `dropped`: of a closed form the directions of the kernel whose eigenvalues cannot be told from
-      zero, and that could have moved by the last time had they been known; else None.
+      zero, where they could have moved by the last time had they been known; else None.
     """
 
     ts: Float[Array, " t"]

@@ -163,7 +163,7 @@ def test_what_cannot_be_told_from_zero_is_left_out_and_counted():
     found, basis = inverted(scale)
     kernel = (features * scale[None]) @ (features * scale[None]).T
     np.testing.assert_allclose(found, np.linalg.pinv(kernel, hermitian=True) @ y, rtol=1e-10)
-    assert int(basis.dropped) == 4
+    assert int(basis.dropped(Relaxation(jnp.asarray(jnp.inf)))) == 4
     assert bool(basis.positive)
 
     def by_least_squares(scale):
@@ -211,12 +211,17 @@ def test_scale_does_not_matter():
             eigenbasis(matrix).apply(inverse, columns),
             rtol=2e-3,  # condition 3000 in float32
         )
-        assert int(scaled.dropped) == 0
+        assert int(scaled.dropped(inverse)) == 0
         assert bool(scaled.positive)
 
 
 def test_zero_is_a_matrix():
     basis = eigenbasis(jnp.zeros((3, 3)))
     assert bool(basis.positive)
-    assert int(basis.dropped) == 3
-    np.testing.assert_array_equal(basis.apply(Relaxation(jnp.asarray(1.0)), jnp.ones((3, 1))), 0)
+    ones = jnp.ones((3, 1))
+    for t, dropped, expected in ((2.0, 0, 2.0), (jnp.inf, 3, 0.0)):
+        relaxation = Relaxation(jnp.asarray(t))
+        assert int(basis.dropped(relaxation)) == dropped
+        np.testing.assert_array_equal(basis.apply(relaxation, ones), expected)
+    slope = jax.grad(lambda m: jnp.sum(eigenbasis(m).apply(Relaxation(jnp.asarray(2.0)), ones)))
+    np.testing.assert_allclose(slope(jnp.zeros((3, 3))), -2.0, rtol=1e-12)  # -t^2 / 2 at 0
