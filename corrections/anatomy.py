@@ -11,7 +11,7 @@ derivative of this one expression. No custom rules, no interpreters: tree surger
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from corrections.contractible import Call, Program
 from corrections.contraction import (
     Deferred,
     Direction,
@@ -33,8 +34,7 @@ from corrections.contraction import (
 )
 from corrections.parameters import Method, Metric, Model
 from corrections.rules import has_rule, rule_of, ruled_layer, RuledLayer
-from corrections.symbolic import noticing_tangents
-from corrections.tapping import Tape, tappable, Tapped
+from corrections.tapping import Tape
 from zoo import Frozen
 
 
@@ -64,19 +64,12 @@ class Move(NamedTuple):
     rest: Array
 
 
-class _Call(NamedTuple):
-    """A call of a ruled layer: which one, with what shapes."""
-
-    ruled: int
-    input: jax.ShapeDtypeStruct
-    output: jax.ShapeDtypeStruct
-
-
 class Anatomy:
     """A model taken apart: its ruled layers, their calls on an example, the rest of its parameters.
 
-    To be made inside the trace that uses it. Layers that cannot be tapped, because they are called
-    inside a transformation or their arrays are used elsewhere, belong to the rest.
+    To be made inside the trace that uses it. Layers that are not shown to be contractible
+    (`corrections.contractible`) belong to the rest. What no output uses belongs to neither: its
+    gradients are zero.
 
     **Arguments:**
 
@@ -87,74 +80,54 @@ class Anatomy:
     """
 
     def __init__(self, model: Model, x: Any, metric: Metric | None, *, method: Method = "auto"):
-        nodes, self._structure = jax.tree.flatten(model, is_leaf=_is_end)
-        metrics = _by_node(model, metric)
+        paths, self._structure = jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_end)
+        nodes, metrics = [node for _, node in paths], _by_node(model, metric)
         x = jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
-        candidates = [
-            i
-            for i, pair in enumerate(zip(nodes, metrics, strict=True))
-            if method != "jacobian" and rule_of(*pair) is not None
-        ]
-        kept = tappable(self._structure, nodes, candidates, x)
-        if method == "structured" and len(kept) < len(candidates):
-            dropped = ", ".join(type(nodes[i]).__name__ for i in candidates if i not in kept)
-            raise ValueError(
-                f'`method` is "structured" and the model calls {dropped} inside a transformation, '
-                "or uses its parameters elsewhere, expected layers that are called as they are, or "
-                '`method="auto"`.'
+        program = Program(self._structure, nodes, x)
+        ruled = [i for i, node in enumerate(nodes) if has_rule(node)]
+        candidates = [i for i in ruled if rule_of(nodes[i], metrics[i]) is not None]
+        found = program.contractible([] if method == "jacobian" else candidates)
+        if method == "structured":
+            refused = {i: _NO_RULE for i in ruled if i not in candidates} | found.refused
+            _insist_on_none(
+                f"{type(nodes[i]).__name__} `model{jax.tree_util.keystr(paths[i][0])}` {refused[i]}"
+                for i in sorted(refused)
             )
-        self._take_apart(nodes, metrics, kept, x)
+        self.outputs, self.calls = program.outputs, found.calls
+        self._moving, self._ends_in_call = found.moving, found.ends_in_call
+        self._places = found.nodes
+        self.ruled = [ruled_layer(nodes[i], metrics[i]) for i in found.nodes]
+        self._split(
+            *(
+                [None if i in found.nodes else node for i, node in enumerate(of_all)]
+                for of_all in (nodes, metrics, program.used)
+            )
+        )
 
-    def _take_apart(
-        self, nodes: list[Any], metrics: list[Any], chosen: list[int], x: jax.ShapeDtypeStruct
-    ) -> None:
-        self._places = chosen
-        self.ruled = [ruled_layer(nodes[i], metrics[i]) for i in chosen]
-        others = [None if i in chosen else node for i, node in enumerate(nodes)]
-        parameters, self._static = eqx.partition(others, eqx.is_inexact_array)
+    def _split(self, nodes: list[Any], metrics: list[Any], used: list[Any]) -> None:
+        """Parameters that no rule covers, and all else, of the nodes that have no rule."""
+
+        def is_rest(leaf: Any, use: bool | None) -> bool:
+            return use is True and eqx.is_inexact_array(leaf)
+
+        of_rest = jax.tree.map(is_rest, nodes, used)
+        parameters, self._static = eqx.partition(nodes, of_rest)
         self.rest, self._unravel = ravel_pytree(parameters)
-        scaled = [None if i in chosen else metric for i, metric in enumerate(metrics)]
+        scaled = jax.tree.map(lambda use, m: m if use else None, of_rest, metrics)
         full = jax.tree.map(lambda m, p: jnp.full_like(p, 1) * m, scaled, parameters)
         self.rest_metric, _ = ravel_pytree(full)
-        order: list[int] = []
-
-        def called(x: Array) -> tuple[Array, list[tuple[Array, Array]]]:
-            y, tape = self._run(None, self.rest, x)
-            order.extend(ruled for ruled, _, _ in tape.calls)
-            return y, [(a, z) for _, a, z in tape.calls]
-
-        y, shapes = jax.eval_shape(called, x)
-        self.outputs = y
         if self.rest.size == 0:  # of no type
-            self.rest = self.rest_metric = jnp.zeros(0, y.dtype)
-        self.calls = [_Call(ruled, *ends) for ruled, ends in zip(order, shapes, strict=True)]
-        self._moving = self._with_moving_inputs(x)
+            self.rest = self.rest_metric = jnp.zeros(0, self.outputs.dtype)
 
     def _run(self, shifts: list[Array] | None, rest: Array, x: Array) -> tuple[Array, Tape]:
         tape = Tape(shifts)
         nodes = eqx.combine(self._unravel(rest), self._static)
         for i, (place, ruled) in enumerate(zip(self._places, self.ruled, strict=True)):
-            nodes[place] = Tapped(ruled.layer, i, tape)
+            nodes[place] = tape.tapped(ruled.layer, i)
         model: Any = jax.tree.unflatten(self._structure, nodes)
-        return model(x), tape
-
-    def _with_moving_inputs(self, x: jax.ShapeDtypeStruct) -> set[int]:
-        """The ruled layers whose input depends on the parameters: all but the first, usually."""
-        moving: set[int] = set()
-
-        def tangents(x: Array) -> None:
-            def inputs(shifts: list[Array], rest: Array) -> list[Array]:
-                _, tape = self._run(shifts, rest, x)
-                return [
-                    noticing_tangents(a, lambda _, ruled=ruled: moving.add(ruled))
-                    for ruled, a, _ in tape.calls
-                ]
-
-            at = (self.no_move().shifts, self.rest)
-            jax.jvp(inputs, at, at)
-
-        jax.eval_shape(tangents, x)
-        return moving
+        y = model(x)
+        tape.close()
+        return y, tape
 
     # --- one example ---------------------------------------------------------------------------
 
@@ -176,9 +149,9 @@ class Anatomy:
             deltas, jacobian = jax.vmap(vjp)((basis, pulls))
         by_layer: list[tuple[list[Array], list[Array]]] = [([], []) for _ in self.ruled]
         for call, a, delta in zip(self.calls, inputs, deltas, strict=True):
-            ruled = self.ruled[call.ruled]
-            by_layer[call.ruled][0].append(ruled.rule.patches(ruled.layer, ruled.multiplier * a))
-            by_layer[call.ruled][1].append(ruled.to_positions(delta))
+            ruled = self.ruled[call.layer]
+            by_layer[call.layer][0].append(ruled.rule.patches(ruled.layer, ruled.multiplier * a))
+            by_layer[call.layer][1].append(ruled.to_positions(delta))
         return Factors(
             tuple(jnp.concatenate(a) for a, _ in by_layer),
             tuple(jnp.concatenate(delta, axis=1) for _, delta in by_layer),
@@ -188,15 +161,16 @@ class Anatomy:
     def readout(self) -> tuple[Any, Callable[[Array], Array]]:
         """The layer that is called last, and its input as a function of the example.
 
-        **Raises:** `ValueError` where it is not a dense layer that gives the model's k outputs.
+        **Raises:** `ValueError` where it is not a dense layer that gives the model's k outputs, or
+        parameters reach these in another way.
         """
-        last = self.calls[-1] if self.calls else None
+        last = self.calls[-1] if self.calls and self._ends_in_call else None
         if last is None or len(last.input.shape) != 1 or last.output.shape != self.outputs.shape:
             raise ValueError(
                 "`model` does not end in a dense layer that gives its outputs, expected a readout "
                 "such as `zoo.Dense` or `equinox.nn.Linear`."
             )
-        return self.ruled[last.ruled].layer, lambda x: self._run(None, self.rest, x)[1].calls[-1][1]
+        return self.ruled[last.layer].layer, lambda x: self._run(None, self.rest, x)[1].calls[-1][1]
 
     def no_move(self) -> Move:
         """Zero shifts and pulls, and the parameters as they are."""
@@ -218,7 +192,7 @@ class Anatomy:
                 spreads.append(None)
                 continue
             images = jax.vmap(lambda d, r=ruled, c=call: r.from_positions(d, c.output))(
-                at.cotangents[call.ruled][:, places]
+                at.cotangents[call.layer][:, places]
             )
             spreads.append(
                 jax.vmap(lambda d, r=rule, layer=ruled.layer: r.patches(layer, d))(images)
@@ -248,23 +222,23 @@ class Anatomy:
         ]
         shifts, pulls = [], []
         for (ruled, call, places), spread in zip(self._calls_with_places(), spreads, strict=True):
-            direction, delta = directions[call.ruled], at.cotangents[call.ruled]
+            direction, delta = directions[call.layer], at.cotangents[call.layer]
             weight, bias = ruled.metrics(delta.dtype)
-            shift = weight * direction.push(at.inputs[call.ruled][places])
+            shift = weight * direction.push(at.inputs[call.layer][places])
             if bias is not None and not derivative:
-                shift += bias * jnp.sum(along.cotangents[call.ruled], axis=0, keepdims=True)
+                shift += bias * jnp.sum(along.cotangents[call.layer], axis=0, keepdims=True)
             shifts.append(ruled.from_positions(shift, call.output))
             scale = weight * ruled.multiplier
             pulls.append(scale * _pulled(ruled, call, direction, delta[:, places], spread))
         rest = jnp.zeros_like(self.rest) if derivative else self.rest_metric * along.rest
         return Move(shifts, pulls, rest)
 
-    def _calls_with_places(self) -> list[tuple[RuledLayer, _Call, slice]]:
+    def _calls_with_places(self) -> list[tuple[RuledLayer, Call, slice]]:
         """Each call with its layer, and its positions among those of all calls of that layer."""
         used, found = [0] * len(self.ruled), []
         for call in self.calls:
-            ruled, start = self.ruled[call.ruled], used[call.ruled]
-            used[call.ruled] = stop = start + ruled.positions(call.output)
+            ruled, start = self.ruled[call.layer], used[call.layer]
+            used[call.layer] = stop = start + ruled.positions(call.output)
             found.append((ruled, call, slice(start, stop)))
         return found
 
@@ -289,11 +263,11 @@ class Anatomy:
         sizes = [(0, 0, 0)] * len(self.ruled)
         entries = 0
         for call in self.calls:
-            ruled = self.ruled[call.ruled]
+            ruled = self.ruled[call.layer]
             a = jax.eval_shape(lambda a, r=ruled: r.rule.patches(r.layer, a), call.input)
             positions, size = a.shape
             out = call.output.shape[ruled.rule.channel_axis]
-            sizes[call.ruled] = (sizes[call.ruled][0] + positions, size, out)
+            sizes[call.layer] = (sizes[call.layer][0] + positions, size, out)
             entries += math.prod(call.input.shape) + math.prod(call.output.shape)
         return sizes, entries
 
@@ -354,7 +328,7 @@ class Anatomy:
 
 def _pulled(
     ruled: RuledLayer,
-    call: _Call,
+    call: Call,
     direction: Direction,
     delta: Float[Array, "k positions out"],
     spread: Float[Array, "k in_positions size"] | None,
@@ -381,6 +355,19 @@ def _gradients(
 ) -> Gradients:
     entries = [form(terms) if of else terms for terms, of in zip(layers, forms, strict=True)]
     return Gradients(entries, rest)
+
+
+_NO_RULE = "has options, parameters or a metric that its rule does not cover"
+
+
+def _insist_on_none(refused: Iterable[str]) -> None:
+    """**Raises:** `ValueError` where there are layers that have a rule and are refused."""
+    texts = list(refused)
+    if texts:
+        raise ValueError(
+            f'`method` is "structured" and these layers cannot be contracted: {"; ".join(texts)}. '
+            'Expected layers that are called as they are, or `method="auto"`.'
+        )
 
 
 def _is_end(node: Any) -> bool:

@@ -120,7 +120,7 @@ def _nngp(model: Model, x1: Array, x2: Array | None) -> Array:
         check_outputs(model, "x2", x2, outputs=of_model)
     n1, n2 = len(x1), len(x1 if x2 is None else x2)
     check_fits(f"the kernel of {n1} x {n2} examples", (n1, n2), of_model.dtype)
-    anatomy = Anatomy(model, x1[0], None, method="structured")
+    anatomy = Anatomy(model, x1[0], None)
     layer, a = anatomy.readout()
     tile = working_bytes() // anatomy.bytes_per_example(anatomy.forms(pairs=1, partners=1))[1]
     hidden1 = in_tiles(a, x1, tile)
