@@ -68,8 +68,8 @@ class Anatomy:
     """A model taken apart: its ruled layers, their calls on an example, the rest of its parameters.
 
     To be made inside the trace that uses it. Layers that are not shown to be contractible
-    (`corrections.contractible`) belong to the rest. What no output uses belongs to neither: its
-    gradients are zero.
+    (`corrections.contractible`) belong to the rest. What no output uses, or only behind
+    `jax.lax.stop_gradient`, belongs to neither: its gradients are zero.
 
     **Arguments:**
 

@@ -7,7 +7,8 @@ Seen in traces of the model with stand-ins for its layers (`zoo.stand_in`), by s
 3. Each call is made by the model's program itself, not by a transformation inside it (`vmap`,
    `scan`, `checkpoint`, `jit`).
 4. Where what leaves a layer's calls is taken away, neither the outputs nor what enters a call
-   depends on the layer's arrays: they enter through these calls and no other way.
+   depends on the layer's arrays, but for what `jax.lax.stop_gradient` has passed: they enter
+   through these calls and no other way.
 
 Then the outputs are a function of the calls' outputs z = W a + b, and the gradient of W is the sum
 over the calls of delta (x) a, whatever else the model does.
@@ -23,7 +24,7 @@ from jax.extend.core import ClosedJaxpr, Literal
 from jaxtyping import Array
 
 from zoo import checks
-from zoo.programs import dependence, mark, marked, needed, same_program
+from zoo.programs import dependence, mark, marked, needed, same_program, without_gradient
 from zoo.stand_in import stand_in
 
 _ARRAYS = "is called with other arrays than its own (frozen, scaled, updated or mapped ones)"
@@ -47,7 +48,8 @@ class Contractible(NamedTuple):
     - `nodes`: the places of the layers among the model's nodes.
     - `calls`: in the order of the program; `Call.layer` counts in `nodes`.
     - `moving`: the layers, counted likewise, whose input depends on parameters.
-    - `ends_in_call`: whether parameters reach the outputs through the last call only.
+    - `ends_in_call`: whether parameters reach the outputs through the last call only, frozen ones
+      (`jax.lax.stop_gradient`) included.
     - `refused`: for each candidate that is not contracted, why.
     """
 
@@ -74,16 +76,16 @@ class Program:
             lambda arrays, x: self._call(eqx.combine(arrays, self._static), x), return_shape=True
         )(self._arrays, x)
         leaves, of_arrays = jax.tree.flatten(self._arrays)
-        alive = needed(self._plain.jaxpr)
+        alive = needed(self._plain.jaxpr, ends=without_gradient(self._plain.jaxpr))
         used = [variable in alive for variable in self._plain.jaxpr.invars[: len(leaves)]]
         self.used: list[Any] = jax.tree.unflatten(of_arrays, used)
-        """For each node which of its arrays the outputs depend on, in its own structure."""
+        """For each node which of its arrays the outputs have derivatives in, in its structure."""
         self._owners = [
             i for i, node in enumerate(self._arrays) for _ in range(len(jax.tree.leaves(node)))
         ]
 
     def contractible(self, candidates: list[int]) -> Contractible:
-        """The candidates that are shown to be contractible, but for those that no output uses."""
+        """The candidates that are shown to be, but for those whose gradients are always zero."""
         used = [i for i in candidates if any(jax.tree.leaves(self.used[i]))]
         refused: dict[int, str] = {}
         return self._shown(used, refused)._replace(refused=refused)
@@ -169,12 +171,10 @@ class Program:
             is_parameter = jnp.issubdtype(variable.aval.dtype, jnp.inexact)
             of_all = moving | around if is_parameter else 0
             sources[variable] = of_all | layers.get(self._owners[place], 0)
-        cuts = {
-            variable: layers[chosen[call.layer]] | (around if call is calls[-1] else 0)
-            for call, equations in zip(calls, outputs, strict=True)
-            for equation in equations
-            for variable in equation.outvars
-        }
+        cuts = dict.fromkeys(without_gradient(jaxpr), around - 1)
+        for call, equations in zip(calls, outputs, strict=True):
+            of_call = layers[chosen[call.layer]] | (around if call is calls[-1] else 0)
+            cuts |= {variable: of_call for e in equations for variable in e.outvars}
         bits = dependence(jaxpr, sources, cuts)
         entering = [bits.get(e.outvars[0], 0) for equations in inputs for e in equations]
         leaving = [bits.get(y, 0) for y in jaxpr.outvars if not isinstance(y, Literal)]

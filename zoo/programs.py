@@ -8,7 +8,7 @@ an equation are taken to depend on all of its arguments, what cannot be compared
 import dataclasses
 import functools
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -60,11 +60,17 @@ def dependence(jaxpr: Jaxpr, sources: Mapping[Any, int], cuts: Mapping[Any, int]
     return bits
 
 
-def needed(jaxpr: Jaxpr) -> set[Any]:
-    """The variables that the outputs depend on, and the outputs."""
+def without_gradient(jaxpr: Jaxpr) -> set[Any]:
+    """The variables that `jax.lax.stop_gradient` has made: no derivative passes through them."""
+    stops = (e.outvars for e in jaxpr.eqns if e.primitive.name == "stop_gradient")
+    return {v for outvars in stops for v in outvars}
+
+
+def needed(jaxpr: Jaxpr, *, ends: Collection[Any] = ()) -> set[Any]:
+    """The variables that the outputs depend on, and the outputs; not through those in `ends`."""
     found = {v for v in jaxpr.outvars if not isinstance(v, Literal)}
     for equation in reversed(jaxpr.eqns):
-        if any(v in found for v in equation.outvars):
+        if any(v in found and v not in ends for v in equation.outvars):
             found.update(v for v in equation.invars if not isinstance(v, Literal))
     return found
 

@@ -1,7 +1,8 @@
 """What goes into each layer of a network, and what comes out.
 
-Every layer of the zoo inside a model is replaced by one that writes on a tape that lives inside one
-trace. Any model that calls zoo layers can be recorded, whatever holds them together.
+Every layer of the zoo inside a model is replaced by a stand-in (`zoo.stand_in`) that writes on a
+tape, which lives inside one trace. Any model that calls zoo layers can be recorded, whatever holds
+them together.
 """
 
 from collections.abc import Callable
@@ -10,11 +11,14 @@ from typing import Any
 
 import equinox as eqx
 import jax
+from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, Float
 
 from zoo.activations import Activation
 from zoo.frozen import Frozen
 from zoo.layers import ParameterizedLayer
+from zoo.programs import same_program
+from zoo.stand_in import stand_in
 from zoo.structure import Flatten, GlobalAveragePool
 
 _LAYERS = ParameterizedLayer | Activation | Flatten | GlobalAveragePool
@@ -40,8 +44,38 @@ def record(
     What a `Frozen` copy inside the model computes is not recorded. Of a layer that the model calls
     inside a transformation of its own (`jax.vmap`, `jax.lax.scan`) only the shapes mean something
     outside of it.
+
+    **Raises:** `ValueError` where the model is another program with stand-ins for its layers, which
+    are of subclasses of the layers' types.
     """
+    arrays, static = eqx.partition(model, eqx.is_array)
+
+    def program(tape: list[LayerCall] | None) -> ClosedJaxpr:
+        def outputs(arrays: Any, x: Array) -> Array:
+            model = eqx.combine(arrays, static)
+            return (model if tape is None else _recording(model, tape))(x)
+
+        return jax.make_jaxpr(outputs)(arrays, x)
+
+    plain = program(None)
+    try:
+        same = same_program(plain, program([]))
+    except Exception as error:
+        raise ValueError(_ANOTHER) from error
+    if not same:
+        raise ValueError(_ANOTHER)
     tape: list[LayerCall] = []
+    return _recording(model, tape)(x), tape
+
+
+_ANOTHER = (
+    "`model` computes something else where its layers are recorded, by stand-ins of subclasses of "
+    "their types; expected a model that asks `isinstance(layer, ...)`, not for `type(layer)`."
+)
+
+
+def _recording(model: Any, tape: list[LayerCall]) -> Any:
+    """The model with stand-ins for its layers, which write on `tape`."""
 
     def is_end(node: Any) -> bool:
         return isinstance(node, _LAYERS | Frozen)
@@ -49,18 +83,12 @@ def record(
     def recorded(path: Any, node: Any) -> Any:
         if not isinstance(node, _LAYERS):
             return node
-        return _Recorder(node, jax.tree_util.keystr(path), tape)
 
-    recording: Any = jax.tree_util.tree_map_with_path(recorded, model, is_leaf=is_end)
-    return recording(x), tape
+        def on_call(layer: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+            z = layer(*args, **options)
+            tape.append(LayerCall(jax.tree_util.keystr(path), layer, args[0], z))
+            return z
 
+        return stand_in(node, on_call)
 
-class _Recorder(eqx.Module):
-    layer: Any
-    path: str = eqx.field(static=True)
-    tape: list[LayerCall] = eqx.field(static=True)
-
-    def __call__(self, a: Array) -> Array:
-        z = self.layer(a)
-        self.tape.append(LayerCall(self.path, self.layer, a, z))
-        return z
+    return jax.tree_util.tree_map_with_path(recorded, model, is_leaf=is_end)
