@@ -161,17 +161,32 @@ class _Comparison:
         plain: tuple[Jaxpr, JaxprEqn, set[Any]],
         other: tuple[Jaxpr, JaxprEqn, set[Any]],
     ) -> bool:
+        """Two equations with rules of their own for derivatives, by the programs of their VJPs."""
         if self._orders == 0:
             return True
         (_, expected, alive), (_, got, alive_in_other) = plain, other
         if [v in alive for v in expected.outvars] != [v in alive_in_other for v in got.outvars]:
             return False
-        try:
-            expected, got = _pulled_back(*plain), _pulled_back(*other)
-        except Exception:  # what a rule of somebody else's may raise
+        inputs = _inputs(expected)
+        if len(inputs) != len(_inputs(got)):
             return False
-        if len(expected.jaxpr.invars) != len(got.jaxpr.invars):
-            return False
+        inexact = [i for i, v in enumerate(inputs) if _is_inexact(v)]
+        whole = self._vjps(plain, other, inexact)
+        if whole is not None:
+            return whole
+        # Some rules are for derivatives in some inputs only, and raise where others move too.
+        return all(self._vjps(plain, other, [i]) is not False for i in inexact)
+
+    def _vjps(
+        self,
+        plain: tuple[Jaxpr, JaxprEqn, set[Any]],
+        other: tuple[Jaxpr, JaxprEqn, set[Any]],
+        moving: list[int],
+    ) -> bool | None:
+        """Those in the inputs `moving`; None where neither equation has one."""
+        expected, got = _vjp(*plain, moving), _vjp(*other, moving)
+        if expected is None or got is None:
+            return None if expected is got else False
         return _Comparison(self._orders - 1).closed(expected, got, expected.jaxpr.invars)
 
     def _atoms(self, plain: Sequence[Any], other: Sequence[Any], names: Mapping[Any, Any]) -> bool:
@@ -251,29 +266,38 @@ def _same_array(expected: Any, got: Any) -> bool:
     return first.tobytes() == second.tobytes()
 
 
-def _pulled_back(jaxpr: Jaxpr, equation: JaxprEqn, alive: set[Any]) -> ClosedJaxpr:
-    """The program of the VJP of one equation."""
-    inputs = list(dict.fromkeys(v for v in equation.invars if not isinstance(v, Literal)))
+def _inputs(equation: JaxprEqn) -> list[Any]:
+    """The variables that go into an equation."""
+    return list(dict.fromkeys(v for v in equation.invars if not isinstance(v, Literal)))
+
+
+def _vjp(
+    jaxpr: Jaxpr, equation: JaxprEqn, alive: set[Any], moving: Sequence[int]
+) -> ClosedJaxpr | None:
+    """The program of the VJP of one equation in some of its inputs; None where it has none."""
+    inputs = _inputs(equation)
     outputs = [v for v in equation.outvars if v in alive]
     of_one = jaxpr.replace(constvars=[], invars=inputs, outvars=outputs, eqns=[equation])
     fn = jaxpr_as_fun(ClosedJaxpr(of_one, []))
-    moving = [_inexact(v) for v in inputs]
 
     def pulled(arrays: list[Array], cotangents: list[Array]) -> Any:
-        def outputs_of(moved: list[Array]) -> list[Array]:
-            along = iter(moved)
-            given = [next(along) if m else a for m, a in zip(moving, arrays, strict=True)]
+        def moved(*at: Array) -> list[Array]:
+            given = list(arrays)
+            for i, a in zip(moving, at, strict=True):
+                given[i] = a
             return [z for z in fn(*given) if jnp.issubdtype(z.dtype, jnp.inexact)]
 
-        _, vjp = jax.vjp(outputs_of, [a for m, a in zip(moving, arrays, strict=True) if m])
+        _, vjp = jax.vjp(moved, *(arrays[i] for i in moving))
         return vjp(cotangents)
 
-    return jax.make_jaxpr(pulled)(
-        [_shape(v) for v in inputs], [_shape(v) for v in outputs if _inexact(v)]
-    )
+    cotangents = [_shape(v) for v in outputs if _is_inexact(v)]
+    try:
+        return jax.make_jaxpr(pulled)([_shape(v) for v in inputs], cotangents)
+    except Exception:  # whatever a rule that is somebody else's may raise
+        return None
 
 
-def _inexact(variable: Any) -> bool:
+def _is_inexact(variable: Any) -> bool:
     return jnp.issubdtype(variable.aval.dtype, jnp.inexact)
 
 

@@ -214,7 +214,9 @@ def test_a_metric_of_arrays_sends_that_layer_to_the_jacobian():
 
 def test_structured_names_the_layer_that_cannot_be_tapped(unchecked):
     model, (x1, _, _) = InnerMap(linear(2, 3), linear(6, 2)), batches((4,))
-    with pytest.raises(ValueError, match='cannot be contracted: Linear `model.inner` is called inside a'):
+    with pytest.raises(
+        ValueError, match=r"cannot be contracted: Linear `model\.inner` is called inside a"
+    ):
         ntk(model, x1, method="structured")
     ntk(tanh_mlp(), next(batches((3,))), method="structured")
     with pytest.raises(ValueError, match="`method` is 'fast', expected one of 'auto'"):
