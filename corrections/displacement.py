@@ -28,7 +28,7 @@ from corrections.parameters import (
 )
 from corrections.positive_matrix import positive_matrix
 from corrections.smoothness import warn_at_kinks
-from zoo import checks
+from zoo import checks, parameters
 from zoo.precision import full_precision
 
 
@@ -73,7 +73,7 @@ def linearity_bound(
 
     - `model`, `x`, `metric`, `matvecs`, `rtol`, `key`: as in `hessian_norm`. With a metric
       R = |M^{-1/2} d|: where M is 0, d has to be.
-    - `displacement`: d, a tree like `equinox.filter(model, equinox.is_inexact_array)`.
+    - `displacement`: d, a tree like `zoo.parameters(model)`.
     - `samples`: points of the segment at which |H| is taken, the ends among them, >= 2.
 
     **Raises:** as `hessian_norm`; `ValueError` for a displacement of another structure than the
@@ -119,7 +119,7 @@ def row_space_fraction(
     **Arguments:**
 
     - `model`, `x`: the network at the start, and the training examples (n, ...).
-    - `displacement`: d, a tree like `equinox.filter(model, equinox.is_inexact_array)`.
+    - `displacement`: d, a tree like `zoo.parameters(model)`.
     - `metric`: the learning-rate multipliers M; where they are 0, d has to be.
     - `batch_size`: as in `ntk`. The kernel is stored, (n k, n k).
 
@@ -127,7 +127,7 @@ def row_space_fraction(
     one that is all zero, or one that moves what the metric holds.
     """
     x = checks.batch("x", x)
-    check_model(model, "x", x)
+    check_model(model, "x", x, forward_mode=True)
     check_metric(model, metric)
     displacement = _checked(model, displacement, metric)
     length = metric_norm(displacement, metric)
@@ -160,7 +160,7 @@ def _checked(model: Model, displacement: PyTree, metric: Metric | None) -> Param
     metric is.
     """
     params, _ = split(model)
-    displacement = eqx.filter(displacement, eqx.is_inexact_array)
+    displacement = parameters(displacement)
     check_tree_like("displacement", displacement, params)
     for leaf in jax.tree.leaves(displacement):
         checks.finite("displacement", leaf)

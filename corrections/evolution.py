@@ -23,11 +23,12 @@ from corrections.kernel import ntk
 from corrections.parameters import (
     check_metric,
     check_model,
+    check_real,
     check_tree_like,
     Metric,
     Model,
 )
-from zoo import Activation, checks, record
+from zoo import Activation, checks, parameters, record
 from zoo.precision import full_precision
 from zoo.tiles import in_tiles
 
@@ -38,7 +39,7 @@ SPACES: tuple[Space, ...] = ("outputs", "probabilities", "predictions")
 def relative_change(
     before: PyTree, after: PyTree, *, metric: Metric | None = None
 ) -> Float[Array, ""]:
-    """|after - before| / |before|, the Euclidean norm over all inexact arrays: of parameters, or of
+    """|after - before| / |before|, the Euclidean norm over all parameters, or over the entries of
     kernels. Without unit, >= 0.
 
     **Arguments:**
@@ -50,7 +51,9 @@ def relative_change(
     **Raises:** `ValueError` where they differ in structure or shapes, the metric does not fit, or
     `before` is zero.
     """
-    trees = [eqx.filter(tree, eqx.is_inexact_array) for tree in (before, after)]
+    check_real("before", before)
+    check_real("after", after)
+    trees = [parameters(tree) for tree in (before, after)]
     check_tree_like("after", trees[1], trees[0], "`before`")
     if not jax.tree.leaves(trees[0]):
         raise ValueError("`before` holds no floating-point arrays, expected a model or a kernel.")
@@ -145,7 +148,7 @@ def function_distance(
       largest outputs differ (of one output: whose signs do), between 0 and 1.
     - `batch_size`: the most examples that are taken at once (default: all).
 
-    **Raises:** `ValueError` / `TypeError` for a batch that is empty, not finite or not floating,
+    **Raises:** `ValueError` / `TypeError` for a batch that is empty, not finite or not real,
     models that do not take it or differ in their outputs, an unknown space.
 
     Source: Fort et al. (2020), section 2; Benjamin, Rolnick & Kording (2019) for "outputs".

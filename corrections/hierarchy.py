@@ -192,7 +192,7 @@ def _contracted(
     """The sum of contractions that `_SUMS` names; each is computed once for the same sets."""
     first = sets[0]
     assert first is not None
-    outputs = check_outputs(model, "x1", first)
+    outputs = check_outputs(model, "x1", first, forward_mode=True)
     for slot, x in enumerate(sets[1:], start=2):
         if x is not None:
             check_outputs(model, f"x{slot}", x, outputs=outputs)

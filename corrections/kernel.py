@@ -64,7 +64,7 @@ def ntk(
       take less than 1 GiB, else tiles that do. Where also what is needed to compute them takes no
       more, and nothing is traced (by a `jit`, `grad` or `scan` around), there are no loops at all.
 
-    **Raises:** `ValueError` / `TypeError` for an input that is empty, not finite or not floating,
+    **Raises:** `ValueError` / `TypeError` for an input that is empty, not finite or not real,
     a model that does not give a vector, a metric that does not fit, an unknown `outputs` or
     `method`, a `batch_size` below 1; `ValueError` for "structured" where a layer's rule does not
     apply; `MemoryError` for a kernel that is larger than the memory.

@@ -18,6 +18,7 @@ from corrections.smoothness import warn_at_kinks
 from corrections.taylor import taylor_coefficients
 from zoo import checks
 from zoo.precision import full_precision
+from zoo.trainable import partitioned
 
 
 class KernelRates(NamedTuple):
@@ -58,14 +59,14 @@ def kernel_rates(
     - `kernel_pairs`: (x1, x2), examples of which the kernel is looked at (default: `x` with
       itself).
 
-    **Raises:** `ValueError` / `TypeError` for batches that are empty, not finite or not floating, a
+    **Raises:** `ValueError` / `TypeError` for batches that are empty, not finite or not real, a
     model that does not take them, a `g` or a metric that does not fit. **Warns:** `KinkWarning` for
     activations without these derivatives.
 
     Source: Huang & Yau (2020), eqs. 1.9-1.11; Dyer & Gur-Ari (2020).
     """
     x = checks.batch("x", x)
-    outputs = check_model(model, "x", x)
+    outputs = check_model(model, "x", x, forward_mode=True)
     (k,) = outputs.shape
     g = checks.real_array("g", g, expected="a number for each output of each example, (n, k)")
     checks.shape("g", g, (len(x), k), because="a number for each output of each example")
@@ -84,7 +85,7 @@ def kernel_rates(
 def _kernel_rates(
     model: Model, x: Array, g: Array, metric: Metric | None, x1: Array, x2: Array
 ) -> KernelRates:
-    params, static = eqx.partition(model, eqx.is_inexact_array)
+    params, static = partitioned(model)
 
     def velocity(params: Params) -> Params:
         _, pull = jax.vjp(lambda p: jax.vmap(eqx.combine(p, static))(x), params)

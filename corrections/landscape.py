@@ -19,6 +19,7 @@ from corrections.loss_function import target_array
 from corrections.parameters import (
     check_metric,
     check_model,
+    check_real,
     check_tree_like,
     Metric,
     Model,
@@ -38,6 +39,8 @@ def interpolate(first: Model, second: Model, fraction: float | Array) -> Model:
 
     **Raises:** `ValueError` where the two differ in structure or shapes.
     """
+    check_real("first", first)
+    check_real("second", second)
     if jax.tree.structure(first) != jax.tree.structure(second):
         raise ValueError(
             "`second` has another structure than `first`, expected two models of the same "
@@ -87,7 +90,7 @@ def error_barrier(
     - `risk`: per example, (f (k,), y (k,)) -> scalar, such as a loss (default: the 0-1 error).
     - `batch_size`: the most examples that are taken at once (default: all).
 
-    **Raises:** `ValueError` / `TypeError` for batches that are empty, not finite or not floating,
+    **Raises:** `ValueError` / `TypeError` for batches that are empty, not finite or not real,
     targets that do not fit, models of different structures, fewer than two points.
 
     Source: Fort et al. (2020), section 2; Frankle, Dziugaite, Roy & Carbin (2020), eq. 1.
@@ -142,6 +145,8 @@ def weight_path(models: Sequence[Model], *, metric: Metric | None = None) -> Wei
     """
     if len(models) < 3:
         raise ValueError(f"`models` has {len(models)} points, expected at least three.")
+    for i, model in enumerate(models):
+        check_real(f"models[{i}]", model)
     params = [split(model)[0] for model in models]
     for i, point in enumerate(params[1:], start=1):
         check_tree_like(f"models[{i}]", point, params[0], "the parameters of `models[0]`")
@@ -184,7 +189,7 @@ def _between(first: Any, second: Any, fraction: float | Array) -> Any:
             return Frozen(_between(a.value, b.value, fraction))
         if not eqx.is_inexact_array(a):
             return a
-        at = jnp.asarray(fraction, a.dtype)
+        at = jnp.asarray(fraction, a.real.dtype)
         # Each end from its own side: exact there, and everywhere between equal models.
         return jnp.where(at < 0.5, a + at * (b - a), b - (1 - at) * (b - a))
 

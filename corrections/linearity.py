@@ -76,7 +76,7 @@ def jacobian_norm(
 
     **Returns:** a `NormEstimate` of scalars.
 
-    **Raises:** `ValueError` / `TypeError` for a batch that is empty, not finite or not floating, a
+    **Raises:** `ValueError` / `TypeError` for a batch that is empty, not finite or not real, a
     model that does not give a vector, a metric that does not fit, counts below 1.
     """
     checks.integer("matvecs", matvecs)
@@ -335,7 +335,7 @@ def checked_estimate(
     checks.integer("matvecs", matvecs)
     checks.nonnegative_number("rtol", rtol, strictly=True)
     x = checks.batch("x", x)
-    check_model(model, "x", x)
+    check_model(model, "x", x, forward_mode=True)
     check_metric(model, metric)
     return x
 

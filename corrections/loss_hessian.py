@@ -32,7 +32,7 @@ from corrections.parameters import (
     split,
 )
 from corrections.smoothness import warn_at_kinks
-from zoo import checks
+from zoo import checks, parameters
 from zoo.memory import check_fits
 from zoo.precision import full_precision
 from zoo.tiles import in_tiles
@@ -80,7 +80,7 @@ class LossHessian(eqx.Module):
         - `batch_size`: the most examples that are taken at once (default: all).
 
         **Raises:** `ValueError` / `TypeError` for batches that are empty, not finite or not
-        floating, a model that does not give a vector, targets that do not fit, a loss that does not
+        real, a model that does not give a vector, targets that do not fit, a loss that does not
         give a scalar, a metric that does not fit, an unknown part. **Warns:** `KinkWarning` for
         activations without second derivatives, but for the Gauss-Newton part.
         """
@@ -88,7 +88,7 @@ class LossHessian(eqx.Module):
         if batch_size is not None:
             checks.integer("batch_size", batch_size)
         self.x = checks.batch("x", x)
-        outputs = check_model(model, "x", self.x)
+        outputs = check_model(model, "x", self.x, forward_mode=True)
         shape = (len(self.x), outputs.shape[0])
         because = "a row for each example of `x`, a column for each output of `model`"
         self.y = check_targets(loss, y, shape, because=because).astype(outputs.dtype)
@@ -109,7 +109,7 @@ class LossHessian(eqx.Module):
 
         **Raises:** `ValueError` for a tree of another structure or other shapes.
         """
-        vector = eqx.filter(vector, eqx.is_inexact_array)
+        vector = parameters(vector)
         check_tree_like("vector", vector, self.in_structure)
         return _product(self, vector)
 

@@ -31,7 +31,7 @@ from corrections.parameters import (
     split,
 )
 from corrections.taylor import taylor_coefficients
-from zoo import checks
+from zoo import checks, parameters
 from zoo.memory import check_fits
 from zoo.precision import full_precision
 from zoo.tiles import in_tiles
@@ -148,14 +148,14 @@ class NTKOperator(KernelOperator):
           and each product runs the network again. Default: all, and the network runs once.
 
         **Raises:** `ValueError` / `TypeError` for batches that are empty, not finite or not
-        floating, a model that does not give a vector, a metric that does not fit, a `batch_size`
+        real, a model that does not give a vector, a metric that does not fit, a `batch_size`
         below 1.
         """
         if batch_size is not None:
             checks.integer("batch_size", batch_size)
         self.x1 = checks.batch("x1", x1)
         self.x2_given = None if x2 is None else checks.batch("x2", x2)
-        self.outputs = outputs = check_model(model, "x1", self.x1)
+        self.outputs = outputs = check_model(model, "x1", self.x1, forward_mode=True)
         if self.x2_given is not None:
             check_model(model, "x2", self.x2_given, outputs=outputs)
         check_metric(model, metric)
@@ -235,7 +235,7 @@ class NTKCoefficient(KernelOperator):
                 "the parameters: the coefficients of eps, eps^2, ..."
             )
         params, _ = split(kernel.model)
-        self.path = tuple(eqx.filter(step, eqx.is_inexact_array) for step in path)
+        self.path = tuple(parameters(step) for step in path)
         for i, step in enumerate(self.path):
             check_tree_like(f"path[{i}]", step, params)
         self.kernel, self.order = kernel, order

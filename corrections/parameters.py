@@ -1,7 +1,7 @@
 r"""A model as a function of its parameters, and the metric on them.
 
-The parameters theta of a model are its inexact arrays. The metric M is a constant non-negative
-diagonal on them, one learning-rate multiplier a parameter; gradient flow is
+The parameters theta of a model are `zoo.parameters(model)`: real numbers. The metric M is a
+constant non-negative diagonal on them, one learning-rate multiplier a parameter; gradient flow is
 theta' = - M (df/dtheta)^T dL/df, and every contraction of two parameter indices takes M.
 """
 
@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from zoo import checks
+from corrections.forward_mode import check_forward_mode, ForwardModeError
+from zoo import checks, parameters
+from zoo.trainable import partitioned
 
 Model = Callable[[Array], Array]
 """A callable PyTree: one example in, a vector of k outputs out."""
@@ -29,7 +31,7 @@ METHODS: tuple[Method, ...] = ("auto", "structured", "jacobian")
 
 def split(model: Model) -> tuple[Params, Apply]:
     """The parameters of `model`, and the function (parameters, one example) -> outputs (k,)."""
-    params, static = eqx.partition(model, eqx.is_inexact_array)
+    params, static = partitioned(model)
 
     def apply(params: Params, x: Array) -> Array:
         return eqx.combine(params, static)(x)
@@ -52,27 +54,42 @@ def check_model(
     x: Float[Array, "n ..."],
     *,
     outputs: jax.ShapeDtypeStruct | None = None,
+    forward_mode: bool = False,
 ) -> jax.ShapeDtypeStruct:
     """`check_parameters` and `check_outputs`."""
     if outputs is None:
         check_parameters(model)
-    return check_outputs(model, name, x, outputs=outputs)
+    return check_outputs(model, name, x, outputs=outputs, forward_mode=forward_mode)
 
 
 def check_parameters(model: Model) -> None:
-    """**Raises:** `TypeError` where `model` cannot be called; `ValueError` where it has no
-    parameters, or some that are not finite.
+    """**Raises:** `TypeError` where `model` cannot be called or has complex parameters;
+    `ValueError` where it has none, or some that are not finite.
     """
     if not callable(model):
         raise TypeError(f"`model` is of type {type(model).__name__}, expected a callable PyTree.")
-    leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(model, eqx.is_inexact_array))
+    leaves = jax.tree_util.tree_leaves_with_path(parameters(model))
     if not leaves:
         raise ValueError(
             "`model` has no parameters, expected at least one floating-point array among its "
-            "leaves (`equinox.is_inexact_array`)."
+            "leaves (`zoo.parameters`)."
         )
+    check_real("model", model)
     for path, leaf in leaves:
         checks.finite(f"model{jax.tree_util.keystr(path)}", leaf)
+
+
+def check_real(name: str, tree: PyTree) -> None:
+    """**Raises:** `TypeError` for complex parameters: a gradient, a kernel and a step along either
+    mean one thing for a complex number and another for its two parts.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(parameters(tree)):
+        if jnp.iscomplexobj(leaf):
+            raise TypeError(
+                f"`{name}` has the complex parameter `{name}{jax.tree_util.keystr(path)}` "
+                f"({leaf.dtype}), expected real ones: hold its real and imaginary parts as two "
+                "arrays, and put them together where the model is called."
+            )
 
 
 def check_outputs(
@@ -81,31 +98,47 @@ def check_outputs(
     x: Float[Array, "n ..."],
     *,
     outputs: jax.ShapeDtypeStruct | None = None,
+    forward_mode: bool = False,
 ) -> jax.ShapeDtypeStruct:
     """Shape (k,) and dtype of the outputs of `model` on an example of the batch `x`.
 
     Traces the model, so call it inside what is compiled where the time of a call matters.
 
+    **Arguments:**
+
+    - `forward_mode`: whether the model has to have derivatives in forward mode.
+
     **Raises:** `ValueError` where the model does not take such an example, or does not give a
-    vector (one like `outputs`, where that is given).
+    vector (one like `outputs`, where that is given); `TypeError` for outputs that are no real
+    floating-point numbers, or a model without the derivatives that are needed.
     """
+    example = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
     try:
-        out = eqx.filter_eval_shape(model, jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
+        out = eqx.filter_eval_shape(model, example)
+    except ForwardModeError:
+        raise
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"`model` does not take an example of `{name}`, which has shape {x.shape[1:]} "
-            f"(`{name}` is a batch of shape {x.shape}): {error}"
+            f"`model` does not take an example of `{name}`, which has shape {x.shape[1:]} and "
+            f"dtype {x.dtype} (`{name}` is a batch of shape {x.shape}): {error}"
         ) from error
     if not isinstance(out, jax.ShapeDtypeStruct) or len(out.shape) != 1 or out.shape[0] == 0:
         raise ValueError(
             f"`model(x)` gives {out} for one example of `{name}`, expected a vector of k outputs, "
             "shape (k,)."
         )
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        raise TypeError(
+            f"`model` gives outputs of dtype {out.dtype} for an example of `{name}`, expected real "
+            "floating-point numbers (of a complex number its real and imaginary part, say)."
+        )
     if outputs is not None and out.shape != outputs.shape:
         raise ValueError(
             f"`model(x)` gives {out.shape[0]} outputs for an example of `{name}`, expected "
             f"{outputs.shape[0]} as for the first batch."
         )
+    if forward_mode:
+        check_forward_mode(model, example)
     return out
 
 
@@ -150,7 +183,7 @@ def check_metric(model: Model, metric: Metric | None) -> None:
     except ValueError as error:
         raise ValueError(
             "`metric` does not match the parameters, expected a PyTree prefix of "
-            f"`equinox.filter(model, equinox.is_inexact_array)`: {error}"
+            f"`zoo.parameters(model)`: {error}"
         ) from error
     if not all(fits):
         raise ValueError(

@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from corrections.parameters import check_model, check_tree_like, Model, split
+from corrections.forward_mode import check_forward_mode
+from corrections.parameters import check_model, check_real, check_tree_like, Model, split
 from corrections.path import coefficients_along, held, path_of
 from corrections.smoothness import warn_at_kinks
-from zoo import checks, forward_train
+from zoo import checks, forward_train, parameters
 from zoo.frozen import Frozen
 from zoo.precision import full_precision
+from zoo.trainable import partitioned
 
 
 def taylor_coefficients(
@@ -45,6 +47,7 @@ def taylor_coefficients(
             f"`path` is of type {type(path).__name__}, expected a list or tuple of trees like "
             "`theta`: the coefficients of eps, eps^2, ..."
         )
+    check_real("theta", theta)
     for i, step in enumerate(path):
         check_tree_like(f"path[{i}]", step, theta, "`theta`")
 
@@ -75,6 +78,8 @@ class TaylorModel(eqx.Module):
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, " k"]:
         """The expansion for one example."""
+        if self.order > 0:
+            check_forward_mode(self.model, x)
         _, apply = split(self.model)
         terms = self._terms(lambda p: apply(p, x))
         return sum(terms[1:], start=terms[0])
@@ -86,10 +91,12 @@ class TaylorModel(eqx.Module):
         The statistics that are kept move as those of the network at theta_0 do, whose expansion
         this is.
         """
-        params, static = eqx.partition(self.model, eqx.is_inexact_array)
+        if self.order > 0:
+            check_forward_mode(self.model, xs[0])
+        params, static = partitioned(self.model)
         terms = self._terms(lambda p: forward_train(eqx.combine(p, static), xs)[0])
         _, moved = forward_train(eqx.combine(self.base, static), xs)
-        model = eqx.combine(params, eqx.filter(moved, eqx.is_inexact_array, inverse=True))
+        model = eqx.combine(params, partitioned(moved)[1])
         outputs = sum(terms[1:], start=terms[0])
         return outputs, eqx.tree_at(lambda taylor: taylor.model, self, model)
 
@@ -120,8 +127,7 @@ def taylorize(model: Model, order: int, *, at: Model | None = None) -> TaylorMod
     what they compute twice (docs/linearity.md).
 
     The parameters of the result are those of `model`, under `.model`; a metric for `model` becomes
-    one for the result by `eqx.tree_at(lambda t: t.model, eqx.filter(result, eqx.is_inexact_array),
-    metric)`.
+    one for the result by `eqx.tree_at(lambda t: t.model, zoo.parameters(result), metric)`.
 
     **Raises:** `ValueError` for an order that is not an integer >= 0, or where `at` differs from
     `model` in structure or shapes. **Warns:** `KinkWarning` from order 2 on, for activations with
@@ -132,6 +138,7 @@ def taylorize(model: Model, order: int, *, at: Model | None = None) -> TaylorMod
     checks.integer("order", order, least=0)
     if not callable(model):
         raise TypeError(f"`model` is {model!r}, expected a callable PyTree.")
+    check_real("model", model)
     params, _ = split(model)
     base = params if at is None else split(at)[0]
     check_tree_like("at", base, params)
@@ -151,7 +158,7 @@ def taylor_terms(
 
     - `model`: any callable PyTree, at theta_0.
     - `x`: a batch of examples, (n, ...).
-    - `displacement`: d, a tree like `equinox.filter(model, equinox.is_inexact_array)`.
+    - `displacement`: d, a tree like `zoo.parameters(model)`.
     - `order`: the highest order, >= 0.
 
     **Returns:** (order + 1, n, k): f_0, J d, 1/2 d H d, ...
@@ -162,9 +169,9 @@ def taylor_terms(
     """
     checks.integer("order", order, least=0)
     x = checks.batch("x", x)
-    check_model(model, "x", x)
+    check_model(model, "x", x, forward_mode=order > 0)
     params, apply = split(model)
-    displacement = eqx.filter(displacement, eqx.is_inexact_array)
+    displacement = parameters(displacement)
     check_tree_like("displacement", displacement, params)
     for leaf in jax.tree.leaves(displacement):
         checks.finite("displacement", leaf)

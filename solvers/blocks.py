@@ -59,7 +59,7 @@ class KernelBlocks(eqx.Module):
         - `outputs`: the k of `in_structure`. Products take any number of columns.
 
         **Raises:** `ValueError` / `TypeError` for batches that are empty, not finite or not
-        floating, sizes below 1, a function whose first tile is not (n1, n2), not finite or, of a
+        real, sizes below 1, a function whose first tile is not (n1, n2), not finite or, of a
         set with itself, not symmetric.
         """
         checks.integer("batch_size", batch_size)

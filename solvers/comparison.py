@@ -12,6 +12,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from corrections import ntk, taylorize
+from corrections.forward_mode import check_forward_mode
 from corrections.parameters import Metric, Model
 from solvers.descent import gradient_descent
 from solvers.expansion.continuous import width_expansion
@@ -26,7 +27,7 @@ from solvers.parameter_flow import parameter_flow
 from solvers.problem import check_problem, Problem
 from solvers.result import RESULTS, Times, Trajectory
 from solvers.training import train, TrainingError
-from zoo import checks
+from zoo import checks, parameters
 from zoo.precision import full_precision
 
 Prediction = Literal[
@@ -165,6 +166,9 @@ def compare_predictions(
         checks.integer("batch_size", batch_size)
     check_tolerances(Tolerances(solver, rtol, atol, max_steps, None))
     _check_predictions(predictions, learning_rate, loss)
+    by_kernel = {"order 2 descent", *(["order 2"] if method == "dense" else [])}
+    if not by_kernel.issuperset(predictions):
+        check_forward_mode(model, problem.x[0])
     if started is not None and not callable(started):
         raise TypeError(f"`started` is {started!r}, expected a function of a name, or None.")
     descent = None if learning_rate is None else _descent(problem.ts, learning_rate)
@@ -237,8 +241,7 @@ def _predicted(name: Prediction, case: _Case) -> Outputs:
     if name.startswith("Taylor"):
         taylor = taylorize(model, int(name[-1]))
         if metric is not None:
-            parameters = eqx.filter(taylor, eqx.is_inexact_array)
-            metric = eqx.tree_at(lambda t: t.model, parameters, metric)
+            metric = eqx.tree_at(lambda t: t.model, parameters(taylor), metric)
         return _outputs(_flow_of(taylor, case, metric))
     if name == "order 2 descent":
         points = case.problem.points

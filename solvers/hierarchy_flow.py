@@ -97,7 +97,11 @@ def hierarchy_flow(
     checks.choice("order", order, (2, 3, 4, 5))
     if batch_size is not None:
         checks.integer("batch_size", batch_size)
-    problem = check_problem(model, x, y, ts, loss=loss, x_test=x_test, metric=metric)
+    # A stored tangent kernel alone takes first derivatives only.
+    forward_mode = method == "matrix_free" or order > 2
+    problem = check_problem(
+        model, x, y, ts, loss=loss, x_test=x_test, metric=metric, forward_mode=forward_mode
+    )
     tolerances = Tolerances(solver, rtol, atol, max_steps, progress)
     check_tolerances(tolerances)
 

@@ -126,9 +126,11 @@ def ensemble(
     if x_test is not None:
         x_test = checks.batch("x_test", x_test)
         checks.shape("x_test", x_test, ("m", *x.shape[1:]), because="examples as those of `x`")
-        both = jnp.concatenate([x, x_test.astype(x.dtype)])
+        floating = jnp.issubdtype(x.dtype, jnp.floating)
+        dtype = x.dtype if floating else jnp.promote_types(x.dtype, x_test.dtype)
+        both = jnp.concatenate([x.astype(dtype), x_test.astype(dtype)])
     ridge = check_ridge(diag_reg, diag_reg_scale)
-    check_fits("the covariance at all times", (len(ts), len(both), len(both)), x.dtype)
+    check_fits("the covariance at all times", (len(ts), len(both), len(both)), y.dtype)
     theta = kernel_between("ntk", ntk, both, x, symmetric=True)
     prior = kernel_between("nngp", nngp, both, both, symmetric=True)
     dtype = theta.dtype

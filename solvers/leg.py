@@ -127,6 +127,7 @@ def solve_leg(
         atol=atol,
         norm=_largest_part,
         outputs=lambda whole: _outputs_to_first_order(flow, whole[0]),
+        moved=lambda whole, change: _outputs_moved(flow, whole[0], change[0]),
     )
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(velocity),
@@ -190,6 +191,11 @@ def _observe(flow: Flow, state: State) -> Observation:
 @eqx.filter_jit
 def _outputs_to_first_order(flow: Flow, state: State) -> Array | None:
     return flow.outputs_to_first_order(state)
+
+
+@eqx.filter_jit
+def _outputs_moved(flow: Flow, state: State, change: State) -> tuple[Array | None, Array | None]:
+    return flow.outputs_moved(state, change)
 
 
 def _is_past(margin: Array) -> Array:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import diffrax
 import equinox as eqx
+import jax
 from jaxtyping import Array, Float, PyTree
 
 from zoo import checks
@@ -55,6 +56,10 @@ class Flow(eqx.Module):
         order in the state, which is what errors need. None: the state's own errors are enough.
         """
         return None
+
+    def outputs_moved(self, state: State, change: State) -> tuple[Array | None, Array | None]:
+        """These outputs, and what they move by along a change of the state."""
+        return jax.jvp(self.outputs_to_first_order, (state,), (change,))
 
 
 class Tolerances(NamedTuple):

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import diffrax
-import jax
 import jax.numpy as jnp
 import optimistix
 from jaxtyping import PyTree
@@ -20,15 +19,23 @@ class OutputErrors(diffrax.AbstractAdaptiveStepSizeController):
     controller: diffrax.PIDController
     norm: Norm
     outputs: Callable[[PyTree], PyTree]
+    moved: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]]
 
     def __init__(
-        self, *, rtol: float, atol: float, norm: Norm, outputs: Callable[[PyTree], PyTree]
+        self,
+        *,
+        rtol: float,
+        atol: float,
+        norm: Norm,
+        outputs: Callable[[PyTree], PyTree],
+        moved: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]],
     ):
         """**Arguments:**
 
         - `rtol`, `atol`: the tolerances of both.
         - `norm`: of states; outputs have their root mean square.
         - `outputs`: those in a state; None where it holds them.
+        - `moved`: the outputs in a state, and what they move by along a change of it.
         """
 
         def larger(both: tuple[PyTree, PyTree]) -> Any:
@@ -40,6 +47,7 @@ class OutputErrors(diffrax.AbstractAdaptiveStepSizeController):
         self.controller = diffrax.PIDController(rtol=rtol, atol=atol, norm=larger)
         self.norm = norm
         self.outputs = outputs
+        self.moved = moved
 
     @property
     def rtol(self) -> Any:
@@ -69,7 +77,7 @@ class OutputErrors(diffrax.AbstractAdaptiveStepSizeController):
         def velocities(terms: Any, t: Any, both: tuple[PyTree, PyTree], args: Any) -> PyTree:
             y, _ = both
             velocity = func(terms, t, y, args)
-            return velocity, self._with_change(y, velocity)[1]
+            return velocity, self.moved(y, velocity)[1]
 
         both = (y0, self.outputs(y0))
         return self.controller.init(terms, t0, t1, both, dt0, args, velocities, error_order)
@@ -86,7 +94,7 @@ class OutputErrors(diffrax.AbstractAdaptiveStepSizeController):
         controller_state: Any,
     ) -> tuple[Any, Any, Any, Any, Any, Any]:
         """As that controller's. Outputs are measured against those at the end of the step."""
-        at_end, error = self._with_change(y1_candidate, y_error)
+        at_end, error = self.moved(y1_candidate, y_error)
         return self.controller.adapt_step_size(
             t0,
             t1,
@@ -97,7 +105,3 @@ class OutputErrors(diffrax.AbstractAdaptiveStepSizeController):
             error_order,
             controller_state,
         )
-
-    def _with_change(self, y: PyTree, change: PyTree) -> tuple[PyTree, PyTree]:
-        """The outputs at y, and what they move by along a change of it."""
-        return jax.jvp(self.outputs, (y,), (change,))

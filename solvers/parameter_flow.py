@@ -13,6 +13,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from corrections import ntk
 from corrections.flat_model import metric_norm
+from corrections.forward_mode import has_forward_mode
 from corrections.parameters import Metric, Model, Params, precondition
 from solvers.integrate import integrate
 from solvers.kernel_problem import Targets
@@ -20,6 +21,7 @@ from solvers.losses import LossFunction, mean_loss
 from solvers.ode import check_tolerances, Flow, Motion, Observation, Tolerances
 from solvers.problem import check_pairs, check_problem, Pairs
 from solvers.result import finish, Times, Trajectory
+from zoo import parameters
 from zoo.precision import full_precision
 
 State = tuple[Params]
@@ -38,6 +40,8 @@ class ParameterFlow(Flow):
     metric: Metric | None
     loss: LossFunction
     kernel_pairs: Pairs | None
+    forward_mode: bool = eqx.field(static=True)
+    """Whether the model has derivatives in forward mode."""
 
     def model_at(self, state: State) -> PyTree:
         """The model in this state."""
@@ -65,6 +69,13 @@ class ParameterFlow(Flow):
     def outputs_to_first_order(self, state: State) -> Float[Array, "n k"]:
         # In units of the absolute tolerance: it is that of the displacement's norm, for each entry.
         return jax.vmap(self.model_at(state))(self.x) / _count(state[0]) ** 0.5
+
+    def outputs_moved(self, state: State, change: State) -> tuple[Array, Array]:
+        if self.forward_mode:
+            return jax.jvp(self.outputs_to_first_order, (state,), (change,))
+        here = self.outputs_to_first_order(state)
+        there = self.outputs_to_first_order(jax.tree.map(jnp.add, state, change))
+        return here, there - here
 
 
 def _count(params: Params) -> int:
@@ -94,7 +105,7 @@ def parameter_flow(
     **Arguments:**
 
     - `model`: any callable PyTree, one example in, k outputs out; a Taylor model
-      (`corrections.taylorize`) is one. Its parameters are its inexact arrays.
+      (`corrections.taylorize`) is one. Its parameters are `zoo.parameters(model)`.
     - `x`, `y`: training examples (n, ...) and targets (n, k).
     - `ts`: increasing times >= 0, (t,). Time is learning rate x number of steps.
     - `loss`: per example, (f (k,), y (k,)) -> scalar. Its mean over examples is what is descended.
@@ -124,8 +135,9 @@ def parameter_flow(
         metric=metric,
         loss=loss,
         kernel_pairs=check_pairs(model, kernel_pairs),
+        forward_mode=has_forward_mode(model, problem.x[0]),
     )
-    displacement = jax.tree.map(jnp.zeros_like, eqx.filter(model, eqx.is_inexact_array))
+    displacement = jax.tree.map(jnp.zeros_like, parameters(model))
     tolerances = tolerances._replace(atol=atol / _count(displacement) ** 0.5)
     trajectory = integrate(flow, (displacement,), problem.ts, tolerances=tolerances, throw=False)
     trajectory = eqx.tree_at(lambda t: t.final, trajectory, flow.model_at(trajectory.final))

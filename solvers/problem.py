@@ -42,14 +42,17 @@ def check_problem(
     loss: LossFunction,
     x_test: Any,
     metric: Metric | None,
+    forward_mode: bool = False,
 ) -> Problem:
     """The arguments as a `Problem`, the targets in the dtype of the model's outputs.
+
+    `forward_mode`: as in `corrections.parameters.check_outputs`.
 
     **Raises:** `ValueError` / `TypeError` that names the argument which does not fit.
     """
     ts = check_times(ts)
     x = checks.batch("x", x)
-    outputs = check_model(model, "x", x)
+    outputs = check_model(model, "x", x, forward_mode=forward_mode)
     (k,) = outputs.shape
     y = check_targets(
         loss,

@@ -102,7 +102,7 @@ def train(
     **Arguments:**
 
     - `model`: any callable PyTree, one example in, k outputs out; a Taylor model
-      (`corrections.taylorize`) is one. Its parameters are its inexact arrays.
+      (`corrections.taylorize`) is one. Its parameters are `zoo.parameters(model)`.
     - `x`, `y`: training examples (n, ...) and targets (n, k).
     - `loss`: per example, (f (k,), y (k,)) -> scalar. Its mean over a batch is what is descended.
     - `optimizer`: of optax. Schedules of the learning rate and clipping are its own:

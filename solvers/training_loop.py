@@ -15,10 +15,11 @@ import jax.random as jr
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from corrections.parameters import Model, Params
+from corrections.parameters import check_real, Model, Params
 from solvers.losses import LossFunction, mean_loss
-from zoo import forward_train
+from zoo import forward_train, parameters
 from zoo.tiles import in_tiles
+from zoo.trainable import partitioned
 
 CHUNK = 1000
 """The most steps that are taken in one call: what they return has this size, however many there
@@ -41,14 +42,14 @@ class TrainingState(eqx.Module):
 
     @property
     def parameters(self) -> Params:
-        """The inexact arrays of the model."""
-        return eqx.filter(self.model, eqx.is_inexact_array)
+        """Those of the model: `zoo.parameters(state.model)`."""
+        return parameters(self.model)
 
 
 def initial_state(model: Model, optimizer: optax.GradientTransformation) -> TrainingState:
     """The state of a training of `model` before its first step."""
-    params = eqx.filter(model, eqx.is_inexact_array)
-    return TrainingState(model, optimizer.init(params), jnp.zeros((), jnp.int32))
+    check_real("model", model)
+    return TrainingState(model, optimizer.init(parameters(model)), jnp.zeros((), jnp.int32))
 
 
 class Descent(eqx.Module):
@@ -65,22 +66,21 @@ class Descent(eqx.Module):
         """The state after a step, and the loss of its batch before it."""
         x, y = self._batch(state.step, order)
 
-        def training_loss(model: Model) -> tuple[Array, Model]:
-            outputs, moved = forward_train(model, x)
+        params, rest = partitioned(state.model)
+
+        def training_loss(params: Params) -> tuple[Array, Model]:
+            outputs, moved = forward_train(eqx.combine(params, rest), x)
             return mean_loss(self.loss, outputs, y), moved
 
         # Batch normalization moves its statistics in the forward pass.
-        (value, moved), gradient = eqx.filter_value_and_grad(training_loss, has_aux=True)(
-            state.model
-        )
-        params = state.parameters
+        (value, moved), gradient = eqx.filter_value_and_grad(training_loss, has_aux=True)(params)
         optimizer = optax.with_extra_args_support(self.optimizer)
         with jax.numpy_dtype_promotion("standard"):  # optax multiplies integers with floats
             updates, optimizer_state = optimizer.update(
                 gradient, state.optimizer_state, params, value=value
             )
         params = optax.apply_updates(params, updates)
-        model = eqx.combine(params, eqx.filter(moved, eqx.is_inexact_array, inverse=True))
+        model = eqx.combine(params, partitioned(moved)[1])
         return TrainingState(model, optimizer_state, state.step + 1), value
 
     def order(self, step: Array, before: Array | None, first: Array) -> Int[Array, " n"] | None:

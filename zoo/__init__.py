@@ -70,6 +70,7 @@ from zoo.structure import (
     Sequential as Sequential,
 )
 from zoo.tape import LayerCall as LayerCall, record as record
+from zoo.trainable import parameters as parameters
 from zoo.training_pass import forward_train as forward_train
 from zoo.transforms import (
     centered as centered,

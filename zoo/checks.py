@@ -40,14 +40,7 @@ def real_array(name: str, value: Any, *, expected: str, integers: bool = False) 
     **Raises:** `TypeError` where it is not an array of real floating-point numbers (integers are
     converted where they are allowed).
     """
-    if isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value):
-        value = np.asarray(value)  # which compiles no program
-    try:
-        array = jnp.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"`{name}` is not an array: got {type(value).__name__}, expected {expected}."
-        ) from error
+    array = _array(name, value, expected)
     if integers and jnp.issubdtype(array.dtype, jnp.integer):
         return array.astype(float)
     if not jnp.issubdtype(array.dtype, jnp.floating):
@@ -56,6 +49,17 @@ def real_array(name: str, value: Any, *, expected: str, integers: bool = False) 
             f"Convert it first, for example with `jnp.asarray({name}, float)`."
         )
     return array
+
+
+def _array(name: str, value: Any, expected: str) -> jax.Array:
+    if isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value):
+        value = np.asarray(value)  # which compiles no program
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"`{name}` is not an array: got {type(value).__name__}, expected {expected}."
+        ) from error
 
 
 SMALL = 2**18
@@ -134,13 +138,23 @@ def example(x: Any, expected: tuple[int, ...]) -> jax.Array:
     return array
 
 
-def batch(name: str, x: Any) -> jax.Array:
+def batch(name: str, x: Any, *, floating: bool = False) -> jax.Array:
     """`x` as a batch of examples.
 
-    **Raises:** `TypeError` where it does not hold floating-point numbers; `ValueError` where it is
-    empty, has no batch axis or holds NaN or infinity.
+    Only parameters are differentiated: integers (tokens, say) and booleans stay what they are, and
+    a model that cannot take them says so. With `floating` they are refused.
+
+    **Raises:** `TypeError` where it holds no real numbers; `ValueError` where it is empty, has no
+    batch axis or holds NaN or infinity.
     """
-    array = real_array(name, x, expected="a batch of examples (n, ...)")
+    expected = "a batch of examples (n, ...)"
+    array = real_array(name, x, expected=expected) if floating else _array(name, x, expected)
+    kinds = (jnp.floating, jnp.integer, jnp.bool_)
+    if not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
+        raise TypeError(
+            f"`{name}` has dtype {array.dtype}, expected real numbers, integers or booleans: "
+            f"{expected}."
+        )
     if array.ndim < 1 or array.size == 0:
         raise ValueError(
             f"`{name}` has shape {array.shape}, expected a batch of at least one example (n, ...)."

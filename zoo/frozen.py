@@ -14,9 +14,9 @@ _Tree = TypeVar("_Tree")
 class Frozen(eqx.Module, Generic[_Tree]):
     """Holds a PyTree whose arrays are not parameters.
 
-    The parameters of a model are its inexact arrays, `eqx.filter(model, eqx.is_inexact_array)`,
-    and nothing else decides what is trained. `Frozen` keeps its inexact arrays bit-cast to
-    unsigned integers: optimisers, parameter counts, weight decay and derivatives cannot see them.
+    The parameters of a model are its inexact arrays (`zoo.parameters`). `Frozen` keeps its inexact
+    arrays bit-cast to unsigned integers: optimisers, parameter counts, weight decay and derivatives
+    cannot see them, whatever library they are of.
     `Frozen(tree).value` gives the tree back, bit for bit.
 
     It is for batch-norm statistics, the copy of a network inside `f - f_0`, the base point of a

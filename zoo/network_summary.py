@@ -14,6 +14,7 @@ from zoo import checks
 from zoo.activations import Activation
 from zoo.layers import ParameterizedLayer
 from zoo.tape import record
+from zoo.trainable import parameters as parameters_of
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def summary(model: Callable[[Array], Array], in_shape: Sequence[int]) -> Summary
         return outputs
 
     arrays = jax.tree.leaves(eqx.filter_eval_shape(eqx.filter, model, eqx.is_array))
-    floats = [array for array in arrays if jnp.issubdtype(array.dtype, jnp.inexact)]
+    floats = jax.tree.leaves(eqx.filter_eval_shape(parameters_of, model))
     dtype = jnp.result_type(*(array.dtype for array in floats)) if floats else float
     example = jax.ShapeDtypeStruct(tuple(in_shape), dtype)
     outputs = eqx.filter_eval_shape(traced, model, example)

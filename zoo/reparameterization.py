@@ -16,6 +16,7 @@ from zoo import checks
 from zoo.frozen import Frozen
 from zoo.layers import ParameterizedLayer
 from zoo.parameterization import Parameterization
+from zoo.trainable import parameters
 
 _Model = TypeVar("_Model")
 
@@ -60,7 +61,7 @@ def learning_rates(
       (its multiplier / own multiplier)^2.
     - `optimizer`: "sgd" (gradient flow too) or "adam".
 
-    **Returns:** a tree like `equinox.filter(model, equinox.is_inexact_array)`, one number a leaf.
+    **Returns:** a tree like `zoo.parameters(model)`, one number a leaf.
 
     **Raises:** `ValueError` for parameters outside zoo layers, a parameterization that does not say
     what Adam's rates are, `equivalent_to` together with "adam" (Adam's path is not equivariant), a
@@ -84,7 +85,7 @@ def learning_rates(
             raise ValueError(_no_multiplier(name, layer.parameterization))
         return layer.learning_rate(name, parameterization=equivalent_to) * (other / own) ** 2
 
-    result = _map_layers(rates, eqx.filter(model, eqx.is_inexact_array))
+    result = _map_layers(rates, parameters(model))
     outside = [
         jax.tree_util.keystr(path)
         for path, leaf in jax.tree_util.tree_leaves_with_path(result)

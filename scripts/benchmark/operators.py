@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -11,13 +10,14 @@ from corrections import NTKOperator
 from corrections.operator import KernelOperator
 from scripts.benchmark.timing import Comparison, median_seconds
 from scripts.benchmark.training import NAME, training
+from zoo import parameters
 
 
 def operators(repeats: int) -> Iterator[Comparison]:
     """Theta g, D Theta[v] g and D^2 Theta[v, v] g, and what making each operator takes before."""
     n = 1024
     model, x, y, _, gradient, _ = training(n)
-    direction = jax.tree.map(jnp.cos, eqx.filter(model, eqx.is_inexact_array))
+    direction = jax.tree.map(jnp.cos, parameters(model))
     g = jr.normal(jr.key(3), y.shape)
     for order, name in enumerate(("Theta g", "D Theta[v] g", "D^2 Theta[v, v] g")):
 

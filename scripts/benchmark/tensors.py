@@ -13,6 +13,7 @@ from corrections import o3, o4
 from corrections.parameters import split
 from scripts.benchmark.timing import Comparison, gemm_gflops, median_seconds
 from zoo import CNN, MLP, WideResNet
+from zoo.trainable import partitioned
 
 
 def tensors(repeats: int) -> Iterator[Comparison]:
@@ -66,7 +67,7 @@ def tensors(repeats: int) -> Iterator[Comparison]:
 
 def third_compiled(model: Any, x: jax.Array) -> Any:
     """`o3` compiled for a model and a batch."""
-    params, static = eqx.partition(model, eqx.is_inexact_array)
+    params, static = partitioned(model)
     return jax.jit(lambda p, x: o3(eqx.combine(p, static), x)).lower(params, x).compile()
 
 

@@ -43,6 +43,7 @@ from zoo import (
     record,
     WideResNet,
 )
+from zoo.trainable import partitioned
 
 ARCHITECTURES: dict[str, Callable[..., Any]] = {
     "mlp": lambda data, width, depth, **options: MLP(
@@ -259,7 +260,7 @@ def _change(
     def change(key: jax.Array) -> jax.Array:
         start = make(key)
         rates = learning_rates(start, optimizer=name)  # pyright: ignore[reportArgumentType]
-        params, static = eqx.partition(start, eqx.is_inexact_array)
+        params, static = partitioned(start)
 
         def step(carry: Any, _: None) -> tuple[Any, None]:
             params, state = carry

@@ -27,7 +27,7 @@ from scripts.study.losses import loss_named
 from scripts.study.networks import Cell, draw, Network
 from solvers import gradient_flow, hierarchy_flow, parameter_flow, RESULTS, Trajectory
 from solvers.losses import LossFunction, mean_loss
-from zoo import Dataset
+from zoo import Dataset, parameters
 
 _LARGEST_KERNEL = 2**24
 """Numbers of a frozen kernel that is stored; a larger one is solved without storing it."""
@@ -268,8 +268,7 @@ def _solve(problem: _Problem, name: str) -> Trajectory | None:
         pairs = pairs if problem.shows_predicted_kernels and order > 2 else None
         return hierarchy_flow(model, x, y, problem.ts, order=order, kernel_pairs=pairs, **options)
     taylor = taylorize(model, order)
-    parameters = eqx.filter(taylor, eqx.is_inexact_array)
-    options["metric"] = eqx.tree_at(lambda t: t.model, parameters, metric)
+    options["metric"] = eqx.tree_at(lambda t: t.model, parameters(taylor), metric)
     return parameter_flow(taylor, x, y, problem.ts, **options)
 
 
@@ -289,9 +288,7 @@ def _solved(problem: _Problem, name: str, found: Trajectory) -> Values:
         row[f"{part}_loss"] = np.asarray(_losses(problem.loss, logits, targets))
         row[f"{part}_accuracy"] = np.where(valid, hits, np.nan)
     row |= _kernel_rows(problem, name, found)
-    size = metric_norm(
-        eqx.filter(problem.network.model, eqx.is_inexact_array), problem.network.metric
-    )
+    size = metric_norm(parameters(problem.network.model), problem.network.metric)
     row["parameter_change"] = (
         np.full(len(valid), np.nan)
         if found.displacement is None

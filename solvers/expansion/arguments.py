@@ -31,5 +31,7 @@ def check_expansion(
     if batch_size is not None:
         checks.integer("batch_size", batch_size)
     loss = MeanSquaredError()
-    problem = check_problem(model, x, y, [0.0], loss=loss, x_test=x_test, metric=metric)
+    problem = check_problem(
+        model, x, y, [0.0], loss=loss, x_test=x_test, metric=metric, forward_mode=True
+    )
     return problem, check_pairs(model, kernel_pairs)

@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from zoo import checks
 from zoo.frozen import Frozen
-from zoo.layers import AffineLayer
+from zoo.layers import ParameterizedLayer
 from zoo.limits.affine import AffineRule
 from zoo.limits.inputs import Examples, examples, input_kernels
 from zoo.limits.kernels import LayerKernels, Layout, Needs
@@ -27,6 +27,7 @@ from zoo.memory import check_fits
 from zoo.parameterization import Parameterization
 from zoo.precision import full_precision
 from zoo.tiles import DEVICE_BYTES, shards_of, Tiling
+from zoo.trainable import is_state
 
 ERROR_TOLERANCE = 5e-5
 """The share of a kernel that a series may leave unresolved before there is a warning."""
@@ -143,14 +144,14 @@ class InfiniteNetwork(eqx.Module):
     def _kernels(
         self, x1: Any, x2: Any, batch_size: int | None, *, tangent: bool
     ) -> tuple[Array, Array | None]:
-        x1 = checks.batch("x1", x1)
+        x1 = checks.batch("x1", x1, floating=True)
         if x1.ndim < 2:
             raise ValueError(
                 f"`x1` has shape {x1.shape}, expected a batch of vectors (n, d) or of "
                 "channel-first images (n, channels, ...)."
             )
         if x2 is not None:
-            x2 = checks.batch("x2", x2).astype(x1.dtype)
+            x2 = checks.batch("x2", x2, floating=True).astype(x1.dtype)
             checks.shape("x2", x2, ("n2", *x1.shape[1:]), because="examples as those of `x1`")
         if batch_size is not None:
             checks.integer("batch_size", batch_size)
@@ -212,23 +213,30 @@ def _widths_of(model: Any, equivalent_to: Parameterization | None, rate_power: f
     """
 
     def is_end(node: Any) -> bool:
-        return isinstance(node, AffineLayer | Frozen)
+        return isinstance(node, ParameterizedLayer | Frozen) or is_state(node)
 
-    layers = [
-        node for node in jax.tree.leaves(model, is_leaf=is_end) if isinstance(node, AffineLayer)
+    nodes = jax.tree.leaves(model, is_leaf=is_end)
+    weights = [
+        (node, name)
+        for node in nodes
+        if isinstance(node, ParameterizedLayer)
+        for name, place in node.tensors.items()
+        if place.kind == "weight"  # vectors over channels make no width
     ]
-    readouts = [layer for layer in layers if layer.role == "readout"]
-    if len(readouts) > 1:
+    readouts = [(layer, name) for layer, name in weights if layer.role == "readout"]
+    count = len({id(layer) for layer, _ in readouts})
+    if count > 1:
         raise NoLimitError(
-            f"`model` has {len(readouts)} layers with the role of a readout, expected one at most."
+            f"`model` has {count} layers with the role of a readout, expected one at most."
         )
-    has_hidden = len(readouts) < len(layers)
+    # Parameters outside such layers are those of a layer too, whatever their place is.
+    has_hidden = len(readouts) < len(weights) or any(map(eqx.is_inexact_array, nodes))
     power, fan_in = 0.0, 1
-    if readouts:
-        scaling = readouts[0].tensor_scaling("weight")
+    for layer, name in readouts:
+        scaling = layer.tensor_scaling(name)
         law = product_of(scaling.multiplier, scaling.multiplier, scaling.init, scaling.init)
-        power = max(0.0, -Wide("readout", "weight", has_hidden).power(law))
-        fan_in = readouts[0].fans["fan_in"]
+        power = max(power, -Wide("readout", "weight", has_hidden).power(law))
+        fan_in = layer.fans["fan_in"]
     return Widths(equivalent_to, rate_power, "", has_hidden, power, fan_in)
 
 
