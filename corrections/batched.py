@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from corrections.parameters import Params
 from zoo.tiles import in_tiles, sum_in_tiles
@@ -12,7 +12,7 @@ Apply = Callable[[Params, Array], Array]
 
 
 def pulled_in_tiles(
-    apply: Apply, params: Params, x: Float[Array, "n ..."], g: Float[Array, "n k"], at_most: int
+    apply: Apply, params: Params, x: Shaped[Array, "n ..."], g: Float[Array, "n k"], at_most: int
 ) -> Params:
     """J(x)^T g."""
 
@@ -25,7 +25,7 @@ def pulled_in_tiles(
 
 
 def pushed_in_tiles(
-    apply: Apply, params: Params, direction: Params, x: Float[Array, "n ..."], at_most: int
+    apply: Apply, params: Params, direction: Params, x: Shaped[Array, "n ..."], at_most: int
 ) -> Float[Array, "n k"]:
     """J(x) v for a direction v."""
 

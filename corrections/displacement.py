@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped
 
 from corrections.flat_model import metric_norm, root_of_metric
 from corrections.kernel import ntk
@@ -56,7 +56,7 @@ class LinearityBound(NamedTuple):
 @full_precision
 def linearity_bound(
     model: Model,
-    x: Float[Array, "n ..."],
+    x: Shaped[Array, "n ..."],
     displacement: PyTree,
     *,
     samples: int = 5,
@@ -102,7 +102,7 @@ def linearity_bound(
 @full_precision
 def row_space_fraction(
     model: Model,
-    x: Float[Array, "n ..."],
+    x: Shaped[Array, "n ..."],
     displacement: PyTree,
     *,
     metric: Metric | None = None,

@@ -16,7 +16,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from corrections.flat_model import metric_norm
 from corrections.kernel import ntk
@@ -132,7 +132,7 @@ def kernel_velocity(
 def function_distance(
     first: Model,
     second: Model,
-    x: Float[Array, "n ..."],
+    x: Shaped[Array, "n ..."],
     *,
     space: Space = "outputs",
     batch_size: int | None = None,
@@ -166,7 +166,7 @@ Preactivations = Callable[[Any, Array], PyTree]
 def activation_distance(
     first: Model,
     second: Model,
-    x: Float[Array, "n ..."],
+    x: Shaped[Array, "n ..."],
     *,
     preactivations: Preactivations | None = None,
     batch_size: int | None = None,
@@ -207,7 +207,7 @@ def activation_distance(
 
 def smallest_ntk_eigenvalue(
     models: Sequence[Model],
-    x: Float[Array, "n ..."],
+    x: Shaped[Array, "n ..."],
     *,
     metric: Metric | None = None,
     batch_size: int | None = None,

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from corrections.anatomy import Anatomy
 from corrections.curvature import Curvature
@@ -34,9 +34,9 @@ from zoo.tiles import shards_of
 @full_precision
 def o3(
     model: Model,
-    x1: Float[Array, "n1 ..."],
-    x2: Float[Array, "n2 ..."] | None = None,
-    x3: Float[Array, "n3 ..."] | None = None,
+    x1: Shaped[Array, "n1 ..."],
+    x2: Shaped[Array, "n2 ..."] | None = None,
+    x3: Shaped[Array, "n3 ..."] | None = None,
     *,
     metric: Metric | None = None,
     method: Method = "auto",
@@ -69,9 +69,9 @@ def o3(
 @full_precision
 def dntk(
     model: Model,
-    x1: Float[Array, "n1 ..."],
-    x2: Float[Array, "n2 ..."] | None = None,
-    x3: Float[Array, "n3 ..."] | None = None,
+    x1: Shaped[Array, "n1 ..."],
+    x2: Shaped[Array, "n2 ..."] | None = None,
+    x3: Shaped[Array, "n3 ..."] | None = None,
     *,
     metric: Metric | None = None,
     method: Method = "auto",
@@ -96,10 +96,10 @@ def dntk(
 @full_precision
 def o4(
     model: Model,
-    x1: Float[Array, "n1 ..."],
-    x2: Float[Array, "n2 ..."] | None = None,
-    x3: Float[Array, "n3 ..."] | None = None,
-    x4: Float[Array, "n4 ..."] | None = None,
+    x1: Shaped[Array, "n1 ..."],
+    x2: Shaped[Array, "n2 ..."] | None = None,
+    x3: Shaped[Array, "n3 ..."] | None = None,
+    x4: Shaped[Array, "n4 ..."] | None = None,
     *,
     metric: Metric | None = None,
     method: Method = "auto",
@@ -132,10 +132,10 @@ def o4(
 @full_precision
 def ddntk(
     model: Model,
-    x1: Float[Array, "n1 ..."],
-    x2: Float[Array, "n2 ..."] | None = None,
-    x3: Float[Array, "n3 ..."] | None = None,
-    x4: Float[Array, "n4 ..."] | None = None,
+    x1: Shaped[Array, "n1 ..."],
+    x2: Shaped[Array, "n2 ..."] | None = None,
+    x3: Shaped[Array, "n3 ..."] | None = None,
+    x4: Shaped[Array, "n4 ..."] | None = None,
     *,
     kind: Literal["I", "II"],
     metric: Metric | None = None,

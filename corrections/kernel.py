@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from corrections.anatomy import Anatomy, Factors
 from corrections.contraction import Deferred, Formed, Gradients, LayerGradients, Term
@@ -37,8 +37,8 @@ Outputs = Literal["full", "mean", "diagonal"]
 @full_precision
 def ntk(
     model: Model,
-    x1: Float[Array, "n1 ..."],
-    x2: Float[Array, "n2 ..."] | None = None,
+    x1: Shaped[Array, "n1 ..."],
+    x2: Shaped[Array, "n2 ..."] | None = None,
     *,
     metric: Metric | None = None,
     outputs: Outputs = "full",
@@ -85,7 +85,7 @@ def ntk(
 
 @full_precision
 def nngp(
-    model: Model, x1: Float[Array, "n1 ..."], x2: Float[Array, "n2 ..."] | None = None
+    model: Model, x1: Shaped[Array, "n1 ..."], x2: Shaped[Array, "n2 ..."] | None = None
 ) -> Float[Array, "n1 n2"]:
     """The finite-width kernel of the last hidden representation a, as the readout sees it.
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from corrections.kernel import ntk
 from corrections.parameters import check_metric, check_model, Metric, Model, Params, precondition
@@ -37,11 +37,11 @@ class KernelRates(NamedTuple):
 @full_precision
 def kernel_rates(
     model: Model,
-    x: Float[ArrayLike, "n ..."],
+    x: Shaped[ArrayLike, "n ..."],
     g: Float[ArrayLike, "n k"],
     *,
     metric: Metric | None = None,
-    kernel_pairs: tuple[Float[ArrayLike, "n1 ..."], Float[ArrayLike, "n2 ..."]] | None = None,
+    kernel_pairs: tuple[Shaped[ArrayLike, "n1 ..."], Shaped[ArrayLike, "n2 ..."]] | None = None,
 ) -> KernelRates:
     """The first two derivatives in time of the tangent kernel in gradient flow, with g held fixed.
 

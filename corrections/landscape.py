@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from corrections.flat_model import root_of_metric, without_metric
 from corrections.loss_function import target_array
@@ -69,7 +69,7 @@ class ErrorBarrier(NamedTuple):
 def error_barrier(
     first: Model,
     second: Model,
-    x: Float[Array, "n ..."],
+    x: Shaped[Array, "n ..."],
     y: Float[Array, "n k"],
     *,
     points: int = 11,

@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from corrections.flat_model import FlatModel
 from corrections.krylov import CYCLE, extreme_eigenpairs
@@ -51,7 +51,7 @@ class NormEstimate(NamedTuple):
 @full_precision
 def jacobian_norm(
     model: Model,
-    x: Float[Array, "n ..."],
+    x: Shaped[Array, "n ..."],
     *,
     metric: Metric | None = None,
     matvecs: int = 200,
@@ -89,7 +89,7 @@ def jacobian_norm(
 @full_precision
 def hessian_norm(
     model: Model,
-    x: Float[Array, "n ..."],
+    x: Shaped[Array, "n ..."],
     *,
     metric: Metric | None = None,
     matvecs: int = 200,
@@ -142,7 +142,7 @@ class Kappa(NamedTuple):
 @full_precision
 def kappa(
     model: Model,
-    x: Float[Array, "n ..."],
+    x: Shaped[Array, "n ..."],
     y: Float[Array, "n k"],
     *,
     metric: Metric | None = None,

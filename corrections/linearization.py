@@ -10,7 +10,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from corrections.parameters import Metric, Params, precondition, split
 from corrections.path import coefficients_along, degrees_along, path_of, polynomial, Scalar
@@ -37,7 +37,7 @@ class Linearization(eqx.Module):
 @full_precision
 @eqx.filter_jit
 def linearization(
-    model: PyTree, x: Float[Array, "n ..."], path: Sequence[PyTree], order: int
+    model: PyTree, x: Shaped[Array, "n ..."], path: Sequence[PyTree], order: int
 ) -> Linearization:
     """The linearization of a model on a batch, up to eps^order along a path of its parameters."""
     params, apply = split(model)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from corrections.flat_model import FlatModel
 from corrections.loss_function import check_targets, LossFunction
@@ -50,7 +50,7 @@ class LossHessian(eqx.Module):
     """
 
     model: PyTree
-    x: Float[Array, "n ..."]
+    x: Shaped[Array, "n ..."]
     y: Float[Array, "n k"]
     loss: LossFunction
     part: Part = eqx.field(static=True)
@@ -60,7 +60,7 @@ class LossHessian(eqx.Module):
     def __init__(
         self,
         model: Model,
-        x: Float[Array, "n ..."],
+        x: Shaped[Array, "n ..."],
         y: Float[Array, "n k"],
         *,
         loss: LossFunction,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from corrections.kernel import nngp, ntk
 from corrections.parameters import Metric, Model
@@ -40,8 +40,8 @@ class MonteCarloKernels(NamedTuple):
 
 def monte_carlo_kernels(
     model_fn: Callable[[PRNGKeyArray], Model],
-    x1: Float[Array, "n1 ..."],
-    x2: Float[Array, "n2 ..."] | None = None,
+    x1: Shaped[Array, "n1 ..."],
+    x2: Shaped[Array, "n2 ..."] | None = None,
     *,
     n_samples: int,
     key: PRNGKeyArray,

@@ -16,7 +16,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from corrections.batched import pulled_in_tiles, pushed_in_tiles
 from corrections.linearization import linearization, LinearizedKernel
@@ -122,8 +122,8 @@ class NTKOperator(KernelOperator):
     """
 
     model: PyTree
-    x1: Float[Array, "n1 ..."]
-    x2_given: Float[Array, "n2 ..."] | None
+    x1: Shaped[Array, "n1 ..."]
+    x2_given: Shaped[Array, "n2 ..."] | None
     metric: Metric | None
     batch_size: int | None = eqx.field(static=True)
     outputs: jax.ShapeDtypeStruct = eqx.field(static=True)
@@ -132,8 +132,8 @@ class NTKOperator(KernelOperator):
     def __init__(
         self,
         model: Model,
-        x1: Float[Array, "n1 ..."],
-        x2: Float[Array, "n2 ..."] | None = None,
+        x1: Shaped[Array, "n1 ..."],
+        x2: Shaped[Array, "n2 ..."] | None = None,
         *,
         metric: Metric | None = None,
         batch_size: int | None = None,
@@ -163,7 +163,7 @@ class NTKOperator(KernelOperator):
         self._linearized = self.linearized((), 0)
 
     @property
-    def x2(self) -> Float[Array, "n2 ..."]:
+    def x2(self) -> Shaped[Array, "n2 ..."]:
         """The examples that the operator takes vectors on."""
         return self.x1 if self.x2_given is None else self.x2_given
 

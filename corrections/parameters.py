@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree, Shaped
 
 from corrections.forward_mode import check_forward_mode, ForwardModeError
 from zoo import checks, parameters
@@ -51,7 +51,7 @@ def precondition(metric: Metric | None, gradient: PyTree) -> PyTree:
 def check_model(
     model: Model,
     name: str,
-    x: Float[Array, "n ..."],
+    x: Shaped[Array, "n ..."],
     *,
     outputs: jax.ShapeDtypeStruct | None = None,
     forward_mode: bool = False,
@@ -95,7 +95,7 @@ def check_real(name: str, tree: PyTree) -> None:
 def check_outputs(
     model: Model,
     name: str,
-    x: Float[Array, "n ..."],
+    x: Shaped[Array, "n ..."],
     *,
     outputs: jax.ShapeDtypeStruct | None = None,
     forward_mode: bool = False,

@@ -12,7 +12,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from corrections.forward_mode import check_forward_mode
 from corrections.parameters import check_model, check_real, check_tree_like, Model, split
@@ -76,7 +76,7 @@ class TaylorModel(eqx.Module):
         """Theta - theta_0, a tree like the parameters."""
         return jax.tree.map(jnp.subtract, split(self.model)[0], self.base)
 
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, " k"]:
+    def __call__(self, x: Shaped[Array, "..."]) -> Float[Array, " k"]:
         """The expansion for one example."""
         if self.order > 0:
             check_forward_mode(self.model, x)
@@ -84,7 +84,9 @@ class TaylorModel(eqx.Module):
         terms = self._terms(lambda p: apply(p, x))
         return sum(terms[1:], start=terms[0])
 
-    def forward_train(self, xs: Float[Array, "n ..."]) -> tuple[Float[Array, "n k"], "TaylorModel"]:
+    def forward_train(
+        self, xs: Shaped[Array, "n ..."]
+    ) -> tuple[Float[Array, "n k"], "TaylorModel"]:
         """See `zoo.forward_train`: the expansion of what a batch gives in training, where batch
         normalization takes the batch's own statistics, and those depend on the parameters.
 
@@ -148,7 +150,7 @@ def taylorize(model: Model, order: int, *, at: Model | None = None) -> TaylorMod
 
 @full_precision
 def taylor_terms(
-    model: Model, x: Float[Array, "n ..."], displacement: PyTree, order: int
+    model: Model, x: Shaped[Array, "n ..."], displacement: PyTree, order: int
 ) -> Float[Array, "terms n k"]:
     """Each order's contribution to the Taylor expansion of `model` about its parameters.
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from corrections.symmetric import check_symmetric
 from zoo import checks
@@ -34,8 +34,8 @@ class KernelBlocks(eqx.Module):
     """
 
     kernel_fn: KernelFunction
-    x1: Float[Array, "n1 ..."]
-    x2_given: Float[Array, "n2 ..."] | None
+    x1: Shaped[Array, "n1 ..."]
+    x2_given: Shaped[Array, "n2 ..."] | None
     batch_size: int = eqx.field(static=True)
     outputs: int = eqx.field(static=True)
     dtype: np.dtype = eqx.field(static=True)
@@ -43,8 +43,8 @@ class KernelBlocks(eqx.Module):
     def __init__(
         self,
         kernel_fn: KernelFunction,
-        x1: Float[ArrayLike, "n1 ..."],
-        x2: Float[ArrayLike, "n2 ..."] | None = None,
+        x1: Shaped[ArrayLike, "n1 ..."],
+        x2: Shaped[ArrayLike, "n2 ..."] | None = None,
         *,
         batch_size: int,
         outputs: int = 1,
@@ -78,7 +78,7 @@ class KernelBlocks(eqx.Module):
         return self.x2_given is None
 
     @property
-    def x2(self) -> Float[Array, "n2 ..."]:
+    def x2(self) -> Shaped[Array, "n2 ..."]:
         """The examples that the operator takes vectors on."""
         return self.x1 if self.x2_given is None else self.x2_given
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 
 from corrections import ntk, taylorize
 from corrections.forward_mode import check_forward_mode
@@ -118,14 +118,14 @@ class Comparison(eqx.Module):
 @full_precision
 def compare_predictions(
     model: Model,
-    x: Float[ArrayLike, "n ..."],
+    x: Shaped[ArrayLike, "n ..."],
     y: Targets,
     ts: Times,
     *,
     loss: LossFunction,
     predictions: Sequence[Prediction] = ("order 2", "order 3", "order 4"),
     learning_rate: float | None = None,
-    x_test: Float[ArrayLike, "m ..."] | None = None,
+    x_test: Shaped[ArrayLike, "m ..."] | None = None,
     metric: Metric | None = None,
     method: Literal["matrix_free", "dense"] = "matrix_free",
     batch_size: int | None = None,

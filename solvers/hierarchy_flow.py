@@ -11,7 +11,7 @@ from typing import Literal
 
 import diffrax
 import jax
-from jaxtyping import ArrayLike, Float, PyTree
+from jaxtyping import ArrayLike, PyTree, Shaped
 
 from corrections import ntk, o3, o4
 from corrections.parameters import Metric, Model
@@ -33,16 +33,16 @@ from zoo.precision import full_precision
 @full_precision
 def hierarchy_flow(
     model: Model,
-    x: Float[ArrayLike, "n ..."],
+    x: Shaped[ArrayLike, "n ..."],
     y: Targets,
     ts: Times,
     *,
     loss: LossFunction,
     order: int = 3,
     method: Literal["matrix_free", "dense"] = "matrix_free",
-    x_test: Float[ArrayLike, "m ..."] | None = None,
+    x_test: Shaped[ArrayLike, "m ..."] | None = None,
     metric: Metric | None = None,
-    kernel_pairs: tuple[Float[ArrayLike, "n1 ..."], Float[ArrayLike, "n2 ..."]] | None = None,
+    kernel_pairs: tuple[Shaped[ArrayLike, "n1 ..."], Shaped[ArrayLike, "n2 ..."]] | None = None,
     batch_size: int | None = None,
     start: Sequence[PyTree] | None = None,
     solver: diffrax.AbstractSolver | None = None,

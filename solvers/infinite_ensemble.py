@@ -16,7 +16,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Shaped
 
 from corrections.matrix_functions import Relaxation
 from corrections.positive_matrix import is_positive
@@ -79,11 +79,11 @@ class Ensemble(eqx.Module):
 def ensemble(
     nngp: KernelFunction,
     ntk: KernelFunction,
-    x: Float[ArrayLike, "n ..."],
+    x: Shaped[ArrayLike, "n ..."],
     y: Float[ArrayLike, "n k"],
     ts: Times,
     *,
-    x_test: Float[ArrayLike, "m ..."] | None = None,
+    x_test: Shaped[ArrayLike, "m ..."] | None = None,
     diag_reg: float = 0.0,
     diag_reg_scale: RidgeScale = "absolute",
     throw: bool = True,

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, Shaped
 
 from corrections.matrix_functions import MatrixFunction, Relaxation
 from corrections.parameters import (
@@ -150,7 +150,7 @@ def mse_descent(
 @full_precision
 def linearized_model(
     model: Model,
-    x: Float[ArrayLike, "n ..."],
+    x: Shaped[ArrayLike, "n ..."],
     coefficients: Float[ArrayLike, "n k"],
     *,
     metric: Metric | None = None,

@@ -9,7 +9,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree, Shaped
 
 from corrections import ntk
 from corrections.flat_model import metric_norm
@@ -34,9 +34,9 @@ class ParameterFlow(Flow):
 
     model: PyTree
     """The model at t = 0."""
-    x: Float[Array, "n ..."]
+    x: Shaped[Array, "n ..."]
     y: Float[Array, "n k"]
-    x_test: Float[Array, "m ..."] | None
+    x_test: Shaped[Array, "m ..."] | None
     metric: Metric | None
     loss: LossFunction
     kernel_pairs: Pairs | None
@@ -85,14 +85,14 @@ def _count(params: Params) -> int:
 @full_precision
 def parameter_flow(
     model: Model,
-    x: Float[ArrayLike, "n ..."],
+    x: Shaped[ArrayLike, "n ..."],
     y: Targets,
     ts: Times,
     *,
     loss: LossFunction,
-    x_test: Float[ArrayLike, "m ..."] | None = None,
+    x_test: Shaped[ArrayLike, "m ..."] | None = None,
     metric: Metric | None = None,
-    kernel_pairs: tuple[Float[ArrayLike, "n1 ..."], Float[ArrayLike, "n2 ..."]] | None = None,
+    kernel_pairs: tuple[Shaped[ArrayLike, "n1 ..."], Shaped[ArrayLike, "n2 ..."]] | None = None,
     solver: diffrax.AbstractSolver | None = None,
     rtol: float = 1e-6,
     atol: float = 1e-8,

@@ -3,27 +3,27 @@
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from corrections.parameters import check_metric, check_model, Metric, Model
 from solvers.losses import check_targets, LossFunction
 from solvers.result import check_times
 from zoo import checks
 
-Pairs = tuple[Float[Array, "n1 ..."], Float[Array, "n2 ..."]]
+Pairs = tuple[Shaped[Array, "n1 ..."], Shaped[Array, "n2 ..."]]
 """Examples of which a kernel is shown."""
 
 
 class Problem(NamedTuple):
     """What a flow of a model starts from: arrays that fit the model and each other."""
 
-    x: Float[Array, "n ..."]
+    x: Shaped[Array, "n ..."]
     y: Float[Array, "n k"]
-    x_test: Float[Array, "m ..."] | None
+    x_test: Shaped[Array, "m ..."] | None
     ts: Float[Array, " t"]
 
     @property
-    def points(self) -> Float[Array, "points ..."]:
+    def points(self) -> Shaped[Array, "points ..."]:
         """Training points, then test points."""
         return self.x if self.x_test is None else jnp.concatenate([self.x, self.x_test])
 

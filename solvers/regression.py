@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
 from corrections import ntk
 from corrections.parameters import check_metric, check_model, Metric, Model
@@ -47,9 +47,9 @@ class Regression(NamedTuple):
 @full_precision
 def kernel_regression(
     model: Model,
-    x: Float[ArrayLike, "n ..."],
+    x: Shaped[ArrayLike, "n ..."],
     y: Float[ArrayLike, "n k"],
-    x_test: Float[ArrayLike, "m ..."] | None = None,
+    x_test: Shaped[ArrayLike, "m ..."] | None = None,
     *,
     offset: Offset = "model",
     ridge: float = 0.0,

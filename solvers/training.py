@@ -14,7 +14,7 @@ import diffrax
 import equinox as eqx
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Int, PRNGKeyArray, PyTree, Shaped
 
 from corrections.parameters import Model
 from solvers.callbacks import Callbacks, failed_call, FailedCall
@@ -75,7 +75,7 @@ class TrainingError(PicklableException, RuntimeError):
 @full_precision
 def train(
     model: Model,
-    x: Float[ArrayLike, "n ..."],
+    x: Shaped[ArrayLike, "n ..."],
     y: Targets,
     *,
     loss: LossFunction,
@@ -83,7 +83,7 @@ def train(
     steps: int,
     batch_size: int | None = None,
     key: PRNGKeyArray | None = None,
-    x_test: Float[ArrayLike, "m ..."] | None = None,
+    x_test: Shaped[ArrayLike, "m ..."] | None = None,
     y_test: TestTargets | None = None,
     callbacks: Callbacks | None = None,
     record_at: Sequence[int] | Int[ArrayLike, " r"] | None = None,

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from corrections.parameters import check_real, Model, Params
 from solvers.losses import LossFunction, mean_loss
@@ -55,7 +55,7 @@ def initial_state(model: Model, optimizer: optax.GradientTransformation) -> Trai
 class Descent(eqx.Module):
     """What a step is made of."""
 
-    x: Float[Array, "n ..."]
+    x: Shaped[Array, "n ..."]
     y: Float[Array, "n k"]
     loss: LossFunction
     optimizer: optax.GradientTransformation
@@ -174,7 +174,7 @@ def advance(
 @eqx.filter_jit
 def evaluated(
     model: Model,
-    x: Float[Array, "n ..."],
+    x: Shaped[Array, "n ..."],
     y: Float[Array, "n k"],
     loss: LossFunction,
     batch_size: int | None,

@@ -59,3 +59,38 @@ def inputs(n: int, d: int = 3, seed: int = 10) -> Array:
 def one_hot(n: int, k: int) -> Array:
     """N one-hot targets over k classes."""
     return jax.nn.one_hot(jnp.arange(n) % k, k, dtype=float)
+
+
+class Stateful(eqx.Module):
+    """Layers that take an `equinox.nn.State`, with the one they are evaluated in."""
+
+    layers: "NormalizedDense"
+    state: eqx.nn.State
+    shift: eqx.nn.StateIndex
+
+    def __call__(self, x: Array) -> Array:
+        return self.layers(x, self.state)[0] + self.shift.init
+
+
+class NormalizedDense(eqx.Module):
+    """A dense layer and Equinox's batch normalization by running statistics."""
+
+    dense: eqx.nn.Linear
+    norm: eqx.nn.BatchNorm
+
+    def __init__(self):
+        self.dense = eqx.nn.Linear(3, 2, key=jr.key(0))
+        self.norm = eqx.nn.BatchNorm(2, "batch", mode="ema", inference=True)
+
+    def __call__(self, x: Array, state: eqx.nn.State) -> tuple[Array, eqx.nn.State]:
+        z, state = self.norm(self.dense(x), state)
+        return jnp.tanh(z), state
+
+
+def stateful_network() -> Stateful:
+    """With running statistics, and an index that holds its own, that are not those of the start."""
+    layers, state = eqx.nn.make_with_state(NormalizedDense)()
+    moved = jax.tree.map(
+        lambda leaf: leaf + 0.5 if eqx.is_inexact_array(leaf) else jnp.zeros_like(leaf), state
+    )
+    return Stateful(layers, moved, eqx.nn.StateIndex(jnp.array([0.3, -0.2])))

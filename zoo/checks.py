@@ -138,14 +138,14 @@ def example(x: Any, expected: tuple[int, ...]) -> jax.Array:
     return array
 
 
-def batch(name: str, x: Any, *, floating: bool = False) -> jax.Array:
-    """`x` as a batch of examples.
+def examples(name: str, x: Any, *, floating: bool = False) -> jax.Array:
+    """`x` as a batch of examples, whatever their values.
 
     Only parameters are differentiated: integers (tokens, say) and booleans stay what they are, and
     a model that cannot take them says so. With `floating` they are refused.
 
-    **Raises:** `TypeError` where it holds no real numbers; `ValueError` where it is empty, has no
-    batch axis or holds NaN or infinity.
+    **Raises:** `TypeError` where it holds no real numbers; `ValueError` where it is empty or has no
+    batch axis.
     """
     expected = "a batch of examples (n, ...)"
     array = real_array(name, x, expected=expected) if floating else _array(name, x, expected)
@@ -159,6 +159,15 @@ def batch(name: str, x: Any, *, floating: bool = False) -> jax.Array:
         raise ValueError(
             f"`{name}` has shape {array.shape}, expected a batch of at least one example (n, ...)."
         )
+    return array
+
+
+def batch(name: str, x: Any, *, floating: bool = False) -> jax.Array:
+    """As `examples`, of finite numbers.
+
+    **Raises:** as that; `ValueError` where it holds NaN or infinity.
+    """
+    array = examples(name, x, floating=floating)
     finite(name, array)
     return array
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from zoo.limits.composition import ResidualRule, SequentialRule
 from zoo.limits.layers import FlattenRule, PoolRule
@@ -31,13 +31,13 @@ class Sequential(eqx.Module):
         """
         self.layers = tuple(layers)
 
-    def __call__(self, a: Float[Array, "..."]) -> Float[Array, "..."]:
+    def __call__(self, a: Shaped[Array, "..."]) -> Float[Array, "..."]:
         for layer in self.layers:
             a = layer(a)
         return a
 
     def forward_train(
-        self, batch: Float[Array, "n ..."]
+        self, batch: Shaped[Array, "n ..."]
     ) -> tuple[Float[Array, "n ..."], "Sequential"]:
         """See `zoo.forward_train`."""
         trained = []
@@ -61,11 +61,11 @@ class Residual(eqx.Module):
     branch: Layer
     shortcut: Layer | None = None
 
-    def __call__(self, a: Float[Array, "..."]) -> Float[Array, "..."]:
+    def __call__(self, a: Shaped[Array, "..."]) -> Float[Array, "..."]:
         return self.branch(a) + (a if self.shortcut is None else self.shortcut(a))
 
     def forward_train(
-        self, batch: Float[Array, "n ..."]
+        self, batch: Shaped[Array, "n ..."]
     ) -> tuple[Float[Array, "n ..."], "Residual"]:
         """See `zoo.forward_train`."""
         added, branch = forward_train(self.branch, batch)
@@ -85,7 +85,7 @@ class Residual(eqx.Module):
 class Flatten(eqx.Module):
     """All entries of an example in one vector, in row-major order."""
 
-    def __call__(self, a: Float[Array, "..."]) -> Float[Array, " size"]:
+    def __call__(self, a: Shaped[Array, "..."]) -> Float[Array, " size"]:
         return jnp.ravel(a)
 
     def limit_rule(self, widths: Widths) -> FlattenRule:

@@ -21,12 +21,12 @@ def parameters(model: _Tree) -> _Tree:
 
     - `model`: any PyTree; of a tree like the parameters it is that tree.
     """
-    return eqx.filter(model, _mask(model))
+    return eqx.filter(model, trained(model))
 
 
 def partitioned(model: _Tree) -> tuple[_Tree, _Tree]:
     """The parameters of a model, and all the rest of it, for `equinox.combine`."""
-    params, rest = eqx.partition(model, _mask(model))
+    params, rest = eqx.partition(model, trained(model))
     return params, rest
 
 
@@ -35,7 +35,8 @@ def is_state(node: Any) -> bool:
     return isinstance(node, eqx.nn.State | eqx.nn.StateIndex)
 
 
-def _mask(model: PyTree) -> PyTree[bool]:
+def trained(model: PyTree) -> PyTree[bool]:
+    """Whether each array of a model is a parameter, as a PyTree prefix of it."""
     return jax.tree.map(
         lambda node: not is_state(node) and eqx.is_inexact_array(node), model, is_leaf=is_state
     )

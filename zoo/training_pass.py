@@ -3,7 +3,7 @@
 from typing import Any, TypeVar
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from zoo import checks
 from zoo.frozen import Frozen
@@ -12,7 +12,9 @@ from zoo.normalization import BatchNorm
 _Model = TypeVar("_Model")
 
 
-def forward_train(model: _Model, xs: Float[Array, "n ..."]) -> tuple[Float[Array, "n ..."], _Model]:
+def forward_train(
+    model: _Model, xs: Shaped[Array, "n ..."]
+) -> tuple[Float[Array, "n ..."], _Model]:
     """Outputs of a batch as in training, and the model with its statistics moved.
 
     Batch normalization takes the statistics of `xs` here, while `model(x)` takes the frozen ones
@@ -33,13 +35,9 @@ def forward_train(model: _Model, xs: Float[Array, "n ..."]) -> tuple[Float[Array
     - `xs`: a batch of examples, (n, ...).
 
     **Raises:** `TypeError` for a module that holds a `BatchNorm` and has no such method, or where
-    `xs` is not an array of floating-point numbers; `ValueError` for an empty batch.
+    `xs` holds no real numbers; `ValueError` for an empty batch.
     """
-    xs = checks.real_array("xs", xs, expected="a batch of examples (n, ...)")
-    if xs.ndim < 1 or xs.shape[0] == 0:
-        raise ValueError(
-            f"`xs` has shape {xs.shape}, expected a batch of at least one example (n, ...)."
-        )
+    xs = checks.examples("xs", xs)
     run: Any = getattr(model, "forward_train", None)
     if run is not None:
         return run(xs)

@@ -13,7 +13,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from zoo import checks
 from zoo.frozen import Frozen
@@ -38,11 +38,11 @@ class Centered(eqx.Module):
     model: Model
     _start: Frozen[Any]
 
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, " k"]:
+    def __call__(self, x: Shaped[Array, "..."]) -> Float[Array, " k"]:
         """The change of the outputs for one example."""
         return self.model(x) - self._start.value(x)
 
-    def forward_train(self, xs: Float[Array, "n ..."]) -> tuple[Float[Array, "n k"], "Centered"]:
+    def forward_train(self, xs: Shaped[Array, "n ..."]) -> tuple[Float[Array, "n k"], "Centered"]:
         """See `zoo.forward_train`; the copy keeps the statistics it was frozen with."""
         outputs, model = forward_train(self.model, xs)
         start = jax.vmap(self._start.value)(xs)
@@ -59,11 +59,11 @@ class Scaled(eqx.Module):
     model: Model
     alpha: float = eqx.field(static=True)
 
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, " k"]:
+    def __call__(self, x: Shaped[Array, "..."]) -> Float[Array, " k"]:
         """The scaled outputs for one example."""
         return self.alpha * self.model(x)
 
-    def forward_train(self, xs: Float[Array, "n ..."]) -> tuple[Float[Array, "n k"], "Scaled"]:
+    def forward_train(self, xs: Shaped[Array, "n ..."]) -> tuple[Float[Array, "n k"], "Scaled"]:
         """See `zoo.forward_train`."""
         outputs, model = forward_train(self.model, xs)
         return self.alpha * outputs, eqx.tree_at(lambda m: m.model, self, model)
@@ -79,11 +79,11 @@ class WithOutput(eqx.Module):
     model: Model
     output: Callable[[Array], Array] = eqx.field(static=True)
 
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, " k"]:
+    def __call__(self, x: Shaped[Array, "..."]) -> Float[Array, " k"]:
         """The transformed outputs for one example."""
         return self.output(self.model(x))
 
-    def forward_train(self, xs: Float[Array, "n ..."]) -> tuple[Float[Array, "n k"], "WithOutput"]:
+    def forward_train(self, xs: Shaped[Array, "n ..."]) -> tuple[Float[Array, "n k"], "WithOutput"]:
         """See `zoo.forward_train`."""
         outputs, model = forward_train(self.model, xs)
         return jax.vmap(self.output)(outputs), eqx.tree_at(lambda m: m.model, self, model)

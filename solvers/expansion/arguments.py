@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from jaxtyping import ArrayLike, Float
+from jaxtyping import ArrayLike, Shaped
 
 from corrections.parameters import Metric, Model
 from solvers.losses import MeanSquaredError
 from solvers.problem import check_matrix_free_only, check_pairs, check_problem, Pairs, Problem
 from zoo import checks
 
-PairsOfExamples = tuple[Float[ArrayLike, "n1 ..."], Float[ArrayLike, "n2 ..."]]
+PairsOfExamples = tuple[Shaped[ArrayLike, "n1 ..."], Shaped[ArrayLike, "n2 ..."]]
 
 
 def check_expansion(

@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree, Shaped
 
 from corrections import ntk, o3, o4
 from corrections.parameters import Metric, Model
@@ -49,12 +49,12 @@ class _Integrals(NamedTuple):
 @full_precision
 def width_expansion(
     model: Model,
-    x: Float[ArrayLike, "n ..."],
+    x: Shaped[ArrayLike, "n ..."],
     y: Targets,
     ts: Times,
     *,
     method: Literal["matrix_free", "dense"] = "matrix_free",
-    x_test: Float[ArrayLike, "m ..."] | None = None,
+    x_test: Shaped[ArrayLike, "m ..."] | None = None,
     metric: Metric | None = None,
     kernel_pairs: PairsOfExamples | None = None,
     batch_size: int | None = None,

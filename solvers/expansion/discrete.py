@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Shaped
 
 from corrections import ddntk, dntk, ntk, o3, o4
 from corrections.parameters import Metric, Model, split
@@ -46,13 +46,13 @@ from zoo.precision import full_precision
 @full_precision
 def width_expansion_descent(
     model: Model,
-    x: Float[ArrayLike, "n ..."],
+    x: Shaped[ArrayLike, "n ..."],
     y: Targets,
     steps: Sequence[int] | Int[ArrayLike, " t"] | Float[ArrayLike, " t"],
     *,
     learning_rate: float,
     method: Literal["matrix_free", "dense"] = "matrix_free",
-    x_test: Float[ArrayLike, "m ..."] | None = None,
+    x_test: Shaped[ArrayLike, "m ..."] | None = None,
     metric: Metric | None = None,
     kernel_pairs: PairsOfExamples | None = None,
     batch_size: int | None = None,
