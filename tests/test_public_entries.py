@@ -113,9 +113,9 @@ def test_the_table_holds_every_public_function_that_takes_a_model():
     found = set()
     for name, value in [*vars(corrections).items(), *vars(solvers).items()]:
         is_module = isinstance(value, type) and issubclass(value, eqx.Module)
-        if (inspect.isfunction(value) or is_module) and not name.startswith("_"):
-            if NAMES & set(inspect.signature(value).parameters):
-                found.add(name)
+        takes = inspect.isfunction(value) or is_module
+        if takes and NAMES & set(inspect.signature(value).parameters):
+            found.add(name)
     assert found - OTHERS == set(ENTRIES)
 
 
@@ -191,6 +191,42 @@ def test_tokens_are_what_their_counts_are(name):
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
 
 
+class Stateful(Net):
+    """Its features are shifted by running statistics, and by what an index of them starts from."""
+
+    index: Any
+    state: Any
+
+    def __init__(self, like):
+        self.w, self.head, self.features, self.tanh = like.w, like.head, like.features, like.tanh
+        self.index = eqx.nn.StateIndex(SHIFT)
+        self.state = eqx.nn.State(self.index)
+
+    def __call__(self, x):
+        shift = self.state.get(self.index) + self.index.init
+        return self.head(self.tanh(self.features(self.w, x) + shift))
+
+
+SHIFT = jnp.array([0.1, -0.2, 0.3, 0.4])
+ANATOMY = {"ntk", "nngp", "monte_carlo_kernels", "smallest_ntk_eigenvalue", "kernel_regression"}
+ANATOMY |= {"ddntk", "dntk", "kernel_rates", "o3", "o4", "row_space_fraction"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.long if n in LONG else ())
+        for n in ENTRIES
+        if n not in ANATOMY
+    ],
+)
+def test_state_is_a_constant(name):
+    """Of a model that holds an `equinox.nn.State`: as of one whose shift is written in its code."""
+    found = ENTRIES[name](Stateful(net(dense)), X, Y)
+    expected = ENTRIES[name](net(lambda w, x: w @ x + 2 * SHIFT), X, Y)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
+
+
 @jax.custom_vjp
 def tanh_in_reverse(z):
     return jnp.tanh(z)
@@ -232,7 +268,7 @@ def test_other_examples_are_refused(x, unchecked):
 @pytest.mark.parametrize(
     "model", [tanh_mlp(in_size=4), CNN((1, 2, 2), 2, channels=2, depth=1, key=jr.key(0))]
 )
-def test_networks_of_floats_say_so(model):
+def test_networks_of_floats_say_so(model, unchecked):
     shape = (3, 4) if isinstance(model, MLP) else (3, 1, 2, 2)
     with pytest.raises(ValueError, match=r"`model` does not take .*real floating-point numbers"):
         corrections.ntk(model, jnp.ones(shape, int))
