@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from corrections.contractible import Call, Program
+from corrections.contractible import Program
 from corrections.contraction import (
     Deferred,
     Direction,
@@ -34,8 +34,8 @@ from corrections.contraction import (
 )
 from corrections.parameters import Method, Metric, Model
 from corrections.rules import has_rule, rule_of, ruled_layer, RuledLayer
-from corrections.tapping import Tape
-from zoo import Frozen
+from corrections.tapping import Call, Tape
+from zoo import Frozen, parameters
 
 
 class Factors(NamedTuple):
@@ -97,20 +97,20 @@ class Anatomy:
         self._moving, self._ends_in_call = found.moving, found.ends_in_call
         self._places = found.nodes
         self.ruled = [ruled_layer(nodes[i], metrics[i]) for i in found.nodes]
-        self._split(
-            *(
-                [None if i in found.nodes else node for i, node in enumerate(of_all)]
-                for of_all in (nodes, metrics, program.used)
-            )
+        chosen = set(found.nodes)
+        others = (
+            [None if i in chosen else node for i, node in enumerate(of_all)]
+            for of_all in (nodes, metrics, program.used)
         )
+        self._split(*others)
 
     def _split(self, nodes: list[Any], metrics: list[Any], used: list[Any]) -> None:
         """Parameters that no rule covers, and all else, of the nodes that have no rule."""
 
-        def is_rest(leaf: Any, use: bool | None) -> bool:
-            return use is True and eqx.is_inexact_array(leaf)
+        def is_rest(_: Any, use: bool | None, metric: Any) -> bool:
+            return use is True and metric is not None  # which only parameters have
 
-        of_rest = jax.tree.map(is_rest, nodes, used)
+        of_rest = jax.tree.map(is_rest, nodes, used, metrics)
         parameters, self._static = eqx.partition(nodes, of_rest)
         self.rest, self._unravel = ravel_pytree(parameters)
         scaled = jax.tree.map(lambda use, m: m if use else None, of_rest, metrics)
@@ -119,15 +119,14 @@ class Anatomy:
         if self.rest.size == 0:  # of no type
             self.rest = self.rest_metric = jnp.zeros(0, self.outputs.dtype)
 
-    def _run(self, shifts: list[Array] | None, rest: Array, x: Array) -> tuple[Array, Tape]:
-        tape = Tape(shifts)
+    def _run(self, shifts: list[Array] | None, rest: Array, x: Array) -> tuple[Array, list[Array]]:
+        """The outputs, and what enters the calls."""
+        tape = Tape(self.calls, shifts)
         nodes = eqx.combine(self._unravel(rest), self._static)
         for i, (place, ruled) in enumerate(zip(self._places, self.ruled, strict=True)):
             nodes[place] = tape.tapped(ruled.layer, i)
-        model: Any = jax.tree.unflatten(self._structure, nodes)
-        y = model(x)
-        tape.close()
-        return y, tape
+        y = tape.run(jax.tree.unflatten(self._structure, nodes), x)
+        return y, tape.inputs
 
     # --- one example ---------------------------------------------------------------------------
 
@@ -137,8 +136,7 @@ class Anatomy:
         shifts = self.no_move().shifts if shifts is None else shifts
 
         def outputs(shifts: list[Array], rest: Array) -> tuple[Array, list[Array]]:
-            y, tape = self._run(shifts, rest, x)
-            return y, [a for _, a, _ in tape.calls]
+            return self._run(shifts, rest, x)
 
         basis = jnp.eye(*self.outputs.shape, dtype=self.outputs.dtype)
         if pulls is None:
@@ -170,7 +168,7 @@ class Anatomy:
                 "`model` does not end in a dense layer that gives its outputs, expected a readout "
                 "such as `zoo.Dense` or `equinox.nn.Linear`."
             )
-        return self.ruled[last.layer].layer, lambda x: self._run(None, self.rest, x)[1].calls[-1][1]
+        return self.ruled[last.layer].layer, lambda x: self._run(None, self.rest, x)[1][-1]
 
     def no_move(self) -> Move:
         """Zero shifts and pulls, and the parameters as they are."""
@@ -376,7 +374,7 @@ def _is_end(node: Any) -> bool:
 
 def _by_node(model: Model, metric: Metric | None) -> list[Any]:
     """The metric of each node of `model`, with a number or an array for each parameter."""
-    params = eqx.filter(model, eqx.is_inexact_array)
+    params = parameters(model)
     full = jax.tree.map(
         lambda m, part: jax.tree.map(lambda _: m, part), 1.0 if metric is None else metric, params
     )

@@ -23,23 +23,16 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 from jaxtyping import Array
 
+from corrections.tapping import Call, Stage
 from zoo import checks
 from zoo.programs import dependence, mark, marked, needed, same_program, without_gradient
-from zoo.stand_in import stand_in
 
 _ARRAYS = "is called with other arrays than its own (frozen, scaled, updated or mapped ones)"
+_COMPLEX = "meets complex numbers"
 _ELSEWHERE = "has arrays that are also used outside of its calls"
 _INPUT = "is called with something else than one array"
 _INSIDE = "is called inside a transformation (such as `vmap`, `scan`, `checkpoint` or `jit`)"
 _TYPE = "is told apart from a layer of a subclass of its type"
-
-
-class Call(NamedTuple):
-    """A call of a layer: which one, with what shapes."""
-
-    layer: int
-    input: jax.ShapeDtypeStruct
-    output: jax.ShapeDtypeStruct
 
 
 class Contractible(NamedTuple):
@@ -73,7 +66,7 @@ class Program:
         self._structure, self._x = structure, x
         self._arrays, self._static = eqx.partition(nodes, is_array)
         self._plain, self.outputs = jax.make_jaxpr(
-            lambda arrays, x: self._call(eqx.combine(arrays, self._static), x), return_shape=True
+            lambda arrays, x: self._model(eqx.combine(arrays, self._static))(x), return_shape=True
         )(self._arrays, x)
         leaves, of_arrays = jax.tree.flatten(self._arrays)
         alive = needed(self._plain.jaxpr, ends=without_gradient(self._plain.jaxpr))
@@ -90,9 +83,8 @@ class Program:
         refused: dict[int, str] = {}
         return self._shown(used, refused)._replace(refused=refused)
 
-    def _call(self, nodes: list[Any], x: Array) -> Array:
-        model: Any = jax.tree.unflatten(self._structure, nodes)
-        return model(x)
+    def _model(self, nodes: list[Any]) -> Any:
+        return jax.tree.unflatten(self._structure, nodes)
 
     def _shown(self, chosen: list[int], refused: dict[int, str]) -> Contractible:
         """All at once where that is right; halves where the model tells some stand-in apart."""
@@ -124,13 +116,11 @@ class Program:
 
         def outputs(arrays: list[Any], inside: list[Any], x: Array) -> Array:
             nodes = eqx.combine(arrays, self._static)
-            tape = _Tape(type(x), calls, refused)
+            probe = _Probe(type(x), calls, refused)
             for number, (i, given) in enumerate(zip(chosen, inside, strict=True)):
                 layer = eqx.combine(given, self._static[i])
-                nodes[i] = tape.tapped(nodes[i], i, number, layer)
-            y = self._call(nodes, x)
-            tape.close()
-            return y
+                nodes[i] = probe.probed(nodes[i], i, number, layer)
+            return probe.run(self._model(nodes), x)
 
         try:
             inside = [self._arrays[i] for i in chosen]
@@ -164,6 +154,8 @@ class Program:
         for call, of_input, of_output in zip(calls, inputs, outputs, strict=True):
             if len(of_input) != 1 or len(of_output) != 1:
                 refused.setdefault(chosen[call.layer], _INSIDE)
+            if any(jnp.issubdtype(end.dtype, jnp.complexfloating) for end in call[1:]):
+                refused.setdefault(chosen[call.layer], _COMPLEX)
         layers = {i: 1 << number for number, i in enumerate(chosen)}
         moving, around = 1 << len(chosen), 2 << len(chosen)  # of all parameters
         sources = {}
@@ -191,35 +183,29 @@ class Program:
         return Contractible(chosen, calls, moved, ends_in_call, {})
 
 
-class _Tape:
-    """The calls of the layers in a trace, and why some layers are refused."""
+class _Probe(Stage):
+    """Writes down the calls of layers in a trace, and why some layers are refused."""
 
     def __init__(self, tracer: type, calls: list[Call], refused: dict[int, str]):
+        super().__init__()
         self._tracer, self._calls, self._refused = tracer, calls, refused
-        self._open = True
 
-    def tapped(self, layer: Any, node: int, number: int, inside: Any) -> Any:
+    def probed(self, layer: Any, node: int, number: int, inside: Any) -> Any:
         """A stand-in for `layer`, whose calls are those of `inside`: the same with other arrays."""
         own = _arrays(layer)
 
         def on_call(layer: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-            if not self._open:
-                return layer(*args, **options)
             reason = self._reason(layer, own, args)
             if reason is not None:
                 self._refused.setdefault(node, reason)
                 return layer(*args, **options)
             name = len(self._calls)
             a = mark(args[0], f"input {name}")
-            z = inside(a)
+            z = inside(a)  # without the options: where they matter this is another program
             self._calls.append(Call(number, _shape(a), _shape(z)))
             return mark(z, f"output {name}")
 
-        return stand_in(layer, on_call)
-
-    def close(self) -> None:
-        """The model has been called: what calls a layer from here on is one of its derivatives."""
-        self._open = False
+        return self.stand_in(layer, on_call)
 
     def _reason(self, layer: Any, own: list[Any], args: tuple[Any, ...]) -> str | None:
         arrays = _arrays(layer)

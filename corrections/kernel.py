@@ -55,9 +55,11 @@ def ntk(
     - `outputs`: "full" gives (n1, k, n2, k); "diagonal" only equal outputs, (n1, n2, k); "mean"
       the average over equal outputs, (n1, n2).
     - `method`: "auto" never forms the gradients of dense layers, and of convolutions only where
-      that is cheaper (`corrections.contraction`); what it has no rule for takes the Jacobian.
-      "structured" insists that every dense layer and convolution has its rule; "jacobian" takes the
-      Jacobian of all parameters. All give the same numbers, to rounding.
+      that is cheaper (`corrections.contraction`); what it has no rule for takes the Jacobian, and
+      so do layers whose arrays enter the outputs in another way than by calls of the layer
+      (`corrections.contractible`). "structured" insists that every dense layer and convolution has
+      its rule; "jacobian" takes the Jacobian of all parameters. All give the same numbers, to
+      rounding.
     - `batch_size`: computes tiles of so many examples of `x1` against so many of `x2`: memory is
       then that of two tiles, beside the kernel itself. Of a symmetric kernel only the tiles on and
       above the diagonal are computed. Default: all at once where the gradients of all examples
@@ -67,7 +69,7 @@ def ntk(
     **Raises:** `ValueError` / `TypeError` for an input that is empty, not finite or not real,
     a model that does not give a vector, a metric that does not fit, an unknown `outputs` or
     `method`, a `batch_size` below 1; `ValueError` for "structured" where a layer's rule does not
-    apply; `MemoryError` for a kernel that is larger than the memory.
+    apply, with each such layer and why; `MemoryError` for a kernel that is larger than the memory.
 
     Source: Jacot, Gabriel & Hongler (2018), section 4; for the metric docs/theory.md, section 1.
     """
@@ -97,7 +99,7 @@ def nngp(
 
     - `model`: a network whose last layer with a rule (`register_layer`) is its readout: `MLP`,
       `CNN`, `WideResNet`, `equinox.nn.MLP`. A function of the outputs may follow (`with_output`);
-      it does not enter.
+      it does not enter. All parameters reach the outputs through the readout.
     - `x1`, `x2`: batches of examples; a missing `x2` means `x1`.
 
     The variances are those the readout starts with; for a readout without a parameterization

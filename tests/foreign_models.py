@@ -25,7 +25,7 @@ SIZE, OUTPUTS = 4, 2
 class Foreign(eqx.Module):
     """Parts, which hold the parameters, and what is done with them."""
 
-    parts: dict[str, Any]
+    parts: Any
     forward: Callable[[Any, jax.Array], jax.Array] = eqx.field(static=True)
 
     def __call__(self, x):

@@ -112,7 +112,7 @@ class _Comparison:
     def _jaxprs(self, plain: Jaxpr, other: Jaxpr, given: Sequence[Any]) -> bool:
         if len(plain.constvars) != len(other.constvars) or len(given) != len(other.invars):
             return False
-        names = dict(zip(other.constvars, plain.constvars, strict=True))
+        names: dict[Any, Any] = dict(zip(other.constvars, plain.constvars, strict=True))
         names |= dict(zip(other.invars, given, strict=True))
         alive, alive_in_other = needed(plain), needed(other)
         equations = (e for e in plain.eqns if any(v in alive for v in e.outvars))

@@ -54,4 +54,5 @@ def _standing_in_for(layer_type: type) -> type:
         # A static field goes with the module through maps and transformations.
         own["__annotations__"] = {_ON_CALL: Any}
         own[_ON_CALL] = eqx.field(static=True, repr=False, default=None)
-    return type(layer_type)(layer_type.__name__, (layer_type,), of_class | own)
+    metaclass: Any = type(layer_type)
+    return metaclass(layer_type.__name__, (layer_type,), of_class | own)

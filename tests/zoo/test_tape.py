@@ -1,10 +1,12 @@
 import itertools
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
+import pytest
 
 from tests.models import inputs, tanh_mlp
 from zoo import centered, Dense, Frozen, record, scaled, WideResNet
@@ -60,3 +62,27 @@ def test_transforms_and_residuals_are_looked_into():
     np.testing.assert_array_equal(outputs, 0)
     assert sum(type(call.layer).__name__ == "Conv" for call in calls) == 9
     assert calls[-1].path == ".model.model.body.layers[8]"
+
+
+class Dispatching(eqx.Module):
+    """Places its activations by asking for the type of a layer."""
+
+    layers: list[Dense]
+    is_dense: Callable = eqx.field(static=True)
+
+    def __call__(self, x):
+        for layer in self.layers:
+            x = jnp.tanh(layer(x)) if self.is_dense(layer) else layer(x)
+        return x
+
+
+def test_models_that_look_at_types_are_recorded_as_they_are_or_refused():
+    layers, x = [Dense(3, 3, key=key) for key in jr.split(jr.key(0))], inputs(1)[0]
+    model = Dispatching(layers, lambda layer: isinstance(layer, Dense))
+    outputs, calls = record(model, x)
+    np.testing.assert_allclose(outputs, model(x), rtol=1e-13)
+    assert len(calls) == 2
+    fields = len(vars(layers[0]))
+    for is_dense in (lambda layer: type(layer) is Dense, lambda layer: len(vars(layer)) == fields):
+        with pytest.raises(ValueError, match="`model` computes something else where its layers"):
+            record(Dispatching(layers, is_dense), x)
