@@ -49,7 +49,8 @@ class TrainingState(eqx.Module):
 def initial_state(model: Model, optimizer: optax.GradientTransformation) -> TrainingState:
     """The state of a training of `model` before its first step."""
     check_real("model", model)
-    return TrainingState(model, optimizer.init(parameters(model)), jnp.zeros((), jnp.int32))
+    params: Any = parameters(model)
+    return TrainingState(model, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
 class Descent(eqx.Module):
