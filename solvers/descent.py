@@ -25,8 +25,10 @@ from solvers.kernel_problem import (
     TestKernel,
 )
 from solvers.losses import LossFunction, residual
-from solvers.result import check_steps, finish, RESULTS, Trajectory
+from solvers.result import finish, RESULTS, Trajectory
+from solvers.step_counts import check_steps
 from zoo import checks
+from zoo.checks import Number
 from zoo.precision import full_precision
 
 Schedule = Callable[[Any], Any]
@@ -40,8 +42,8 @@ def gradient_descent(
     steps: Sequence[int] | Float[ArrayLike, " t"] | Int[ArrayLike, " t"],
     *,
     loss: LossFunction,
-    learning_rate: float | Schedule,
-    momentum: float | None = None,
+    learning_rate: Number | Schedule,
+    momentum: Number | None = None,
     nesterov: bool = False,
     batches: Int[ArrayLike, "s b"] | None = None,
     f0: Float[ArrayLike, "n k"] | None = None,
@@ -81,11 +83,9 @@ def gradient_descent(
     Source: Lee et al. (2019), section 2.2 and appendix F (momentum).
     """
     counts = check_steps(steps)
-    _check_learning_rate(learning_rate)
-    m = 0.0 if momentum is None else momentum
-    checks.nonnegative_number("momentum", m)
-    if m >= 1:
-        raise ValueError(f"`momentum` is {m}, expected a number in [0, 1).")
+    integers = counts.as_integers()
+    rate = _check_learning_rate(learning_rate)
+    m = checks.nonnegative_scalar("momentum", 0.0 if momentum is None else momentum, below=1.0)
     problem = check_kernel_problem(
         kernel, y, loss=loss, f0=f0, kernel_test=kernel_test, f0_test=f0_test
     )
@@ -94,13 +94,14 @@ def gradient_descent(
     indices = _check_batches(batches, len(targets))
     parts = (problem.f0, jnp.zeros_like(targets), jnp.zeros((), jnp.int32))
     f, p, done = check_start(start, parts, given=f0 is not None or f0_test is not None)
-    descent = _Descent(problem, loss, w, indices, learning_rate, float(m), nesterov)
-    return finish(_descended(descent, (f, p, done), counts), throw=throw)
+    descent = _Descent(problem, loss, w, indices, rate, m.astype(targets.dtype), nesterov)
+    found = _descended(descent, (f, p, done), integers, counts.shown.astype(targets.dtype))
+    return finish(found, throw=throw)
 
 
-def _check_learning_rate(learning_rate: float | Schedule) -> None:
+def _check_learning_rate(learning_rate: Number | Schedule) -> Array | Schedule:
     if not callable(learning_rate):
-        return checks.nonnegative_number("learning_rate", learning_rate, strictly=True)
+        return checks.nonnegative_scalar("learning_rate", learning_rate, strictly=True)
     rate: Any = eqx.filter_eval_shape(learning_rate, jax.ShapeDtypeStruct((), jnp.int32))
     number = isinstance(rate, int | float)
     if hasattr(rate, "dtype"):
@@ -109,6 +110,7 @@ def _check_learning_rate(learning_rate: float | Schedule) -> None:
     if not number:
         got = eqx.tree_pformat(rate, struct_as_array=True)
         raise TypeError(f"`learning_rate` gives {got} for step s, expected a real number.")
+    return learning_rate
 
 
 def _check_batches(batches: Any, n: int) -> Int[Array, "s b"] | None:
@@ -133,8 +135,8 @@ class _Descent(eqx.Module):
     loss: LossFunction
     weights: Float[Array, " n"] | None
     batches: Int[Array, "s b"] | None
-    learning_rate: float | Schedule
-    momentum: float
+    learning_rate: Array | Schedule
+    momentum: Float[Array, ""]
     nesterov: bool
 
     def __call__(self, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -142,7 +144,7 @@ class _Descent(eqx.Module):
         rate = self.learning_rate(s) if callable(self.learning_rate) else self.learning_rate
         rate = jnp.asarray(rate, f.dtype)
         g = self._gradient(f, s)
-        p = g if self.momentum == 0 else self.momentum * p + g
+        p = self.momentum * p + g
         along = g + self.momentum * p if self.nesterov else p
         return f - rate * self.problem.kernel.times(along), p, s + 1
 
@@ -157,7 +159,10 @@ class _Descent(eqx.Module):
 
 @eqx.filter_jit
 def _descended(
-    descent: _Descent, start: tuple[Array, Array, Array], steps: Float[Array, " t"]
+    descent: _Descent,
+    start: tuple[Array, Array, Array],
+    counts: Int[Array, " t"],
+    steps: Float[Array, " t"],
 ) -> Trajectory:
     n = len(descent.problem.y)
     first = start[2]
@@ -181,8 +186,9 @@ def _descended(
         carry = jax.lax.while_loop(unfinished, step, carry)
         return carry, (carry[0][0], carry[1])
 
-    counts = steps.astype(first.dtype)
-    (final, healthy), (outputs, valid) = jax.lax.scan(to, (start, finite(start)), counts)
+    (final, healthy), (outputs, valid) = jax.lax.scan(
+        to, (start, finite(start)), counts.astype(first.dtype)
+    )
     outputs = jnp.where(valid[:, None, None], outputs, jnp.nan)
     result = RESULTS.where(healthy, RESULTS.successful, RESULTS.diverged)  # pyright: ignore
     return Trajectory(

@@ -31,6 +31,7 @@ from solvers.ode import check_tolerances, Ending, Flow, Motion, Observation, Tol
 from solvers.result import check_times, ends_at_infinity, Times, Trajectory
 from solvers.stopping import AtSteadyState, Stop
 from zoo import checks
+from zoo.checks import Number
 from zoo.precision import full_precision
 
 Tower = tuple[Array, ...]
@@ -145,7 +146,7 @@ def gradient_flow(
     f0: Float[ArrayLike, "n k"] | None = None,
     kernel_test: TestKernel | None = None,
     f0_test: Float[ArrayLike, "m k"] | None = None,
-    friction: float | None = None,
+    friction: Number | None = None,
     weights: Float[ArrayLike, " n"] | None = None,
     stop: Stop | None = None,
     start: Sequence[Array] | None = None,
@@ -207,7 +208,7 @@ def gradient_flow(
     tolerances = Tolerances(solver, rtol, atol, max_steps, progress)
     check_tolerances(tolerances)
     if friction is not None:
-        checks.nonnegative_number("friction", friction, strictly=True)
+        friction = checks.nonnegative_scalar("friction", friction, strictly=True)
     if stop is not None and not isinstance(stop, Stop):
         raise TypeError(
             f"`stop` is {stop!r}, expected `AtLoss`, `AtAccuracy`, `AtSteadyState` or None."
@@ -233,7 +234,7 @@ def gradient_flow(
     )
 
 
-def _ending(stop: Stop | None, undamped: KernelFlow, friction: float | None, ts: Array) -> Ending:
+def _ending(stop: Stop | None, undamped: KernelFlow, friction: Number | None, ts: Array) -> Ending:
     if isinstance(stop, AtSteadyState) or ends_at_infinity(ts):
         y = undamped.y
         spread = jnp.asarray(undamped.frozen.spread(), y.dtype)

@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from corrections.matrix_functions import eigenbasis, MatrixFunction
 from corrections.positive_matrix import positive_matrix
@@ -39,9 +39,9 @@ class Ridge(NamedTuple):
 
 def check_ridge(diag_reg: Any, scale: RidgeScale) -> Ridge:
     """**Raises:** `ValueError` for a negative ridge or an unknown scale."""
-    checks.nonnegative_number("diag_reg", diag_reg)
+    size = checks.nonnegative_scalar("diag_reg", diag_reg)
     checks.choice("diag_reg_scale", scale, ("absolute", "relative"))
-    return Ridge(jnp.asarray(diag_reg, float), scale == "relative")
+    return Ridge(size, scale == "relative")
 
 
 class Solution(NamedTuple):
@@ -112,7 +112,7 @@ class StoredKernel(FrozenKernel):
     def relaxed(
         self,
         at: Callable[[Array], MatrixFunction],
-        ts: Float[Array, " t"],
+        ts: Shaped[Array, "t *of"],
         ridge: Ridge,
         right: Float[Array, "n k"],
     ) -> Solution:

@@ -40,6 +40,7 @@ from solvers.operators import (
 )
 from solvers.result import raise_where_failed, RESULTS
 from zoo import checks
+from zoo.checks import Number
 from zoo.precision import full_precision
 
 Method = Literal["auto", "exact", "iterative"]
@@ -81,7 +82,7 @@ def posterior(
     *,
     kernel_test: Float[ArrayLike, "m *points"] | Operator | None = None,
     kernel_test_test: Float[ArrayLike, "m *queries"] | None = None,
-    noise: float = 0.0,
+    noise: Number = 0.0,
     f0: Float[ArrayLike, "n k"] | None = None,
     f0_test: Float[ArrayLike, "m k"] | None = None,
     method: Method = "auto",
@@ -144,7 +145,7 @@ def posterior(
     Source: Rasmussen & Williams (2006), eqs. 2.23-2.24, 2.30 and 5.8.
     """
     checks.choice("method", method, ("auto", "exact", "iterative"))
-    checks.nonnegative_number("noise", noise)
+    variance = checks.nonnegative_scalar("noise", noise)
     check_krylov_options(rtol, max_iterations, preconditioner_rank)
     is_operator = isinstance(kernel, OPERATORS)
     if is_operator and method == "exact":
@@ -152,7 +153,7 @@ def posterior(
             '`method` is "exact" and `kernel` an operator, expected a stored kernel or "iterative".'
         )
     problem = _check_problem(kernel, y, kernel_test, kernel_test_test, f0, f0_test)
-    variance = jnp.asarray(noise, problem.y.dtype)
+    variance = variance.astype(problem.y.dtype)
     if is_operator or method == "iterative":
         rtol = tolerance(rtol, problem.y.dtype)
         small = jnp.asarray(rtol, problem.y.dtype)

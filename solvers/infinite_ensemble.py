@@ -27,6 +27,7 @@ from solvers.gaussian import Gaussian, raise_unless_successful
 from solvers.losses import check_targets, MeanSquaredError
 from solvers.result import check_times, ends_at_infinity, RESULTS, Times
 from zoo import checks
+from zoo.checks import Number
 from zoo.memory import check_fits
 from zoo.precision import full_precision
 
@@ -84,7 +85,7 @@ def ensemble(
     ts: Times,
     *,
     x_test: Shaped[ArrayLike, "m ..."] | None = None,
-    diag_reg: float = 0.0,
+    diag_reg: Number = 0.0,
     diag_reg_scale: RidgeScale = "absolute",
     throw: bool = True,
 ) -> Ensemble:

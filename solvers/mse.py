@@ -33,14 +33,15 @@ from solvers.kernel_problem import check_kernel_problem, KernelProblem
 from solvers.losses import MeanSquaredError
 from solvers.result import (
     check_increasing,
-    check_steps,
     ends_at_infinity,
     finish,
     RESULTS,
     Times,
     Trajectory,
 )
+from solvers.step_counts import check_steps, StepCounts
 from zoo import checks
+from zoo.checks import Number
 from zoo.precision import full_precision
 
 
@@ -53,7 +54,7 @@ def mse_flow(
     f0: Float[ArrayLike, "n k"] | None = None,
     kernel_test: Float[ArrayLike, "m *points"] | None = None,
     f0_test: Float[ArrayLike, "m k"] | None = None,
-    diag_reg: float = 0.0,
+    diag_reg: Number = 0.0,
     diag_reg_scale: RidgeScale = "absolute",
     throw: bool = True,
 ) -> Trajectory:
@@ -104,12 +105,12 @@ def mse_descent(
     y: Float[ArrayLike, "n k"],
     steps: Sequence[int] | Float[ArrayLike, " t"] | Int[ArrayLike, " t"],
     *,
-    learning_rate: float,
-    momentum: float = 0.0,
+    learning_rate: Number,
+    momentum: Number = 0.0,
     f0: Float[ArrayLike, "n k"] | None = None,
     kernel_test: Float[ArrayLike, "m *points"] | None = None,
     f0_test: Float[ArrayLike, "m k"] | None = None,
-    diag_reg: float = 0.0,
+    diag_reg: Number = 0.0,
     diag_reg_scale: RidgeScale = "absolute",
     throw: bool = True,
 ) -> Trajectory:
@@ -122,7 +123,7 @@ def mse_descent(
 
     - `kernel`, `y`, `f0`, `kernel_test`, `f0_test`, `diag_reg`, `diag_reg_scale`, `throw`: as in
       `mse_flow`.
-    - `steps`: increasing counts of steps >= 0, (t,).
+    - `steps`: increasing counts of steps from 0 to 2^62, (t,), exact in every precision.
     - `learning_rate`: eta > 0, of the mean loss. Up to `max_learning_rate` descent converges.
     - `momentum`: m in [0, 1).
 
@@ -132,16 +133,13 @@ def mse_descent(
     **Raises, Warns:** as `mse_flow`.
     """
     counts = check_steps(steps)
-    checks.nonnegative_number("learning_rate", learning_rate, strictly=True)
-    checks.nonnegative_number("momentum", momentum)
-    if momentum >= 1:
-        raise ValueError(f"`momentum` is {momentum}, expected a number in [0, 1).")
+    rate = checks.nonnegative_scalar("learning_rate", learning_rate, strictly=True)
+    m = checks.nonnegative_scalar("momentum", momentum, below=1.0)
     problem = check_kernel_problem(
         kernel, y, loss=MeanSquaredError(), f0=f0, kernel_test=kernel_test, f0_test=f0_test
     )
     _stored(problem)
     ridge = check_ridge(diag_reg, diag_reg_scale)
-    rate, m = jnp.asarray(learning_rate, float), jnp.asarray(momentum, float)
     found = finish(_descent(problem, counts, rate, m, ridge), throw=throw)
     warn_where_dropped("`kernel`", found.dropped, problem.y.dtype)
     return found
@@ -254,19 +252,21 @@ def _flow(problem: KernelProblem, ts: Array, ridge: Ridge, to_the_limit: bool) -
 
 @eqx.filter_jit
 def _descent(
-    problem: KernelProblem, steps: Array, learning_rate: Array, momentum: Array, ridge: Ridge
+    problem: KernelProblem,
+    counts: StepCounts,
+    learning_rate: Array,
+    momentum: Array,
+    ridge: Ridge,
 ) -> Trajectory:
     n = len(problem.y)
     missing = problem.y - problem.f0[:n]
     dtype = missing.dtype
-    steps, rate = steps.astype(dtype), (learning_rate / n).astype(dtype)
+    steps, rate = counts.shown.astype(dtype), (learning_rate / n).astype(dtype)
 
-    def after(count: Array) -> Steps:
-        powers = 2.0 ** jnp.arange(jnp.finfo(dtype).nmant + 1, dtype=dtype)
-        bits = jnp.mod(jnp.floor(count / powers), 2) == 1
+    def after(bits: Array) -> Steps:
         return Steps(bits, rate, momentum.astype(dtype))
 
-    found = _stored(problem).relaxed(after, steps, ridge, missing)
+    found = _stored(problem).relaxed(after, counts.bits, ridge, missing)
     return _trajectory(problem, steps, [found])
 
 

@@ -28,6 +28,7 @@ from solvers.result import (
     Trajectory,
 )
 from zoo import checks
+from zoo.checks import Number
 from zoo.precision import full_precision
 
 
@@ -40,7 +41,7 @@ def mse_flow_operator(
     f0: Float[ArrayLike, "n k"] | None = None,
     kernel_test: Operator | None = None,
     f0_test: Float[ArrayLike, "m k"] | None = None,
-    diag_reg: float = 0.0,
+    diag_reg: Number = 0.0,
     rtol: float | None = None,
     max_iterations: int = 300,
     preconditioner_rank: int = 32,
@@ -87,7 +88,7 @@ def mse_flow_operator(
     )
     n = space.points
     starts = problem.f0[:n], problem.f0[n:] if len(problem.f0) > n else None
-    checks.nonnegative_number("diag_reg", diag_reg)
+    damping = checks.nonnegative_scalar("diag_reg", diag_reg)
     check_krylov_options(rtol, max_iterations, preconditioner_rank)
     rtol = tolerance(rtol, space.dtype)
     found = _flow(
@@ -97,7 +98,7 @@ def mse_flow_operator(
         starts,
         ts.astype(space.dtype),
         ends_at_infinity(ts),
-        jnp.asarray(diag_reg, space.dtype),
+        damping.astype(space.dtype),
         jnp.asarray(rtol, space.dtype),
         max_iterations,
         preconditioner_rank,

@@ -19,6 +19,7 @@ from corrections.symmetric import warn_where_dropped
 from solvers.frozen_kernel import Ridge, StoredKernel
 from solvers.losses import check_targets, MeanSquaredError
 from zoo import checks
+from zoo.checks import Number
 from zoo.precision import full_precision
 
 Offset = Literal["model", "zero"]
@@ -52,7 +53,7 @@ def kernel_regression(
     x_test: Shaped[ArrayLike, "m ..."] | None = None,
     *,
     offset: Offset = "model",
-    ridge: float = 0.0,
+    ridge: Number = 0.0,
     outputs: Literal["full", "mean"] = "full",
     metric: Metric | None = None,
     batch_size: int | None = None,
@@ -83,7 +84,7 @@ def kernel_regression(
     """
     checks.choice("offset", offset, ("model", "zero"))
     checks.choice("outputs", outputs, ("full", "mean"))
-    checks.nonnegative_number("ridge", ridge)
+    added = Ridge(checks.nonnegative_scalar("ridge", ridge), False)
     x = checks.batch("x", x)
     found = check_model(model, "x", x)
     shape = (len(x), found.shape[0])
@@ -96,7 +97,7 @@ def kernel_regression(
     check_metric(model, metric)
     options = {"metric": metric, "outputs": outputs, "batch_size": batch_size}
     rows = [ntk(model, x, **options), *(ntk(model, p, x, **options) for p in points[1:])]
-    kernel, added = StoredKernel(jnp.concatenate(rows)), Ridge(jnp.asarray(ridge), False)
+    kernel = StoredKernel(jnp.concatenate(rows))
     found = _regression(model, points, y, kernel, offset == "model", added)
     warn_where_dropped("the kernel of `model`", found.dropped, y.dtype)
     return found

@@ -179,15 +179,3 @@ def check_increasing(name: str, values: Any, *, expected: str) -> Float[Array, "
     if np.any(np.isnan(known)) or np.any(known < 0) or np.any(np.diff(known) <= 0):
         raise ValueError(f"`{name}` is {known}, expected strictly increasing numbers >= 0.")
     return array
-
-
-def check_steps(steps: Any) -> Float[Array, " t"]:
-    """`steps` as increasing counts of steps.
-
-    **Raises:** `TypeError` / `ValueError` unless they are whole numbers >= 0 that increase.
-    """
-    counts = check_increasing("steps", steps, expected="counts of steps (t,)")
-    known = checks.concrete(counts)
-    if known is not None and (np.any(known != np.round(known)) or not np.all(np.isfinite(known))):
-        raise ValueError(f"`steps` is {known}, expected whole numbers >= 0.")
-    return counts

@@ -17,6 +17,7 @@ from jaxtyping import Array, ArrayLike, Float
 from corrections import extreme_eigenvalues, KernelOperator
 from corrections.symmetric import check_kernel
 from zoo import checks
+from zoo.checks import Number
 from zoo.precision import full_precision
 
 Phase = Literal["lazy", "catapult", "divergent"]
@@ -27,7 +28,7 @@ def max_learning_rate(
     kernel: Float[ArrayLike, "n *points"] | KernelOperator,
     *,
     n: int | None = None,
-    momentum: float = 0.0,
+    momentum: Number = 0.0,
     nesterov: bool = False,
 ) -> Float[Array, ""]:
     """The learning rate above which descent of squared loss diverges under a frozen kernel.
@@ -48,9 +49,7 @@ def max_learning_rate(
 
     Source: Lee et al. (2019), section 2.2; docs/theory.md, section 8.
     """
-    checks.nonnegative_number("momentum", momentum)
-    if momentum >= 1:
-        raise ValueError(f"`momentum` is {momentum}, expected a number in [0, 1).")
+    m = checks.nonnegative_scalar("momentum", momentum, below=1.0)
     if n is not None:
         checks.integer("n", n)
     if isinstance(kernel, KernelOperator):
@@ -64,8 +63,9 @@ def max_learning_rate(
         largest, count = found.values[0], kernel.in_structure.shape[0]
     else:
         largest, count = _largest_eigenvalue(kernel)
-    bound = 2 * (count if n is None else n) * (1 + momentum) / largest
-    return bound / (1 + 2 * momentum) if nesterov else bound
+    m = m.astype(largest.dtype)
+    bound = 2 * (count if n is None else n) * (1 + m) / largest
+    return bound / (1 + 2 * m) if nesterov else bound
 
 
 def _largest_eigenvalue(kernel: ArrayLike) -> tuple[Array, int]:

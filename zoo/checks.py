@@ -11,7 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, ArrayLike, Float, Int
+
+Number = Float[ArrayLike, ""] | Int[ArrayLike, ""]
+"""A number, or an array of one, which may be traced."""
 
 
 def concrete(array: Any) -> np.ndarray | None:
@@ -197,6 +200,33 @@ def nonnegative_number(name: str, value: Any, *, strictly: bool = False) -> None
     if not is_number or not np.isfinite(value) or value < 0 or (strictly and value == 0):
         bound = "> 0" if strictly else ">= 0"
         raise ValueError(f"`{name}` is {value!r}, expected a finite number {bound}.")
+
+
+def nonnegative_scalar(
+    name: str, value: Any, *, strictly: bool = False, below: float = np.inf
+) -> jax.Array:
+    """`value`, a number or an array of one that may be traced, as an array of JAX's default type.
+
+    **Raises:** `TypeError` / `ValueError` where it is no real number, or known not to be a finite
+    one >= 0 (> 0 if `strictly`) and less than `below`.
+    """
+    expected = f"a finite number {'> 0' if strictly else '>= 0'}"
+    if below < np.inf:
+        expected = f"a number in {'(' if strictly else '['}0, {below:g})"
+    if isinstance(value, np.ndarray | jax.Array):
+        numeric = any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer))
+        if not numeric or value.ndim != 0:
+            raise ValueError(
+                f"`{name}` is an array of shape {value.shape}, {value.dtype}, expected {expected}."
+            )
+    elif not isinstance(value, int | float | np.number) or isinstance(value, bool):
+        raise ValueError(f"`{name}` is {value!r}, expected {expected}.")
+    found = concrete(value)
+    if found is not None and not (
+        np.isfinite(found) and found >= 0 and found < below and not (strictly and found == 0)
+    ):
+        raise ValueError(f"`{name}` is {value!r}, expected {expected}.")
+    return jnp.asarray(value, float)
 
 
 def _listed(choices: Iterable[Any]) -> str:

@@ -28,6 +28,7 @@ from solvers.expansion.without_tensors import products_of
 from solvers.kernel_problem import Targets
 from solvers.result import check_times, ends_at_infinity, RESULTS, Times
 from zoo import checks
+from zoo.checks import Number
 from zoo.precision import full_precision
 from zoo.tiles import in_tiles
 
@@ -58,7 +59,7 @@ def width_expansion(
     metric: Metric | None = None,
     kernel_pairs: PairsOfExamples | None = None,
     batch_size: int | None = None,
-    learning_rate: float | None = None,
+    learning_rate: Number | None = None,
     throw: bool = True,
 ) -> WidthExpansion:
     """Gradient flow of a finite network on squared loss, to order 1/width, without a solve in time.
@@ -104,7 +105,7 @@ def width_expansion(
         batch_size=batch_size, dense=method == "dense",
     )  # fmt: skip
     if learning_rate is not None:
-        checks.nonnegative_number("learning_rate", learning_rate)
+        learning_rate = float(checks.nonnegative_scalar("learning_rate", learning_rate))
     if checks.is_traced((model, problem, ts)):
         raise ValueError("`width_expansion` was called inside `jax.jit`, expected concrete arrays.")
     warn_at_kinks(model, 3)

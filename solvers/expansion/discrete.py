@@ -38,8 +38,10 @@ from solvers.expansion.without_tensors import kernel1, norm_of_kernel1, products
 from solvers.kernel_problem import Targets
 from solvers.path_products import PathProducts
 from solvers.problem import Problem
-from solvers.result import check_steps, RESULTS
+from solvers.result import RESULTS
+from solvers.step_counts import check_steps
 from zoo import checks
+from zoo.checks import Number
 from zoo.precision import full_precision
 
 
@@ -50,7 +52,7 @@ def width_expansion_descent(
     y: Targets,
     steps: Sequence[int] | Int[ArrayLike, " t"] | Float[ArrayLike, " t"],
     *,
-    learning_rate: float,
+    learning_rate: Number,
     method: Literal["matrix_free", "dense"] = "matrix_free",
     x_test: Shaped[ArrayLike, "m ..."] | None = None,
     metric: Metric | None = None,
@@ -82,8 +84,9 @@ def width_expansion_descent(
     learning theory", chapter 11.
     """
     checks.choice("method", method, ("matrix_free", "dense"))
-    counts = check_steps(steps)
-    checks.nonnegative_number("learning_rate", learning_rate, strictly=True)
+    counted = check_steps(steps)
+    counts = counted.as_integers()
+    rate = checks.nonnegative_scalar("learning_rate", learning_rate, strictly=True)
     problem, pairs = check_expansion(
         model, x, y, x_test=x_test, metric=metric, kernel_pairs=kernel_pairs,
         batch_size=batch_size, dense=method == "dense",
@@ -92,7 +95,7 @@ def width_expansion_descent(
 
     x, y = problem.x, problem.y
     n, k = y.shape
-    eta = jnp.asarray(learning_rate / n, y.dtype)
+    eta = (rate / n).astype(y.dtype)
     descent: _Dense | _MatrixFree
     if method == "dense":
         descent = _dense(model, problem, metric)
@@ -105,7 +108,7 @@ def width_expansion_descent(
     finite = jnp.all(jnp.isfinite(f0) & jnp.isfinite(f1), axis=(1, 2))
     valid = jnp.cumprod(finite).astype(bool)
     expansion = WidthExpansion(
-        ts=counts,
+        ts=counted.shown,
         f0=f0[:, :n],
         f1=f1[:, :n],
         f0_test=f0[:, n:] if problem.x_test is not None else None,
@@ -254,9 +257,7 @@ def _descended(descent: _Dense | _MatrixFree, counts: Array, eta: Array) -> tupl
 
     def until(carry: tuple[Any, Array], count: Array) -> tuple[tuple[Any, Array], Row]:
         state, done = carry
-        state = jax.lax.fori_loop(
-            0, (count - done).astype(int), lambda _, state: descent.step(state, eta), state
-        )
+        state = jax.lax.fori_loop(0, count - done, lambda _, state: descent.step(state, eta), state)
         return (state, count), descent.observe(state)
 
     start: tuple[Any, Array] = (descent.at_start(), jnp.zeros((), counts.dtype))

@@ -178,7 +178,7 @@ def test_training_the_linearised_network_follows_the_kernel():
         ({"learning_rate": lambda s: None}, "`learning_rate` gives None for step s, expected a"),
         ({"learning_rate": lambda s: 0.1j}, "`learning_rate` gives 0.1j for step s"),
         ({"momentum": 1.0}, "`momentum` is 1.0, expected a number in [0, 1)."),
-        ({"steps": [2, 1]}, "`steps` is [2. 1.], expected strictly increasing"),
+        ({"steps": [2, 1]}, "`steps` is [2 1], expected strictly increasing"),
         ({"steps": [0.5]}, "expected whole numbers >= 0."),
         ({"batches": jnp.array([[0, 4]])}, "`batches` holds indices from 0 to 4, expected 0 to 3."),
         ({"weights": -jnp.ones(N)}, "`weights` holds -1.0 (at index 0)"),
