@@ -149,7 +149,8 @@ def _fraction(
 
     pushed = jax.vmap(change)(x).ravel()
     system = positive_matrix(kernel.reshape(pushed.size, pushed.size))
-    inside = jnp.sum(pushed * system.solve(pushed[:, None])[:, 0]) / length**2
+    pushed = pushed / length
+    inside = jnp.sum(pushed * system.solve(pushed[:, None])[:, 0])
     return jnp.clip(inside, 0, 1)
 
 

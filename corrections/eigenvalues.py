@@ -18,12 +18,13 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 from matfree import stochtrace
 
 from corrections.kernel_matrix import alignment, label_vector, label_vectors, symmetric_matrix
-from corrections.krylov import extreme_eigenpairs, lanczos, Product, WHICH, Which
+from corrections.krylov import extreme_eigenpairs, lanczos, Pairs, Product, WHICH, Which
 from corrections.loss_hessian import LossHessian
 from corrections.operator import KernelOperator
 from corrections.parameters import split
 from corrections.symmetric import rounding, ZERO
 from zoo import checks
+from zoo.norms import largest_magnitude, norm
 from zoo.precision import full_precision
 
 SymmetricOperator = KernelOperator | LossHessian | lx.AbstractLinearOperator
@@ -100,8 +101,8 @@ def spectrum(
     - `kernel`: (n, n), (n, k, n, k), or an operator between a set and itself.
     - `y`: labels (n, k). With a kernel (n, n) the kernel is taken as Theta (x) I_k.
     - `count`: of an operator, how many of the largest eigenvalues are wanted.
-    - `matvecs`: of an operator, products per Lanczos run, and random vectors for the effective rank
-      and |K|_F (relative error about sqrt(2 / matvecs)); at most its size.
+    - `matvecs`: of an operator, the most products for each eigenvalue, and random vectors for the
+      effective rank and |K|_F (relative error about sqrt(2 / matvecs)).
     - `rtol`: what counts as converged.
     - `key`: for the random vectors of an operator (default: `jax.random.key(0)`).
 
@@ -204,19 +205,17 @@ def spectral_density(
 def _of_matrix(matrix: Array, vectors: Array | None, rtol: float) -> Spectrum:
     ascending, basis = jnp.linalg.eigh(matrix)
     values, basis = ascending[::-1], basis[:, ::-1]
-    residuals = jnp.linalg.norm(matrix @ basis - basis * values[None], axis=0)
-    norm = jnp.sqrt(jnp.sum(values**2))
+    residuals = norm(matrix @ basis - basis * values[None], axis=0)
     aligned = energy = None
     if vectors is not None:
-        squares = jnp.sum((basis.T @ vectors) ** 2, axis=1)
-        energy = squares / jnp.sum(vectors**2)
+        energy = jnp.sum((basis.T @ (vectors / norm(vectors))) ** 2, axis=1)
         aligned = alignment(matrix, vectors)
     return Spectrum(
         values,
         residuals,
         residuals <= rtol * values[0],
         _condition(values[0], values[-1]),
-        jnp.sum(values) ** 2 / norm**2,
+        (jnp.sum(values) / norm(values)) ** 2,
         aligned,
         energy,
     )
@@ -233,31 +232,34 @@ def _of_operator(
 ) -> Spectrum:
     product, size, dtype, _ = _flattened(operator)
     start_key, sample_key = jr.split(key)
-    steps = min(matvecs, size)
-    found = lanczos(product, jr.normal(start_key, (size,), dtype), steps)
-    descending = jnp.argsort(jnp.where(found.exists, found.values, -jnp.inf))[::-1]
-    last = jnp.sum(found.exists) - 1
-    chosen = jnp.concatenate([descending[:count], descending[last][None]])
-    exists = found.exists[chosen]
-    values = jnp.where(exists, found.values[chosen], jnp.nan)
-    basis = found.vectors[:, chosen].T @ found.basis
-    residuals = jnp.linalg.norm(jax.lax.map(product, basis) - values[:, None] * basis, axis=1)
-    residuals = jnp.where(exists, residuals, jnp.inf)
+    for_top, for_bottom = jr.split(start_key)
+
+    def ends(key: PRNGKeyArray, count: int, which: Which) -> Pairs:
+        starts = jr.normal(key, (count, size), dtype)
+        return extreme_eigenpairs(product, starts, which=which, matvecs=matvecs, rtol=rtol)
+
+    # One after the other: a Krylov space has one vector of each eigenvalue, multiple or not.
+    found = [ends(for_top, count, "largest"), ends(for_bottom, 1, "smallest")]
+    values, basis, residuals = (
+        jnp.concatenate([getattr(part, name) for part in found])
+        for name in ("values", "vectors", "residuals")
+    )
     samples = stochtrace.sampler_signs(jnp.zeros(size, dtype), num=matvecs)(sample_key)
     images = jax.lax.map(product, samples)
-    trace = jnp.mean(jnp.sum(samples * images, axis=1))
-    squared_norm = jnp.mean(jnp.sum(images**2, axis=1))
+    unit = largest_magnitude(images)
+    trace = jnp.mean(jnp.sum(samples * (images / unit), axis=1))
+    squared_norm = jnp.mean(jnp.sum((images / unit) ** 2, axis=1))
     aligned = energy = None
     if vector is not None:
-        square = jnp.sum(vector**2)
-        aligned = jnp.sum(vector * product(vector)) / (jnp.sqrt(squared_norm) * square)
-        energy = (basis @ vector) ** 2 / square
+        direction = vector / norm(vector)
+        aligned = jnp.sum(direction * (product(direction) / unit)) / jnp.sqrt(squared_norm)
+        energy = (basis @ direction) ** 2
     return Spectrum(
         values,
         residuals,
         residuals <= rtol * values[0],
         _condition(values[0], values[-1]),
-        jnp.clip(trace**2 / squared_norm, 1, size),
+        jnp.clip(trace**2 / jnp.where(squared_norm > 0, squared_norm, 1), 1, size),
         aligned,
         energy,
     )

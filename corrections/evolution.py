@@ -29,6 +29,7 @@ from corrections.parameters import (
     Model,
 )
 from zoo import Activation, checks, parameters, record
+from zoo.norms import norm
 from zoo.precision import full_precision
 from zoo.tiles import in_tiles
 
@@ -87,11 +88,11 @@ def kernel_distance(first: Float[Array, "..."], second: Float[Array, "..."]) -> 
     for name, kernel in (("first", first), ("second", second)):
         array = checks.real_array(name, kernel, expected="a kernel")
         checks.finite(name, array)
-        norm = jnp.linalg.norm(array.ravel())
-        known = checks.concrete(norm)
+        size = norm(array)
+        known = checks.concrete(size)
         if known is not None and known == 0:
             raise ValueError(f"`{name}` is all zero, expected a kernel that has a direction.")
-        units.append(array / norm)
+        units.append(array / size)
     checks.shape("second", units[1], units[0].shape, "as `first`")
     # |u - v|^2 / 2 = 1 - u . v for unit vectors, without cancellation.
     return jnp.sum((units[0] - units[1]) ** 2) / 2
@@ -260,7 +261,7 @@ def _function_distance(
             return jnp.not_equal(_prediction(f), _prediction(g)).astype(f.dtype)
         if space == "probabilities":
             f, g = jax.nn.softmax(f), jax.nn.softmax(g)
-        return jnp.linalg.norm(f - g)
+        return norm(f - g)
 
     return jnp.mean(in_tiles(of_example, x, batch_size))
 

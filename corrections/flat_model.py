@@ -14,6 +14,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from corrections.parameters import Apply, Metric, Model, Params, split
+from zoo.norms import norm
 from zoo.tiles import sum_in_tiles
 
 
@@ -80,7 +81,7 @@ def root_of_metric(metric: Metric, params: Params) -> Float[Array, " parameters"
 
 def metric_norm(tree: Params, metric: Metric | None) -> Float[Array, ""]:
     """|M^{-1/2} d| of a tree like the parameters, over those whose metric is not 0."""
-    return jnp.linalg.norm(without_metric(tree, metric))
+    return norm(without_metric(tree, metric))
 
 
 def without_metric(tree: Params, metric: Metric | None) -> Float[Array, " parameters"]:

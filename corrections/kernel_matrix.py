@@ -5,6 +5,7 @@ from jaxtyping import Array, Float
 
 from corrections.symmetric import check_kernel
 from zoo import checks
+from zoo.norms import largest_magnitude, norm
 from zoo.precision import full_precision
 
 
@@ -69,5 +70,6 @@ def alignment(
     matrix: Float[Array, "size size"], vectors: Float[Array, "size count"]
 ) -> Float[Array, ""]:
     """<K, Y Y^T>_F / (|K|_F |Y Y^T|_F)."""
-    norms = jnp.linalg.norm(matrix) * jnp.linalg.norm(vectors.T @ vectors)
+    matrix, vectors = (a / largest_magnitude(a) for a in (matrix, vectors))
+    norms = norm(matrix) * norm(vectors.T @ vectors)
     return jnp.sum(vectors * (matrix @ vectors)) / norms

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 from matfree import decomp
 
+from zoo.norms import largest_magnitude
+
 Product = Callable[[Array], Array]
 Which = Literal["largest", "smallest", "magnitude"]
 """Which eigenvalues: the algebraically largest or smallest, or the largest in magnitude."""
@@ -58,6 +60,20 @@ def lanczos(product: Product, start: Float[Array, " size"], steps: int) -> Ritz:
     Where that space is smaller than `steps` (an operator of low rank), what matfree goes on with is
     rounding: it is cut off.
     """
+    scaled, unit = _in_units(product, start)
+    found = _lanczos(scaled, start, steps)
+    return found._replace(values=found.values * unit)
+
+
+def _in_units(product: Product, vector: Float[Array, " size"]) -> tuple[Product, Array]:
+    """The map over the size of what it makes of a vector, and that: squares of its numbers, which
+    all methods here take, neither overflow nor underflow.
+    """
+    unit = largest_magnitude(product(vector / largest_magnitude(vector)))
+    return lambda v: product(v) / unit, unit
+
+
+def _lanczos(product: Product, start: Float[Array, " size"], steps: int) -> Ritz:
     found = decomp.tridiag_sym(steps, custom_vjp=False)(product, start)
     tridiagonal = jnp.asarray(found.J_small)
     corner, off = tridiagonal[0, 0], jnp.diagonal(tridiagonal, 1)
@@ -93,6 +109,7 @@ def extreme_eigenpairs(
     - `matvecs`: the most products that are taken for each pair; fewer where its residual comes
       below `rtol` times the largest magnitude among the Ritz values.
     """
+    product, unit = _in_units(product, starts[0])
     size = starts.shape[1]
     steps = max(1, min(size, CYCLE, matvecs - 1))
 
@@ -101,7 +118,7 @@ def extreme_eigenpairs(
             return vector - (found @ vector) @ found
 
         def cycle(start: Array) -> _Estimate:
-            ritz = lanczos(lambda v: outside(product(outside(v))), outside(start), steps)
+            ritz = _lanczos(lambda v: outside(product(outside(v))), outside(start), steps)
             best = jnp.argmax(_wish(ritz.values, which, ritz.exists))
             # Outside once more: of what was found before rounding has left some in the basis.
             vector = outside(ritz.vectors[:, best] @ ritz.basis)
@@ -130,7 +147,8 @@ def extreme_eigenpairs(
     vectors, (values, residuals, scales) = jax.lax.scan(next_pair, nothing, starts)
     order = jnp.argsort(_wish(values, which, jnp.isfinite(values)))[::-1]
     values, vectors, residuals = values[order], vectors[order], residuals[order]
-    return Pairs(values, vectors, residuals, residuals <= rtol * jnp.max(scales))
+    converged = residuals <= rtol * jnp.max(scales)
+    return Pairs(values * unit, vectors, residuals * unit, converged)
 
 
 class _Estimate(NamedTuple):

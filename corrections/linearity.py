@@ -29,6 +29,7 @@ from corrections.parameters import (
 )
 from corrections.smoothness import warn_at_kinks
 from zoo import checks
+from zoo.norms import norm
 from zoo.precision import full_precision
 from zoo.tiles import in_tiles, working_bytes
 
@@ -196,8 +197,8 @@ def kappa(
         counts = (matvecs, starts, iterations)
         curved = _second_derivative(model, x, metric, counts, rtol, batch_size, second)
         f = jax.vmap(model)(x)
-        distance = jnp.linalg.norm(y.astype(f.dtype) - f)
-    value = distance * curved.value / jacobian.value**2
+        distance = norm(y.astype(f.dtype) - f)
+    value = (distance / jacobian.value) * (curved.value / jacobian.value)
     relative = curved.residual / curved.value + 2 * jacobian.residual / jacobian.value
     residual = jnp.where(value > 0, value * relative, 0)
     converged = curved.converged & jacobian.converged
@@ -291,11 +292,11 @@ def _second_derivative(
         )
         u = found.vectors[0]
         image = second(u)
-        value = jnp.linalg.norm(image)
+        value = norm(image)
         weights = image / jnp.where(value > 0, value, 1)
         # Stationary where u is also an eigenvector for the weights that it gives.
         moved = flat.hessian_product(_weighted, (x, weights), batch_size)(u)
-        residual = jnp.linalg.norm(moved - value * u)
+        residual = norm(moved - value * u)
         return State(weights, u, value, residual, state.steps + 1)
 
     def unfinished(state: State) -> Array:

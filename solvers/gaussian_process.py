@@ -278,7 +278,7 @@ def _left_of_noise(
     small = (noise <= jnp.mean(jnp.diagonal(kernel))) & (system.dropped == 0)
 
     def from_noise(kernel: Array) -> Array:
-        return noise * jnp.eye(len(kernel), dtype=kernel.dtype) - noise**2 * system.inverse()
+        return noise * (jnp.eye(len(kernel), dtype=kernel.dtype) - noise * system.inverse())
 
     def from_kernel(kernel: Array) -> Array:
         return kernel - kernel @ system.solve(kernel)

@@ -20,6 +20,7 @@ from solvers.frozen_kernel import Ridge, StoredKernel
 from solvers.losses import check_targets, MeanSquaredError
 from zoo import checks
 from zoo.checks import Number
+from zoo.norms import norm
 from zoo.precision import full_precision
 
 Offset = Literal["model", "zero"]
@@ -123,7 +124,7 @@ def _regression(
     return Regression(
         train=predictions[:n],
         test=predictions[n:] if len(points) == 2 else None,
-        residual=jnp.linalg.norm(predictions[:n] - y),
+        residual=norm(predictions[:n] - y),
         rank=blocks.shape[0] * blocks.shape[1] - found.dropped,
         norm=jnp.sqrt(jnp.maximum(squares, 0)),
         dropped=found.dropped,
