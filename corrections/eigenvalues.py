@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 from matfree import stochtrace
 
 from corrections.kernel_matrix import alignment, label_vector, label_vectors, symmetric_matrix
-from corrections.krylov import extreme_eigenpairs, lanczos, Pairs, Product, WHICH, Which
+from corrections.krylov import extreme_eigenpairs, lanczos, Product, WHICH, Which
 from corrections.loss_hessian import LossHessian
 from corrections.operator import KernelOperator
 from corrections.parameters import split
@@ -232,18 +232,28 @@ def _of_operator(
 ) -> Spectrum:
     product, size, dtype, _ = _flattened(operator)
     start_key, sample_key = jr.split(key)
-    for_top, for_bottom = jr.split(start_key)
-
-    def ends(key: PRNGKeyArray, count: int, which: Which) -> Pairs:
-        starts = jr.normal(key, (count, size), dtype)
-        return extreme_eigenpairs(product, starts, which=which, matvecs=matvecs, rtol=rtol)
-
-    # One after the other: a Krylov space has one vector of each eigenvalue, multiple or not.
-    found = [ends(for_top, count, "largest"), ends(for_bottom, 1, "smallest")]
-    values, basis, residuals = (
-        jnp.concatenate([getattr(part, name) for part in found])
-        for name in ("values", "vectors", "residuals")
-    )
+    once_key, again_key = jr.split(start_key)
+    ritz = lanczos(product, jr.normal(once_key, (size,), dtype), min(matvecs, size))
+    wish = jnp.where(ritz.exists, ritz.values, -jnp.inf)
+    descending = jnp.argsort(wish)[::-1][:count]
+    top = jnp.where(ritz.exists[descending][:, None], ritz.vectors.T[descending] @ ritz.basis, 0)
+    found_values, vectors = wish[descending], top
+    if others := min(count, size - count):
+        # A Krylov space has one vector of each eigenvalue, multiple or not: others lie outside.
+        starts = jr.normal(again_key, (others, size), dtype)
+        again = extreme_eigenpairs(
+            product, starts, which="largest", matvecs=matvecs, rtol=rtol, known=top
+        )
+        found_values = jnp.concatenate([found_values, again.values])
+        vectors = jnp.concatenate([top, again.vectors])
+    largest = jnp.argsort(found_values)[::-1][:count]
+    last = jnp.argmin(jnp.where(ritz.exists, ritz.values, jnp.inf))
+    values = jnp.append(found_values[largest], ritz.values[last])
+    basis = jnp.concatenate([vectors[largest], (ritz.vectors[:, last] @ ritz.basis)[None]])
+    exists = jnp.isfinite(values)
+    values = jnp.where(exists, values, jnp.nan)
+    residuals = norm(jax.lax.map(product, basis) - values[:, None] * basis, axis=1)
+    residuals = jnp.where(exists, residuals, jnp.inf)
     samples = stochtrace.sampler_signs(jnp.zeros(size, dtype), num=matvecs)(sample_key)
     images = jax.lax.map(product, samples)
     unit = largest_magnitude(images)

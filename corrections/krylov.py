@@ -97,6 +97,7 @@ def extreme_eigenpairs(
     which: Which,
     matvecs: int,
     rtol: float,
+    known: Float[Array, "m size"] | None = None,
 ) -> Pairs:
     """Extreme eigenpairs of a symmetric operator, one after the other: each in the
     space that is orthogonal to those before, so that multiple eigenvalues are found as well.
@@ -108,12 +109,17 @@ def extreme_eigenpairs(
       orthogonal to what is wanted, and differ: random ones.
     - `matvecs`: the most products that are taken for each pair; fewer where its residual comes
       below `rtol` times the largest magnitude among the Ritz values.
+    - `known`: orthonormal eigenvectors that are not wanted again, or rows of zeros.
     """
     product, unit = _in_units(product, starts[0])
     size = starts.shape[1]
     steps = max(1, min(size, CYCLE, matvecs - 1))
 
-    def next_pair(found: Array, start: Array) -> tuple[Array, tuple[Array, ...]]:
+    def next_pair(
+        carry: tuple[Array, Array], start: Array
+    ) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+        found, place = carry
+
         def outside(vector: Array) -> Array:
             return vector - (found @ vector) @ found
 
@@ -139,12 +145,13 @@ def extreme_eigenpairs(
             return new._replace(scale=scale, products=estimate.products + steps + 1)
 
         done = jax.lax.while_loop(unfinished, again, cycle(start))
-        place = jnp.sum(jnp.any(found != 0, axis=1))
         found = found.at[place].set(done.vector)
-        return found, (done.value, done.residual, done.scale)
+        return (found, place + 1), (done.value, done.residual, done.scale)
 
-    nothing = jnp.zeros_like(starts)
-    vectors, (values, residuals, scales) = jax.lax.scan(next_pair, nothing, starts)
+    before = jnp.zeros((0, size), starts.dtype) if known is None else known
+    begin = jnp.concatenate([before, jnp.zeros_like(starts)]), jnp.asarray(len(before))
+    (vectors, _), (values, residuals, scales) = jax.lax.scan(next_pair, begin, starts)
+    vectors = vectors[len(before) :]
     order = jnp.argsort(_wish(values, which, jnp.isfinite(values)))[::-1]
     values, vectors, residuals = values[order], vectors[order], residuals[order]
     converged = residuals <= rtol * jnp.max(scales)
