@@ -28,14 +28,15 @@ class StepCounts(eqx.Module):
 
         **Raises:** `ValueError` for more steps than JAX's default integers hold.
         """
-        most = jnp.iinfo(int).bits - 1
+        integer = jnp.asarray(0).dtype  # 32 bits or 64
+        most = jnp.iinfo(integer).bits - 1
         if self.bits.shape[1] > most and np.any(np.asarray(self.bits[:, most:])):
             raise ValueError(
                 f"`steps` holds a count of 2^{most} or more, expected fewer: they are taken one by "
                 "one (`mse_descent` takes any number at once)."
             )
         bits = self.bits[:, :most]
-        powers = jnp.left_shift(jnp.ones((), int), jnp.arange(bits.shape[1]))
+        powers = jnp.left_shift(jnp.ones((), integer), jnp.arange(bits.shape[1], dtype=integer))
         return jnp.sum(jnp.where(bits, powers[None], 0), axis=1)
 
 
