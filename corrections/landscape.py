@@ -19,6 +19,7 @@ from corrections.loss_function import target_array
 from corrections.parameters import (
     check_metric,
     check_model,
+    check_parameters,
     check_real,
     check_tree_like,
     Metric,
@@ -100,6 +101,7 @@ def error_barrier(
         checks.integer("batch_size", batch_size)
     x = checks.batch("x", x)
     outputs = check_model(first, "x", x)
+    check_parameters(second, "second")
     y = target_array(y, (len(x), outputs.shape[0]), because="a row for each example of `x`")
     interpolate(first, second, 0.0)
     at_once = len(x) if batch_size is None else batch_size
@@ -191,7 +193,9 @@ def _between(first: Any, second: Any, fraction: float | Array) -> Any:
             return a
         at = jnp.asarray(fraction, a.real.dtype)
         # Each end from its own side: exact there, and everywhere between equal models.
-        return jnp.where(at < 0.5, a + at * (b - a), b - (1 - at) * (b - a))
+        between = jnp.where(at < 0.5, a + at * (b - a), b - (1 - at) * (b - a))
+        # Of a network that has diverged, 0 times it is not 0.
+        return jnp.where(at == 0, a, jnp.where(at == 1, b, between))
 
     return jax.tree.map(of_leaf, first, second, is_leaf=is_frozen)
 

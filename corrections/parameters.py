@@ -62,21 +62,21 @@ def check_model(
     return check_outputs(model, name, x, outputs=outputs, forward_mode=forward_mode)
 
 
-def check_parameters(model: Model) -> None:
-    """**Raises:** `TypeError` where `model` cannot be called or has complex parameters;
+def check_parameters(model: Model, name: str = "model") -> None:
+    """**Raises:** `TypeError` where the argument `name` cannot be called or has complex parameters;
     `ValueError` where it has none, or some that are not finite.
     """
     if not callable(model):
-        raise TypeError(f"`model` is of type {type(model).__name__}, expected a callable PyTree.")
+        raise TypeError(f"`{name}` is of type {type(model).__name__}, expected a callable PyTree.")
     leaves = jax.tree_util.tree_leaves_with_path(parameters(model))
     if not leaves:
         raise ValueError(
-            "`model` has no parameters, expected at least one floating-point array among its "
+            f"`{name}` has no parameters, expected at least one floating-point array among its "
             "leaves (`zoo.parameters`)."
         )
-    check_real("model", model)
+    check_real(name, model)
     for path, leaf in leaves:
-        checks.finite(f"model{jax.tree_util.keystr(path)}", leaf)
+        checks.finite(f"{name}{jax.tree_util.keystr(path)}", leaf)
 
 
 def check_real(name: str, tree: PyTree) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from corrections import extreme_eigenvalues, KernelOperator
-from corrections.symmetric import check_kernel
+from corrections.symmetric import check_kernel, positive
 from zoo import checks
 from zoo.checks import Number
 from zoo.precision import full_precision
@@ -70,7 +70,14 @@ def max_learning_rate(
 
 def _largest_eigenvalue(kernel: ArrayLike) -> tuple[Array, int]:
     array, layout = check_kernel("kernel", kernel)
-    return jnp.max(jnp.linalg.eigvalsh(layout.blocks(array))), array.shape[0]
+    values = jnp.linalg.eigvalsh(layout.blocks(array))
+    known = checks.concrete(positive(values))
+    if known is not None and not known.all():
+        raise ValueError(
+            f"`kernel` has the eigenvalue {float(values.min()):.3g}, expected a positive "
+            "semidefinite kernel: descent diverges at every rate under this one."
+        )
+    return jnp.max(values), array.shape[0]
 
 
 class Catapult(NamedTuple):

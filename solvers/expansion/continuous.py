@@ -22,7 +22,7 @@ from corrections.smoothness import warn_at_kinks
 from solvers.expansion.arguments import check_expansion, PairsOfExamples
 from solvers.expansion.divided_differences import discount, w1
 from solvers.expansion.panels import edges, gauss
-from solvers.expansion.record import finish, warn_of_large_steps, WidthExpansion
+from solvers.expansion.record import finish, ratio_to, warn_of_large_steps, WidthExpansion
 from solvers.expansion.sources import Modes, modes_of, Panel, Path, rotated, Tensors
 from solvers.expansion.without_tensors import products_of
 from solvers.kernel_problem import Targets
@@ -137,7 +137,7 @@ def width_expansion(
         source.at_start(),
     )
     taus = ts.astype(dtype) / n
-    rows, start = [], 0.0
+    rows, norms, start = [], [], 0.0
     for tau in taus:
         end = float(tau)
         if math.isinf(end) and singular:
@@ -149,12 +149,14 @@ def width_expansion(
             panel = Panel(jnp.asarray(a, dtype), jnp.asarray(b - a, dtype))
             state = _advanced(source, modes, state, panel, tau)
         rows.append(_observed(source, modes, state, tau))
+        norms.append(_norm(source, modes, tau, state.path))
         start = end
     there = jnp.arange(len(ts)) < len(rows)
     reached = jnp.asarray(start, dtype)
     while len(rows) < len(ts):
         rows.append(_observed(source, modes, state, reached))
-    ratio = _norm(source, modes, reached, state.path) / modes.values[0]
+        norms.append(jnp.asarray(jnp.nan, dtype))  # there is none at this time
+    smallest = jnp.where(singular, 0, modes.values[0])
     moved0, moved1, kernel1 = jax.tree.map(lambda *rows: jnp.stack(rows), *rows)
     f0, f1 = (moved.reshape(-1, *outputs.shape) for moved in (moved0, moved1))
     f0 = outputs[None] + f0
@@ -168,7 +170,7 @@ def width_expansion(
         f1_test=f1[:, n:] if len(points) > n else None,
         kernel0=kernel0,
         kernel1=None if kernel0 is None else kernel1.reshape(-1, *kernel0.shape),
-        validity=jnp.asarray(jnp.inf, dtype) if singular else ratio,
+        validity=ratio_to(smallest, jnp.stack(norms)),
         valid=there & finite,
         result=RESULTS.no_limit if singular and ends_at_infinity(ts) else result,
     )

@@ -33,7 +33,7 @@ from corrections.parameters import Metric, Model, split
 from corrections.smoothness import warn_at_kinks
 from corrections.symmetric import resolved
 from solvers.expansion.arguments import check_expansion, PairsOfExamples
-from solvers.expansion.record import finish, WidthExpansion
+from solvers.expansion.record import finish, ratio_to, WidthExpansion
 from solvers.expansion.without_tensors import kernel1, norm_of_kernel1, products_of
 from solvers.kernel_problem import Targets
 from solvers.path_products import PathProducts
@@ -103,7 +103,7 @@ def width_expansion_descent(
     else:
         network, kernel0 = products_of(model, problem, metric, pairs, batch_size)
         descent = _MatrixFree(network, y)
-    (f0, f1, moved), norm = _descended(descent, counts, eta)
+    (f0, f1, moved), norms = _descended(descent, counts, eta)
     smallest = _smallest_eigenvalue(model, x, metric, batch_size)
     finite = jnp.all(jnp.isfinite(f0) & jnp.isfinite(f1), axis=(1, 2))
     valid = jnp.cumprod(finite).astype(bool)
@@ -115,7 +115,7 @@ def width_expansion_descent(
         f1_test=f1[:, n:] if problem.x_test is not None else None,
         kernel0=kernel0,
         kernel1=moved,
-        validity=jnp.where(smallest > 0, norm / jnp.where(smallest > 0, smallest, 1), jnp.inf),
+        validity=ratio_to(smallest, norms),
         valid=valid,
         result=RESULTS.where(jnp.all(valid), RESULTS.successful, RESULTS.diverged),  # pyright: ignore
     )
@@ -253,16 +253,17 @@ class _MatrixFree(eqx.Module):
 
 @eqx.filter_jit
 def _descended(descent: _Dense | _MatrixFree, counts: Array, eta: Array) -> tuple[Row, Array]:
-    """The rows at these counts of steps, and |Theta1| at the last."""
+    """The rows at these counts of steps, and |Theta1| at each."""
 
-    def until(carry: tuple[Any, Array], count: Array) -> tuple[tuple[Any, Array], Row]:
+    def until(
+        carry: tuple[Any, Array], count: Array
+    ) -> tuple[tuple[Any, Array], tuple[Row, Array]]:
         state, done = carry
         state = jax.lax.fori_loop(0, count - done, lambda _, state: descent.step(state, eta), state)
-        return (state, count), descent.observe(state)
+        return (state, count), (descent.observe(state), descent.norm(state))
 
     start: tuple[Any, Array] = (descent.at_start(), jnp.zeros((), counts.dtype))
-    (state, _), rows = jax.lax.scan(until, start, counts)
-    return rows, descent.norm(state)
+    return jax.lax.scan(until, start, counts)[1]
 
 
 @eqx.filter_jit

@@ -29,7 +29,7 @@ class WidthExpansion(eqx.Module):
     - `kernel0`: Theta_0 on the training points, (n, k, n, k), or on the pairs that were asked for,
       (n1, k, n2, k); None where it was not asked for.
     - `kernel1`: how it has moved, (t, n, k, n, k) or (t, n1, k, n2, k).
-    - `validity`: |Theta1| / lambda_min(Theta_0) on the training points at the last time, operator
+    - `validity`: |Theta1| / lambda_min(Theta_0) on the training points at each time, (t,), operator
       norm: corrections grow like 1 / lambda_min, and mean something where it is well below 1.
     - `valid`: which rows hold numbers, (t,); the others are NaN.
     - `result`: a member of `RESULTS`.
@@ -42,7 +42,7 @@ class WidthExpansion(eqx.Module):
     f1_test: Float[Array, "t m k"] | None
     kernel0: Float[Array, "n1 k n2 k"] | None
     kernel1: Float[Array, "t n1 k n2 k"] | None
-    validity: Float[Array, ""]
+    validity: Float[Array, " t"]
     valid: Bool[Array, " t"]
     result: Any
 
@@ -79,6 +79,12 @@ class ExpansionError(PicklableException, RuntimeError):
         self.expansion = expansion
 
 
+def ratio_to(smallest: Float[Array, ""], norms: Float[Array, " t"]) -> Float[Array, " t"]:
+    """|Theta1| over the smallest eigenvalue; inf where that is 0."""
+    positive = smallest > 0
+    return jnp.where(positive, norms / jnp.where(positive, smallest, 1), jnp.inf)
+
+
 def finish(expansion: WidthExpansion, *, throw: bool, stacklevel: int = 4) -> WidthExpansion:
     """The expansion, with NaN in the rows that are not valid.
 
@@ -108,12 +114,16 @@ def finish(expansion: WidthExpansion, *, throw: bool, stacklevel: int = 4) -> Wi
         )
 
     expansion = raise_where_failed(expansion, error, throw=throw)
-    ratio = checks.concrete(expansion.validity)
-    if ratio is not None and ratio > _LARGE:
+    ratios = checks.concrete(expansion.validity)
+    large = np.flatnonzero(ratios > _LARGE) if ratios is not None else np.zeros(0, int)
+    if ratios is not None and large.size:
+        first = int(large[0])
         warnings.warn(
-            f"The correction of the kernel is {float(ratio):.2g} of its smallest eigenvalue on the "
-            "training points, expected well below 1: corrections of order 1/width are no small "
-            "ones there. Ask for earlier times, or a wider network (`.validity` is this ratio).",
+            f"The correction of the kernel is {ratios[first]:.2g} of its smallest eigenvalue on "
+            f"the training points at t = {float(expansion.ts[first]):.4g}, and above {_LARGE} at "
+            f"{large.size} of {ratios.size} times, expected well below 1: corrections of order "
+            "1/width are no small ones there. Ask for earlier times, or a wider network "
+            "(`.validity` is this ratio, time by time).",
             ValidityWarning,
             stacklevel=stacklevel,
         )
