@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 from corrections.parameters import check_real, Model, Params
 from solvers.losses import LossFunction, mean_loss
 from zoo import forward_train, parameters
+from zoo.norms import norm
 from zoo.tiles import in_tiles
 from zoo.trainable import partitioned
 
@@ -77,8 +78,14 @@ class Descent(eqx.Module):
         (value, moved), gradient = eqx.filter_value_and_grad(training_loss, has_aux=True)(params)
         optimizer = optax.with_extra_args_support(self.optimizer)
         with jax.numpy_dtype_promotion("standard"):  # optax multiplies integers with floats
+            # What optimisers with a line search take, such as `optax.lbfgs`, and others ignore.
             updates, optimizer_state = optimizer.update(
-                gradient, state.optimizer_state, params, value=value
+                gradient,
+                state.optimizer_state,
+                params,
+                value=value,
+                grad=gradient,
+                value_fn=lambda params: training_loss(params)[0],
             )
         params = optax.apply_updates(params, updates)
         model = eqx.combine(params, partitioned(moved)[1])
@@ -119,8 +126,8 @@ class Target(NamedTuple):
 
 def distance(params: Params, origin: Params) -> Float[Array, ""]:
     """|theta - theta'|, Euclidean."""
-    squares = jax.tree.map(lambda p, o: jnp.sum((p - o) ** 2), params, origin)
-    return jnp.sqrt(jnp.sum(jnp.stack(jax.tree.leaves(squares))))
+    moved = jax.tree.map(lambda p, o: norm(p - o), params, origin)
+    return norm(jnp.stack(jax.tree.leaves(moved)))
 
 
 class Advance(NamedTuple):
