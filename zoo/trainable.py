@@ -1,15 +1,13 @@
 """Which arrays of a model are its parameters: the one place that decides it."""
 
-from typing import Any, TypeVar
+from typing import Any
 
 import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-_Tree = TypeVar("_Tree")
 
-
-def parameters(model: _Tree) -> _Tree:
+def parameters(model: PyTree) -> PyTree:
     """What of `model` is trained and differentiated, with None in the place of everything else.
 
     The parameters of a model are its inexact arrays, but for those in `equinox.nn.State` and
@@ -24,7 +22,7 @@ def parameters(model: _Tree) -> _Tree:
     return eqx.filter(model, trained(model))
 
 
-def partitioned(model: _Tree) -> tuple[_Tree, _Tree]:
+def partitioned(model: PyTree) -> tuple[PyTree, PyTree]:
     """The parameters of a model, and all the rest of it, for `equinox.combine`."""
     params, rest = eqx.partition(model, trained(model))
     return params, rest

@@ -98,5 +98,7 @@ def test_a_module_that_hides_batch_norm_is_refused(unchecked):
 def test_bad_batches_are_named(unchecked):
     with pytest.raises(ValueError, match=r"`xs` has shape \(0, 3\), expected a batch of at least"):
         forward_train(tanh_mlp(), jnp.zeros((0, 3)))
-    with pytest.raises(TypeError, match="`xs` has dtype int64, expected real floating-point"):
+    with pytest.raises(TypeError, match="`xs` has dtype complex128, expected real numbers"):
+        forward_train(tanh_mlp(), jnp.zeros((2, 3), complex))
+    with pytest.raises(TypeError, match="`x` has dtype int64, expected real floating-point"):
         forward_train(tanh_mlp(), jnp.zeros((2, 3), int))
