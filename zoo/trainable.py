@@ -34,7 +34,11 @@ def is_state(node: Any) -> bool:
 
 
 def trained(model: PyTree) -> PyTree[bool]:
-    """Whether each array of a model is a parameter, as a PyTree prefix of it."""
-    return jax.tree.map(
-        lambda node: not is_state(node) and eqx.is_inexact_array(node), model, is_leaf=is_state
-    )
+    """Whether each leaf of a model is a parameter."""
+
+    def of_node(node: Any) -> PyTree[bool]:
+        if is_state(node):
+            return jax.tree.map(lambda _: False, node)
+        return eqx.is_inexact_array(node)
+
+    return jax.tree.map(of_node, model, is_leaf=is_state)
