@@ -98,8 +98,7 @@ def kernel_regression(
     check_metric(model, metric)
     options = {"metric": metric, "outputs": outputs, "batch_size": batch_size}
     rows = [ntk(model, x, **options), *(ntk(model, p, x, **options) for p in points[1:])]
-    kernel = StoredKernel(jnp.concatenate(rows))
-    found = _regression(model, points, y, kernel, offset == "model", added)
+    found = _regression(model, points, y, rows, offset == "model", added)
     warn_where_dropped("the kernel of `model`", found.dropped, y.dtype)
     return found
 
@@ -109,23 +108,24 @@ def _regression(
     model: Model,
     points: list[Array],
     y: Array,
-    kernel: StoredKernel,
+    rows: list[Array],
     from_model: bool,
     ridge: Ridge,
 ) -> Regression:
     n, k = y.shape
+    kernel = StoredKernel(jnp.concatenate(rows))
     offset = jnp.concatenate(
         [jax.vmap(model)(p) if from_model else jnp.zeros((len(p), k), y.dtype) for p in points]
     )
     found = kernel.solved(ridge, y - offset[:n])
-    predictions = offset + kernel.outputs(found.coefficients, k)
-    blocks = kernel.blocks()
-    squares = jnp.sum(found.coefficients * (blocks @ found.coefficients))
+    moved = kernel.outputs(found.coefficients, k)
+    predictions = offset + moved
+    squares = jnp.vdot(kernel.layout.outputs(found.coefficients, k), moved[:n])
     return Regression(
         train=predictions[:n],
         test=predictions[n:] if len(points) == 2 else None,
         residual=norm(predictions[:n] - y),
-        rank=blocks.shape[0] * blocks.shape[1] - found.dropped,
+        rank=found.coefficients[..., 0].size - found.dropped,
         norm=jnp.sqrt(jnp.maximum(squares, 0)),
         dropped=found.dropped,
     )

@@ -26,7 +26,7 @@ def test_an_entry_that_differs_from_its_mirror_image_is_named(layout, n):
     bad = good.at[(0, *[-1] * (good.ndim - 1))].add(0.5)
     for _ in range(2):  # the second time from what is known of the array
         check_symmetric("kernel", good)
-        with pytest.raises(ValueError, match=r"`kernel` is not symmetric: entries differ .* 0.5 "):
+        with pytest.raises(ValueError, match=r"`kernel` is not symmetric: .* 0\.5 \("):
             check_symmetric("kernel", bad)
     # Rounding is no asymmetry, and what is traced has no values yet.
     check_symmetric("kernel", good * (1 + 1e-6 * jr.normal(jr.key(1), good.shape)))
