@@ -31,6 +31,18 @@ def integer(name: str, value: Any, *, least: int = 1) -> None:
         raise ValueError(f"`{name}` is {value!r}, expected an integer >= {least}.")
 
 
+def seed(name: str, value: Any) -> None:
+    """**Raises:** `ValueError` where `value` is no integer from 0 to 2^32 - 1: a key of 32 bits is
+    that of the seed modulo 2^32.
+    """
+    integer(name, value, least=0)
+    if value >= 2**32:
+        raise ValueError(
+            f"`{name}` is {value!r}, expected an integer below 2^32: in float32 a larger one draws "
+            f"the network of {value % 2**32}."
+        )
+
+
 def number(name: str, value: Any, *, positive: bool = False) -> None:
     """**Raises:** `ValueError` where `value` is no finite number >= 0 (> 0 with `positive`)."""
     fine = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -44,6 +44,14 @@ class _ChannelNorm(ParameterizedLayer):
         """`scale` and `shift`."""
         return _TENSORS
 
+    def _check_channels(self, shape: tuple[int, ...]) -> None:
+        """**Raises:** `ValueError` for an example that has not the layer's channels in front."""
+        channels = self.scale.shape[0]
+        if len(shape) < 1 or shape[0] != channels:
+            raise ValueError(
+                f"`a` has shape {shape}, expected ({channels}, ...): {channels} channels in front."
+            )
+
     def _scaled_and_shifted(self, normalized: Array) -> Array:
         scale, shift = (
             self.multiplier(name) * _over_channels(getattr(self, name), normalized.ndim)
@@ -113,6 +121,7 @@ class GroupNorm(_ChannelNorm):
         )
 
     def __call__(self, a: Float[Array, "channels *space"]) -> Float[Array, "channels *space"]:
+        self._check_channels(a.shape)
         grouped = a.reshape(self.groups, -1)
         mean = jnp.mean(grouped, axis=1, keepdims=True)
         variance = jnp.mean((grouped - mean) ** 2, axis=1, keepdims=True)
@@ -194,12 +203,14 @@ class BatchNorm(_ChannelNorm):
         )
 
     def __call__(self, a: Float[Array, "channels *space"]) -> Float[Array, "channels *space"]:
+        self._check_channels(a.shape)
         return self._scaled_and_shifted(self._normalized(a, self.mean, self.variance))
 
     def forward_train(
         self, batch: Float[Array, "n channels *space"]
     ) -> tuple[Float[Array, "n channels *space"], "BatchNorm"]:
         """The batch normalized by its own statistics, and the layer with its statistics moved."""
+        self._check_channels(batch.shape[1:])
         axes = (0, *range(2, batch.ndim))
         mean, variance = jnp.mean(batch, axis=axes), jnp.var(batch, axis=axes)
         outputs = jax.vmap(lambda a: self._scaled_and_shifted(self._normalized(a, mean, variance)))(

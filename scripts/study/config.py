@@ -167,8 +167,8 @@ class StudyConfig:
         for label in self.classes:
             fields.integer("classes", label, least=0)
         for seed in self.seeds:
-            fields.integer("seeds", seed, least=0)
-        fields.integer("data_seed", self.data_seed, least=0)
+            fields.seed("seeds", seed)
+        fields.seed("data_seed", self.data_seed)
         for depth in self.resnet_depths:
             if depth < 10 or depth % 6 != 4:
                 raise ValueError(

@@ -77,6 +77,8 @@ BAD = [
     ({"kernel_points": 1}, "`kernel_points` is 1, expected an integer >= 2"),
     ({"n_train": 1}, "`n_train` is 1, expected an integer >= 2"),
     ({"seeds": (-1,)}, "`seeds` is -1, expected an integer >= 0"),
+    ({"seeds": (0, 2**32)}, "`seeds` is 4294967296, expected an integer below 2^32"),
+    ({"data_seed": 2**32}, "`data_seed` is 4294967296, expected an integer below 2^32"),
     ({"devices": 0}, "`devices` is 0, expected an integer >= 1"),
     ({"precision": "bfloat16"}, "`precision` is 'bfloat16', expected one of 'float32', 'float64'"),
     (

@@ -84,6 +84,12 @@ def test_scale_and_shift_have_the_rates_of_a_bias():
         (lambda: GroupNorm(0), r"`channels` is 0, expected an integer >= 1"),
         (lambda: BatchNorm(6, momentum=1.5), r"`momentum` is 1.5, expected a number from 0 to 1"),
         (lambda: BatchNorm(6, epsilon=-1.0), r"`epsilon` is -1.0, expected a finite number >= 0"),
+        (lambda: GroupNorm(4)(jnp.ones((1, 2))), r"`a` has shape \(1, 2\), expected \(4, ...\)"),
+        (lambda: BatchNorm(4)(jnp.ones((1, 2))), r"`a` has shape \(1, 2\), expected \(4, ...\)"),
+        (
+            lambda: BatchNorm(4).forward_train(jnp.ones((5, 1, 2))),
+            r"`a` has shape \(1, 2\), expected \(4, ...\)",
+        ),
     ],
 )
 def test_bad_arguments_are_named(unchecked, call, message):
