@@ -21,6 +21,7 @@ from corrections.evolution import (
     relative_change as relative_change,
     smallest_ntk_eigenvalue as smallest_ntk_eigenvalue,
 )
+from corrections.forward_mode import ForwardModeError as ForwardModeError
 from corrections.hierarchy import ddntk as ddntk, dntk as dntk, o3 as o3, o4 as o4
 from corrections.kernel import nngp as nngp, ntk as ntk
 from corrections.kernel_matrix import kernel_target_alignment as kernel_target_alignment
@@ -51,6 +52,7 @@ from corrections.operator import (
 )
 from corrections.rules import register_layer as register_layer
 from corrections.smoothness import KinkWarning as KinkWarning
+from corrections.symmetric import RoundingWarning as RoundingWarning
 from corrections.taylor import (
     taylor_coefficients as taylor_coefficients,
     taylor_terms as taylor_terms,
