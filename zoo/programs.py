@@ -161,7 +161,7 @@ class _Comparison:
         plain: tuple[Jaxpr, JaxprEqn, set[Any]],
         other: tuple[Jaxpr, JaxprEqn, set[Any]],
     ) -> bool:
-        """Two equations with rules of their own for derivatives, by the programs of their VJPs."""
+        """Two equations with rules of their own for derivatives, by the programs of these."""
         if self._orders == 0:
             return True
         (_, expected, alive), (_, got, alive_in_other) = plain, other
@@ -171,20 +171,20 @@ class _Comparison:
         if len(inputs) != len(_inputs(got)):
             return False
         inexact = [i for i, v in enumerate(inputs) if _is_inexact(v)]
-        whole = self._vjps(plain, other, inexact)
+        whole = self._in_inputs(plain, other, inexact)
         if whole is not None:
             return whole
         # Some rules are for derivatives in some inputs only, and raise where others move too.
-        return all(self._vjps(plain, other, [i]) is not False for i in inexact)
+        return all(self._in_inputs(plain, other, [i]) is not False for i in inexact)
 
-    def _vjps(
+    def _in_inputs(
         self,
         plain: tuple[Jaxpr, JaxprEqn, set[Any]],
         other: tuple[Jaxpr, JaxprEqn, set[Any]],
         moving: list[int],
     ) -> bool | None:
-        """Those in the inputs `moving`; None where neither equation has one."""
-        expected, got = _vjp(*plain, moving), _vjp(*other, moving)
+        """Those in the inputs `moving`; None where neither equation has any."""
+        expected, got = _derivative(*plain, moving), _derivative(*other, moving)
         if expected is None or got is None:
             return None if expected is got else False
         return _Comparison(self._orders - 1).closed(expected, got, expected.jaxpr.invars)
@@ -271,28 +271,33 @@ def _inputs(equation: JaxprEqn) -> list[Any]:
     return list(dict.fromkeys(v for v in equation.invars if not isinstance(v, Literal)))
 
 
-def _vjp(
+def _derivative(
     jaxpr: Jaxpr, equation: JaxprEqn, alive: set[Any], moving: Sequence[int]
 ) -> ClosedJaxpr | None:
-    """The program of the VJP of one equation in some of its inputs; None where it has none."""
+    """The program of the derivatives of one equation in some of its inputs, forward or in reverse
+    as its rule is; None where it has none.
+    """
     inputs = _inputs(equation)
     outputs = [v for v in equation.outvars if v in alive]
     of_one = jaxpr.replace(constvars=[], invars=inputs, outvars=outputs, eqns=[equation])
     fn = jaxpr_as_fun(ClosedJaxpr(of_one, []))
 
-    def pulled(arrays: list[Array], cotangents: list[Array]) -> Any:
+    def derivative(arrays: list[Array], along: list[Array]) -> Any:
         def moved(*at: Array) -> list[Array]:
             given = list(arrays)
             for i, a in zip(moving, at, strict=True):
                 given[i] = a
             return [z for z in fn(*given) if jnp.issubdtype(z.dtype, jnp.inexact)]
 
-        _, vjp = jax.vjp(moved, *(arrays[i] for i in moving))
-        return vjp(cotangents)
+        at = tuple(arrays[i] for i in moving)
+        if forward:
+            return jax.jvp(moved, at, tuple(along))[1]
+        return jax.vjp(moved, *at)[1](along)
 
-    cotangents = [_shape(v) for v in outputs if _is_inexact(v)]
+    forward = equation.primitive.name.startswith("custom_jvp")
+    along = [inputs[i] for i in moving] if forward else [v for v in outputs if _is_inexact(v)]
     try:
-        return jax.make_jaxpr(pulled)([_shape(v) for v in inputs], cotangents)
+        return jax.make_jaxpr(derivative)([_shape(v) for v in inputs], [_shape(v) for v in along])
     except Exception:  # whatever a rule that is somebody else's may raise
         return None
 
