@@ -11,6 +11,8 @@ from corrections.anatomy import Anatomy
 from tests.foreign_models import batch, Foreign, jacobian, linear, MODELS
 
 ALL = pytest.mark.parametrize("name", MODELS)
+LONG = {"neural ODE": pytest.mark.long}
+IN_TURN = pytest.mark.parametrize("name", [pytest.param(n, marks=LONG.get(n, ())) for n in MODELS])
 BOTH_MODES = pytest.mark.parametrize("name", [n for n, c in MODELS.items() if not c.reverse_only])
 WITH_READOUT = pytest.mark.parametrize("name", [n for n, c in MODELS.items() if c.hidden])
 IN_TIME = pytest.mark.parametrize("name", ["frozen layer", "type", "tied embedding"])
@@ -103,7 +105,7 @@ def test_models_without_one_readout_have_no_last_hidden_representation(name, unc
         nngp(Foreign([linear(0), linear(1)], forward), batch(2))
 
 
-@ALL
+@IN_TURN
 def test_the_tangent_kernel_is_that_of_plain_gradients(name):
     model, x1, x2 = MODELS[name].model, batch(3), batch(2, seed=11)
     expected = np.einsum("akp,blp->akbl", jacobian(model, x1), jacobian(model, x2))
