@@ -28,9 +28,8 @@ from zoo import checks
 from zoo.programs import dependence, mark, marked, needed, same_program, without_gradient
 
 _ARRAYS = "is called with other arrays than its own (frozen, scaled, updated or mapped ones)"
-_COMPLEX = "meets complex numbers"
 _ELSEWHERE = "has arrays that are also used outside of its calls"
-_INPUT = "is called with something else than one array"
+_INPUT = "is called with something else than one array of real floating-point numbers"
 _INSIDE = "is called inside a transformation (such as `vmap`, `scan`, `checkpoint` or `jit`)"
 _TYPE = "is told apart from a layer of a subclass of its type"
 
@@ -154,8 +153,6 @@ class Program:
         for call, of_input, of_output in zip(calls, inputs, outputs, strict=True):
             if len(of_input) != 1 or len(of_output) != 1:
                 refused.setdefault(chosen[call.layer], _INSIDE)
-            if any(jnp.issubdtype(end.dtype, jnp.complexfloating) for end in call[1:]):
-                refused.setdefault(chosen[call.layer], _COMPLEX)
         layers = {i: 1 << number for number, i in enumerate(chosen)}
         moving, around = 1 << len(chosen), 2 << len(chosen)  # of all parameters
         sources = {}
@@ -212,6 +209,9 @@ class _Probe(Stage):
         if len(arrays) != len(own) or any(a is not b for a, b in zip(arrays, own, strict=True)):
             return _ARRAYS
         if len(args) != 1 or not isinstance(args[0], jax.Array):
+            return _INPUT
+        # Of a complex input the gradient is a real part; one of integers has no tangent.
+        if not jnp.issubdtype(args[0].dtype, jnp.floating):
             return _INPUT
         traced_here = type(args[0]) is self._tracer or checks.concrete(args[0]) is not None
         return None if traced_here else _INSIDE

@@ -208,17 +208,11 @@ class Stateful(Net):
 
 
 SHIFT = jnp.array([0.1, -0.2, 0.3, 0.4])
-ANATOMY = {"ntk", "nngp", "monte_carlo_kernels", "smallest_ntk_eigenvalue", "kernel_regression"}
-ANATOMY |= {"ddntk", "dntk", "kernel_rates", "o3", "o4", "row_space_fraction"}
 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(n, marks=pytest.mark.long if n in LONG else ())
-        for n in ENTRIES
-        if n not in ANATOMY
-    ],
+    [pytest.param(n, marks=pytest.mark.long if n in LONG else ()) for n in ENTRIES],
 )
 def test_state_is_a_constant(name):
     """Of a model that holds an `equinox.nn.State`: as of one whose shift is written in its code."""
