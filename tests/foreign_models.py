@@ -336,12 +336,10 @@ def counting(p, x):
 
 
 def detached_call(p, x):
-    """A frozen call beside one that is not."""
     return p["b"](jnp.tanh(p["a"](x)) * jax.lax.stop_gradient(p["a"])(x[::-1]))
 
 
 def widened(p, x):
-    """A map that gives other arrays of the same numbers."""
     return p["b"](jnp.tanh(each(lambda w: w.reshape(-1).reshape(w.shape), p["a"])(x)))
 
 
