@@ -79,7 +79,7 @@ def expansion_error():
     rows = jnp.zeros((2, 4, 2))
     valid = jnp.array([True, False])
     kernel = jnp.eye(8).reshape(4, 2, 4, 2)
-    ratio = jnp.asarray(0.1)
+    ratio = jnp.array([0.1, 0.2])
     expansion = WidthExpansion(
         jnp.ones(2), rows, rows, None, None, kernel, None, ratio, valid, RESULTS.no_limit
     )
