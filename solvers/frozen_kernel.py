@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from corrections.matrix_functions import eigenbasis, MatrixFunction
+from corrections.matrix_functions import eigenbasis, MatrixFunction, Relaxation
 from corrections.positive_matrix import positive_matrix
 from corrections.symmetric import Layout, resolved
 from solvers.operators import Operator, times
@@ -128,6 +128,26 @@ class StoredKernel(FrozenKernel):
 
         found, positive, dropped = _over_blocks(of_block, self.blocks(), self.layout.columns(right))
         return Solution(jnp.moveaxis(found, 0, 1), jnp.all(positive), jnp.sum(dropped))
+
+    def flowed(
+        self, ts: Float[Array, " t"], ridge: Ridge, right: Float[Array, "n k"], to_the_limit: bool
+    ) -> Solution:
+        """What gradient flow of squared loss has made of b at some times; `to_the_limit`: the last
+        of them is inf, where the kernel is solved with.
+        """
+        n = len(right)
+        finite = ts[:-1] if to_the_limit else ts
+        parts = []
+        if len(finite):
+            parts = [self.relaxed(lambda t: Relaxation(t / n), finite, ridge, right)]
+        if to_the_limit:
+            limit = self.solved(ridge, right)
+            parts.append(limit._replace(coefficients=limit.coefficients[None]))
+        return Solution(
+            jnp.concatenate([part.coefficients for part in parts]),
+            jnp.all(jnp.stack([part.positive for part in parts])),
+            jnp.max(jnp.stack([part.dropped for part in parts])),
+        )
 
     def solved(self, ridge: Ridge, right: Float[Array, "n k"]) -> Solution:
         """(Theta + ridge)^{-1} b."""

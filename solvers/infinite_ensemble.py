@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Shaped
 
-from corrections.matrix_functions import Relaxation
 from corrections.positive_matrix import is_positive
 from corrections.symmetric import warn_where_dropped
 from solvers.blocks import kernel_between, KernelFunction
@@ -159,23 +158,15 @@ def _ensemble(
 ) -> Ensemble:
     n = len(y)
     kernel = StoredKernel(theta)
-    across = (
-        theta.T
-    )  # what A is solved from: it loses no digits to directions that Theta hardly has
-    finite = ts[:-1] if to_the_limit else ts
-    found = []
-    if len(finite):
-        found = [kernel.relaxed(lambda t: Relaxation(t / n), finite, ridge, across)]
-    if to_the_limit:
-        limit = kernel.solved(ridge, across)
-        found.append(limit._replace(coefficients=limit.coefficients[None]))
-    positive = jnp.all(jnp.stack([part.positive for part in found])) & is_positive(prior)
+    # A is solved from Theta^T: it loses no digits to directions that Theta hardly has.
+    found = kernel.flowed(ts, ridge, theta.T, to_the_limit)
+    positive = found.positive & is_positive(prior)
 
     def at(coefficients: Array) -> tuple[Array, Array]:
         reach = coefficients[0].T
         return reach @ y, _covariance(jnp.eye(*theta.shape, dtype=theta.dtype) - reach, prior)
 
-    mean, covariance = jax.lax.map(at, jnp.concatenate([part.coefficients for part in found]))
+    mean, covariance = jax.lax.map(at, found.coefficients)
     healthy = jnp.all(jnp.isfinite(mean), axis=(1, 2)) & jnp.all(
         jnp.isfinite(covariance), axis=(1, 2)
     )
@@ -188,7 +179,7 @@ def _ensemble(
         valid=valid,
         t_reached=jnp.max(jnp.where(valid, ts, 0)),
         result=RESULTS.where(positive, diverged, RESULTS.kernel_not_positive),  # pyright: ignore
-        dropped=jnp.max(jnp.stack([part.dropped for part in found])),
+        dropped=found.dropped,
         train_size=n,
     )
 

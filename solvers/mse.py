@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Shaped
 
-from corrections.matrix_functions import MatrixFunction, Relaxation
+from corrections.matrix_functions import MatrixFunction
 from corrections.parameters import (
     check_metric,
     check_model,
@@ -240,14 +240,7 @@ def _flow(problem: KernelProblem, ts: Array, ridge: Ridge, to_the_limit: bool) -
     n = len(problem.y)
     kernel, missing = _stored(problem), problem.y - problem.f0[:n]
     ts = ts.astype(problem.y.dtype)
-    finite = ts[:-1] if to_the_limit else ts
-    found = []
-    if len(finite):
-        found = [kernel.relaxed(lambda t: Relaxation(t / n), finite, ridge, missing)]
-    if to_the_limit:
-        limit = kernel.solved(ridge, missing)
-        found.append(limit._replace(coefficients=limit.coefficients[None]))
-    return _trajectory(problem, ts, found)
+    return _trajectory(problem, ts, kernel.flowed(ts, ridge, missing, to_the_limit))
 
 
 @eqx.filter_jit
@@ -267,15 +260,13 @@ def _descent(
         return Steps(bits, rate, momentum.astype(dtype))
 
     found = _stored(problem).relaxed(after, counts.bits, ridge, missing)
-    return _trajectory(problem, steps, [found])
+    return _trajectory(problem, steps, found)
 
 
-def _trajectory(problem: KernelProblem, ts: Array, found: list[Solution]) -> Trajectory:
+def _trajectory(problem: KernelProblem, ts: Array, found: Solution) -> Trajectory:
     n, k = problem.y.shape
     kernel = _stored(problem)
-    coefficients = jnp.concatenate([part.coefficients for part in found])
-    positive = jnp.all(jnp.stack([part.positive for part in found]))
-    dropped = jnp.max(jnp.stack([part.dropped for part in found]))
+    coefficients, positive, dropped = found
     outputs = problem.f0[None] + jax.lax.map(lambda a: kernel.outputs(a, k), coefficients)
     finite = jnp.all(jnp.isfinite(outputs), axis=(1, 2))
     valid = positive & jnp.cumprod(finite).astype(bool)
