@@ -24,7 +24,7 @@ from solvers.blocks import kernel_between, KernelFunction
 from solvers.frozen_kernel import check_ridge, Ridge, RidgeScale, StoredKernel
 from solvers.gaussian import Gaussian, raise_unless_successful
 from solvers.losses import check_targets, MeanSquaredError
-from solvers.result import check_times, ends_at_infinity, RESULTS, Times
+from solvers.result import as_times, check_times, ends_at_infinity, last_valid, RESULTS, Times
 from zoo import checks
 from zoo.checks import Number
 from zoo.memory import check_fits
@@ -134,14 +134,9 @@ def ensemble(
     theta = kernel_between("ntk", ntk, both, x, symmetric=True)
     prior = kernel_between("nngp", nngp, both, both, symmetric=True)
     dtype = theta.dtype
-    found = _ensemble(
-        theta,
-        prior.astype(dtype),
-        y.astype(dtype),
-        ts.astype(dtype),
-        ridge,
-        ends_at_infinity(ts),
-    )
+    ts = as_times(ts, dtype)
+    shown = _ensemble(theta, prior.astype(dtype), y.astype(dtype), ts, ridge, ends_at_infinity(ts))
+    found = Ensemble(ts=ts, t_reached=last_valid(ts, shown["valid"]), **shown)
     found = raise_unless_successful(found, throw=throw)
     warn_where_dropped("`ntk`", found.dropped, dtype)
     return found
@@ -155,7 +150,8 @@ def _ensemble(
     ts: Float[Array, " t"],
     ridge: Ridge,
     to_the_limit: bool,
-) -> Ensemble:
+) -> dict[str, Any]:
+    """An `Ensemble` without its times, which may be infinite."""
     n = len(y)
     kernel = StoredKernel(theta)
     # A is solved from Theta^T: it loses no digits to directions that Theta hardly has.
@@ -173,15 +169,15 @@ def _ensemble(
     valid = positive & jnp.cumprod(healthy).astype(bool)
     diverged = RESULTS.where(jnp.all(healthy), RESULTS.successful, RESULTS.diverged)  # pyright: ignore
     usable = valid[:, None, None]
-    return Ensemble(
-        ts=ts,
-        points=Gaussian(jnp.where(usable, mean, jnp.nan), jnp.where(usable, covariance, jnp.nan)),
-        valid=valid,
-        t_reached=jnp.max(jnp.where(valid, ts, 0)),
-        result=RESULTS.where(positive, diverged, RESULTS.kernel_not_positive),  # pyright: ignore
-        dropped=found.dropped,
-        train_size=n,
-    )
+    return {
+        "points": Gaussian(
+            jnp.where(usable, mean, jnp.nan), jnp.where(usable, covariance, jnp.nan)
+        ),
+        "valid": valid,
+        "result": RESULTS.where(positive, diverged, RESULTS.kernel_not_positive),  # pyright: ignore
+        "dropped": found.dropped,
+        "train_size": n,
+    }
 
 
 def _covariance(

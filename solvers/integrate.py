@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 
 from solvers.chebyshev import radius_at, RungeKuttaChebyshev
 from solvers.leg import largest_rms, Leg, most_rise, solve_leg
-from solvers.ode import Ending, Flow, State, Tolerances
-from solvers.result import ends_at_infinity, finish, RESULTS, Trajectory
+from solvers.ode import Ending, Flow, Observation, State, Tolerances
+from solvers.result import ends_at_infinity, finish, marked, RESULTS, Trajectory
 from zoo import checks
 
 _EXPLICIT_STEPS = 500
@@ -20,6 +20,10 @@ _STIFF = 2000
 """Steps of Tsit5 that stability would still ask for, from which on a problem counts as stiff."""
 _STABLE_STEP = 3.3
 """Of Tsit5, times the spectral radius."""
+
+_Shown = dict[str, Any]
+"""The fields of a `Trajectory` but its times, and without marks: `jax_debug_nans` and
+`jax_debug_infs` stop at programs that give NaN or infinity back."""
 
 
 def integrate(
@@ -54,36 +58,42 @@ def integrate(
     switches = stabilise and not given and tolerances.max_steps > _EXPLICIT_STEPS
     if switches:
         first = first._replace(max_steps=_EXPLICIT_STEPS)
-    leg, trajectory = _first_leg(flow, state, ts, first, ending, limit)
+    leg, shown = _first_leg(flow, state, ts, first, ending, limit)
     if switches:
         second = first._replace(max_steps=tolerances.max_steps - _EXPLICIT_STEPS)
         unfinished = checks.concrete(leg.unfinished)
         if unfinished is None:
-            trajectory = _perhaps_second_leg(flow, leg, ts, second, ending, limit)
+            shown = _perhaps_second_leg(flow, leg, ts, second, ending, limit)
         elif unfinished:
             if _is_stiff(flow, leg):
                 second = second._replace(solver=_stabilised(second, leg))
-            trajectory = _second_leg(flow, leg, ts, second, ending, limit)
-    return finish(trajectory, throw=throw)
+            shown = _second_leg(flow, leg, ts, second, ending, limit)
+    rows = marked({name: shown[name] for name in Observation._fields}, shown["valid"])
+    return finish(Trajectory(ts=ts, **(shown | rows)), throw=throw)
 
 
 @eqx.filter_jit
 def _first_leg(
-    flow: Flow, state: State, ts: Array, tolerances: Tolerances, ending: Ending, limit: bool
-) -> tuple[Leg, Trajectory]:
+    flow: Flow,
+    state: State,
+    ts: Array,
+    tolerances: Tolerances,
+    ending: Ending,
+    limit: bool,
+) -> tuple[Leg, _Shown]:
     dtype = jnp.result_type(*jax.tree.leaves(state))
     finite_ts = (ts[:-1] if limit else ts).astype(dtype)
     slowest = jnp.zeros((), dtype) if ending.slowest is None else ending.slowest(state)
     end = _time_limit(flow, state, slowest) if limit else finite_ts[-1]
     start = jnp.zeros((2,), dtype)
     leg = solve_leg(flow, state, state, start, end, finite_ts, tolerances, ending, slowest)
-    return leg, _trajectory(flow, leg, ts, limit)
+    return leg, _shown(flow, leg, ts, limit)
 
 
 @eqx.filter_jit
 def _second_leg(
     flow: Flow, leg: Leg, ts: Array, tolerances: Tolerances, ending: Ending, limit: bool
-) -> Trajectory:
+) -> _Shown:
     finite_ts = (ts[:-1] if limit else ts).astype(leg.t.dtype)
     slowest = jnp.zeros_like(leg.t) if ending.slowest is None else ending.slowest(leg.state)
     start = jnp.stack([leg.t, leg.rise])
@@ -99,7 +109,7 @@ def _second_leg(
     observed, rises, reached = jax.tree.map(later, *rows)
     stats = {name: leg.stats[name] + following.stats[name] for name in leg.stats}
     whole = following._replace(observed=observed, rises=rises, reached=reached, stats=stats)
-    return _trajectory(flow, whole, ts, limit)
+    return _shown(flow, whole, ts, limit)
 
 
 def _perhaps_second_leg(
@@ -109,13 +119,13 @@ def _perhaps_second_leg(
     tolerances: Tolerances,
     ending: Ending,
     limit: bool,
-) -> Trajectory:
+) -> _Shown:
     """For traced solves, in which nobody knows yet whether the first leg arrived."""
     tolerances = tolerances._replace(solver=_stabilised(tolerances, leg))
     return jax.lax.cond(
         leg.unfinished,
         lambda: _second_leg(flow, leg, ts, tolerances, ending, limit),
-        lambda: _trajectory(flow, leg, ts, limit),
+        lambda: _shown(flow, leg, ts, limit),
     )
 
 
@@ -138,7 +148,7 @@ def _time_limit(flow: Flow, state: State, slowest: Array) -> Array:
     return jnp.where(rate > 0, 1e8 / jnp.where(rate > 0, rate, 1), 1)
 
 
-def _trajectory(flow: Flow, leg: Leg, ts: Array, limit: bool) -> Trajectory:
+def _shown(flow: Flow, leg: Leg, ts: Array, limit: bool) -> _Shown:
     """What a solve has shown, where it is valid, and how it ended."""
     limit_of_rise = most_rise(leg.t.dtype)
     observed, rises, reached = leg.observed, leg.rises, leg.reached
@@ -175,19 +185,13 @@ def _trajectory(flow: Flow, leg: Leg, ts: Array, limit: bool) -> Trajectory:
     result = where(lost, RESULTS.diverged, result)
     result = where(broke_down, RESULTS.kernel_not_positive, result)
 
-    observed = jax.tree.map(lambda rows: jnp.where(_as_rows(valid, rows), rows, jnp.nan), observed)
-    return Trajectory(
-        ts=ts,
-        train=observed.train,
-        test=observed.test,
-        kernel=observed.kernel,
-        valid=valid,
-        t_reached=leg.t,
-        result=result,
-        stats=leg.stats,
-        final=leg.state,
-        displacement=observed.displacement,
-    )
+    return observed._asdict() | {
+        "valid": valid,
+        "t_reached": leg.t,
+        "result": result,
+        "stats": leg.stats,
+        "final": leg.state,
+    }
 
 
 def _as_rows(mask: Array, rows: Array) -> Array:

@@ -158,10 +158,16 @@ def solve_leg(
     ended = {"rises": rises(final), "settled": healthy & settled(t, final)}
     by_event = (result == RESULTS.event_occurred) & ~ended["rises"] & ~ended["settled"]
     ended["margin"] = done | by_event
+    reached = jnp.isfinite(row_ts) & healthy & (ts <= t)
+    # diffrax leaves infinity where it did not come to.
+    observed, rise_rows = jax.tree.map(
+        lambda rows: jnp.where(reached.reshape(-1, *[1] * (rows.ndim - 1)), rows, 0),
+        (observed, rise_rows),
+    )
     return Leg(
         observed=observed,
         rises=rise_rows,
-        reached=jnp.isfinite(row_ts) & healthy & (ts <= t),
+        reached=reached,
         state=final[0],
         lag=final[-1] if ending.slowest is not None else final[0],
         rise=final[1],

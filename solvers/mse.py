@@ -12,6 +12,7 @@ L + reg/(2 D) |theta - theta_0|^2, puts lam_i + reg in the place of lam_i in u_i
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -32,9 +33,11 @@ from solvers.frozen_kernel import check_ridge, Ridge, RidgeScale, Solution, Stor
 from solvers.kernel_problem import check_kernel_problem, KernelProblem
 from solvers.losses import MeanSquaredError
 from solvers.result import (
+    as_times,
     check_increasing,
     ends_at_infinity,
     finish,
+    last_valid,
     RESULTS,
     Times,
     Trajectory,
@@ -94,7 +97,8 @@ def mse_flow(
     )
     _stored(problem)
     ridge = check_ridge(diag_reg, diag_reg_scale)
-    found = finish(_flow(problem, ts, ridge, ends_at_infinity(ts)), throw=throw)
+    ts = as_times(ts, problem.y.dtype)
+    found = _in_time(ts, _flow(problem, ts, ridge, ends_at_infinity(ts)), throw=throw)
     warn_where_dropped("`kernel`", found.dropped, problem.y.dtype)
     return found
 
@@ -140,7 +144,8 @@ def mse_descent(
     )
     _stored(problem)
     ridge = check_ridge(diag_reg, diag_reg_scale)
-    found = finish(_descent(problem, counts, rate, m, ridge), throw=throw)
+    ts = as_times(counts.shown, problem.y.dtype)
+    found = _in_time(ts, _descent(problem, counts, rate, m, ridge), throw=throw)
     warn_where_dropped("`kernel`", found.dropped, problem.y.dtype)
     return found
 
@@ -236,11 +241,10 @@ def _stored(problem: KernelProblem) -> StoredKernel:
 
 
 @eqx.filter_jit
-def _flow(problem: KernelProblem, ts: Array, ridge: Ridge, to_the_limit: bool) -> Trajectory:
+def _flow(problem: KernelProblem, ts: Array, ridge: Ridge, to_the_limit: bool) -> dict[str, Any]:
     n = len(problem.y)
     kernel, missing = _stored(problem), problem.y - problem.f0[:n]
-    ts = ts.astype(problem.y.dtype)
-    return _trajectory(problem, ts, kernel.flowed(ts, ridge, missing, to_the_limit))
+    return _shown(problem, kernel.flowed(ts, ridge, missing, to_the_limit))
 
 
 @eqx.filter_jit
@@ -250,20 +254,21 @@ def _descent(
     learning_rate: Array,
     momentum: Array,
     ridge: Ridge,
-) -> Trajectory:
+) -> dict[str, Any]:
     n = len(problem.y)
     missing = problem.y - problem.f0[:n]
     dtype = missing.dtype
-    steps, rate = counts.shown.astype(dtype), (learning_rate / n).astype(dtype)
+    rate = (learning_rate / n).astype(dtype)
 
     def after(bits: Array) -> Steps:
         return Steps(bits, rate, momentum.astype(dtype))
 
     found = _stored(problem).relaxed(after, counts.bits, ridge, missing)
-    return _trajectory(problem, steps, found)
+    return _shown(problem, found)
 
 
-def _trajectory(problem: KernelProblem, ts: Array, found: Solution) -> Trajectory:
+def _shown(problem: KernelProblem, found: Solution) -> dict[str, Any]:
+    """A `Trajectory` without its times, which may be infinite."""
     n, k = problem.y.shape
     kernel = _stored(problem)
     coefficients, positive, dropped = found
@@ -274,15 +279,18 @@ def _trajectory(problem: KernelProblem, ts: Array, found: Solution) -> Trajector
     result = RESULTS.where(positive, diverged, RESULTS.kernel_not_positive)  # pyright: ignore
     outputs = jnp.where(valid[:, None, None], outputs, jnp.nan)
     final = kernel.layout.outputs(coefficients[-1], k)
-    return Trajectory(
-        ts=ts,
-        train=outputs[:, :n],
-        test=outputs[:, n:] if len(problem.f0) > n else None,
-        kernel=None,
-        valid=valid,
-        t_reached=jnp.max(jnp.where(valid, ts, 0)),
-        result=result,
-        stats={},
-        final=jnp.where(valid[-1], final, jnp.nan),
-        dropped=dropped,
-    )
+    return {
+        "train": outputs[:, :n],
+        "test": outputs[:, n:] if len(problem.f0) > n else None,
+        "kernel": None,
+        "valid": valid,
+        "result": result,
+        "stats": {},
+        "final": jnp.where(valid[-1], final, jnp.nan),
+        "dropped": dropped,
+    }
+
+
+def _in_time(ts: Array, shown: dict[str, Any], *, throw: bool) -> Trajectory:
+    trajectory = Trajectory(ts=ts, t_reached=last_valid(ts, shown["valid"]), **shown)
+    return finish(trajectory, throw=throw)

@@ -19,8 +19,11 @@ from solvers.krylov_outcome import advice, check_krylov_options, outcome, tolera
 from solvers.losses import MeanSquaredError
 from solvers.operators import check_kernel_operator, Operator, product, space_of
 from solvers.result import (
+    as_times,
     check_times,
     ends_at_infinity,
+    last_valid,
+    marked,
     raise_where_failed,
     RESULTS,
     SolverError,
@@ -91,12 +94,13 @@ def mse_flow_operator(
     damping = checks.nonnegative_scalar("diag_reg", diag_reg)
     check_krylov_options(rtol, max_iterations, preconditioner_rank)
     rtol = tolerance(rtol, space.dtype)
-    found = _flow(
+    ts = as_times(ts, space.dtype)
+    shown = _flow(
         kernel,
         kernel_test,
         problem.y,
         starts,
-        ts.astype(space.dtype),
+        ts,
         ends_at_infinity(ts),
         damping.astype(space.dtype),
         jnp.asarray(rtol, space.dtype),
@@ -109,6 +113,7 @@ def mse_flow_operator(
         "rank_helps": ends_at_infinity(ts) and preconditioner_rank < space.size,
         "damping": ("diag_reg", diag_reg),
     }
+    found = Trajectory(ts=ts, t_reached=last_valid(ts, shown["valid"]), **shown)
     return _finish(found, options, throw=throw)
 
 
@@ -124,8 +129,10 @@ def _flow(
     rtol: Array,
     max_iterations: int,
     preconditioner_rank: int,
-) -> Trajectory:
-    """All numbers, whatever they are; `valid` says which are."""
+) -> dict[str, Any]:
+    """A `Trajectory` without its times, which may be infinite: all numbers, whatever they are;
+    `valid` says which are.
+    """
     space = space_of("kernel", kernel)
     right = space.columns(y - starts[0])
     options: dict[str, Any] = {"damping": diag_reg, "rtol": rtol, "max_iterations": max_iterations}
@@ -154,22 +161,20 @@ def _flow(
     test = None
     if kernel_test is not None and starts[1] is not None:
         test = outputs(starts[1], at_times(functools.partial(moved_by, kernel_test)))
-    return Trajectory(
-        ts=ts,
-        train=outputs(starts[0], at_times(lambda part: part.image)),
-        test=test,
-        kernel=None,
-        valid=valid,
-        t_reached=jnp.max(jnp.where(valid, ts, 0)),
-        result=outcome(error, positive, at_times(lambda part: part.stagnated), rtol),
-        stats={
+    return {
+        "train": outputs(starts[0], at_times(lambda part: part.image)),
+        "test": test,
+        "kernel": None,
+        "valid": valid,
+        "result": outcome(error, positive, at_times(lambda part: part.stagnated), rtol),
+        "stats": {
             "num_products": sum(part.products for part in parts),
             "num_steps": jnp.max(jnp.stack([part.steps for part in parts])),
             "error": jnp.max(error, axis=1),
             "backward_error": jnp.max(at_times(lambda part: part.backward_error), axis=1),
         },
-        final=space.rows(parts[-1].solution[-1]),
-    )
+        "final": space.rows(parts[-1].solution[-1]),
+    }
 
 
 def _as_at_times(limit: Solved) -> Learned:
@@ -214,11 +219,11 @@ def _finish(found: Trajectory, options: dict[str, Any], *, throw: bool) -> Traje
 
 def _where(usable: Bool[Array, " t"], found: Trajectory) -> Trajectory:
     """NaN in the place of the rows that cannot be used."""
-
-    def mark(rows: Array | None) -> Array | None:
-        return None if rows is None else jnp.where(usable[:, None, None], rows, jnp.nan)
-
-    marked = mark(found.train), mark(found.test), jnp.where(usable[-1], found.final, jnp.nan)
+    train, test = marked((found.train, found.test), usable)
+    final = marked(found.final[None], usable[-1:])[0]
     return eqx.tree_at(
-        lambda t: (t.train, t.test, t.final), found, marked, is_leaf=lambda leaf: leaf is None
+        lambda t: (t.train, t.test, t.final),
+        found,
+        (train, test, final),
+        is_leaf=lambda leaf: leaf is None,
     )

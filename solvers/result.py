@@ -5,6 +5,7 @@ from typing import Any
 
 import diffrax
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
@@ -163,6 +164,40 @@ def ends_at_infinity(ts: Array) -> bool:
     """Whether the last time is known to be inf."""
     known = checks.concrete(ts)
     return known is not None and bool(np.isinf(known[-1]))
+
+
+def as_times(ts: Array, dtype: Any) -> Array:
+    """`ts` in the floating type of what is shown at them.
+
+    By NumPy, as in `last_valid`: `jax_debug_infs` would stop at a program that gives inf back.
+    """
+    known = checks.concrete(ts)
+    return ts.astype(dtype) if known is None else checks.as_given(known.astype(dtype))
+
+
+def last_valid(ts: Array, valid: Bool[Array, " t"]) -> Float[Array, ""]:
+    """The last time that is valid; 0 where there is none."""
+    known, rows = checks.concrete(ts), checks.concrete(valid)
+    if known is None or rows is None:
+        return jnp.max(jnp.where(valid, ts, 0))
+    return checks.as_given(np.asarray(np.max(np.where(rows, known, known.dtype.type(0)))))
+
+
+def marked(rows: Any, valid: Bool[Array, " t"]) -> Any:
+    """Arrays (t, ...) of a PyTree, with NaN in the rows that are not valid."""
+    known = checks.concrete(valid)
+    if known is not None and known.all():
+        return rows
+
+    def mark(leaf: Array) -> Array:
+        mask = (valid if known is None else known).reshape(-1, *[1] * (leaf.ndim - 1))
+        looked_at = jax.config.jax_debug_nans  # pyright: ignore[reportAttributeAccessIssue]
+        values = checks.concrete(leaf) if looked_at and known is not None else None
+        if values is None:
+            return jnp.where(mask, leaf, jnp.nan)
+        return checks.as_given(np.where(mask, values, values.dtype.type(np.nan)))
+
+    return jax.tree.map(mark, rows)
 
 
 def check_increasing(name: str, values: Any, *, expected: str) -> Float[Array, " t"]:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from solvers.callbacks import CallbackRows, calling
 from solvers.training_loop import evaluated, TrainingState
 from solvers.training_setup import Setup
+from zoo import checks
 
 
 class History(eqx.Module):
@@ -92,16 +93,19 @@ class Log:
             test_loss=test_loss,
             callbacks=callbacks,
             valid=jnp.arange(count) < reached,
-            step_losses=jnp.asarray(self._losses, dtype),
+            step_losses=checks.as_given(self._losses.astype(dtype)),
         )
 
 
 def _stacked(leaves: Sequence[Any], reached: int, count: int) -> Array:
     """The leaves that were reached, and as many rows of NaN as there are none."""
     stack = jnp.stack([jnp.asarray(leaf) for leaf in leaves])[:reached]
-    fill = jnp.nan if jnp.issubdtype(stack.dtype, jnp.inexact) else 0
-    missing = jnp.full((count - reached, *stack.shape[1:]), fill, stack.dtype)
-    return jnp.concatenate([stack, missing])
+    if reached == count:
+        return stack
+    # By NumPy: `jax_debug_nans` is for the NaN of users, and would stop at these.
+    fill = np.nan if jnp.issubdtype(stack.dtype, jnp.inexact) else 0
+    missing = np.full((count - reached, *stack.shape[1:]), fill, stack.dtype)
+    return checks.as_given(np.concatenate([np.asarray(stack), missing]))
 
 
 class Progress:

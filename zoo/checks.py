@@ -58,11 +58,20 @@ def _array(name: str, value: Any, expected: str) -> jax.Array:
     if isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value):
         value = np.asarray(value)  # which compiles no program
     try:
-        return jnp.asarray(value)
+        return as_given(value) if isinstance(value, np.ndarray) else jnp.asarray(value)
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"`{name}` is not an array: got {type(value).__name__}, expected {expected}."
         ) from error
+
+
+def as_given(values: np.ndarray) -> jax.Array:
+    """As `jnp.asarray`, also of NaN and inf that are there on purpose: `jax_debug_nans` and
+    `jax_debug_infs` stop at every program that gives them back, which a transfer is not.
+    """
+    if not jnp.issubdtype(values.dtype, jnp.floating) or np.all(np.isfinite(values)):
+        return jnp.asarray(values)
+    return jax.device_put(values)
 
 
 SMALL = 2**18

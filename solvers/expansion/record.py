@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from solvers.result import raise_where_failed, RESULTS
+from solvers.result import marked, raise_where_failed, RESULTS
 from zoo import checks
 from zoo.pickling import PicklableException
 
@@ -91,25 +91,18 @@ def finish(expansion: WidthExpansion, *, throw: bool, stacklevel: int = 4) -> Wi
     **Raises:** `ExpansionError` where it failed and `throw` asks for that. **Warns:**
     `ValidityWarning` where the correction of the kernel is not small.
     """
-    valid = expansion.valid
-
-    def marked(rows: Array | None) -> Array | None:
-        if rows is None:
-            return None
-        return jnp.where(valid.reshape(-1, *[1] * (rows.ndim - 1)), rows, jnp.nan)
-
     rows = ("f0", "f1", "f0_test", "f1_test", "kernel1")
     expansion = eqx.tree_at(
         lambda e: [getattr(e, name) for name in rows],
         expansion,
-        [marked(getattr(expansion, name)) for name in rows],
+        [marked(getattr(expansion, name), expansion.valid) for name in rows],
         is_leaf=lambda leaf: leaf is None,
     )
 
     def error() -> ExpansionError:
         return ExpansionError(
-            f"{RESULTS[expansion.result]} {int(np.sum(valid))} of {len(expansion.ts)} times are "
-            "valid (`throw=False` returns them, and so does `.expansion` of this error).",
+            f"{RESULTS[expansion.result]} {int(np.sum(expansion.valid))} of {len(expansion.ts)} "
+            "times are valid (`throw=False` returns them, and so does `.expansion` of this error).",
             expansion,
         )
 
