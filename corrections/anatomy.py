@@ -82,7 +82,8 @@ class Anatomy:
     def __init__(self, model: Model, x: Any, metric: Metric | None, *, method: Method = "auto"):
         paths, self._structure = jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_end)
         nodes, metrics = [node for _, node in paths], _by_node(model, metric)
-        x = jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x))
+        self._precision = jnp.result_type(*jax.tree.leaves(parameters(model)))
+        x = jax.eval_shape(self._precise, jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)))
         program = Program(self._structure, nodes, x)
         ruled = [i for i, node in enumerate(nodes) if has_rule(node)]
         candidates = [i for i in ruled if rule_of(nodes[i], metrics[i]) is not None]
@@ -125,8 +126,16 @@ class Anatomy:
         nodes = eqx.combine(self._unravel(rest), self._static)
         for i, (place, ruled) in enumerate(zip(self._places, self.ruled, strict=True)):
             nodes[place] = tape.tapped(ruled.layer, i)
-        y = tape.run(jax.tree.unflatten(self._structure, nodes), x)
+        y = tape.run(jax.tree.unflatten(self._structure, nodes), self._precise(x))
         return y, tape.inputs
+
+    def _precise(self, x: Array) -> Array:
+        """An example in the precision of the parameters, if that is higher: what enters the first
+        layer is a factor of its gradient.
+        """
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        return x.astype(jnp.promote_types(x.dtype, self._precision))
 
     # --- one example ---------------------------------------------------------------------------
 

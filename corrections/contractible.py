@@ -31,6 +31,7 @@ _ARRAYS = "is called with other arrays than its own (frozen, scaled, updated or 
 _ELSEWHERE = "has arrays that are also used outside of its calls"
 _INPUT = "is called with something else than one array of real floating-point numbers"
 _INSIDE = "is called inside a transformation (such as `vmap`, `scan`, `checkpoint` or `jit`)"
+_NARROW = "is called with numbers of less precision than its own"
 _TYPE = "is told apart from a layer of a subclass of its type"
 
 
@@ -213,6 +214,8 @@ class _Probe(Stage):
         # Of a complex input the gradient is a real part; one of integers has no tangent.
         if not jnp.issubdtype(args[0].dtype, jnp.floating):
             return _INPUT
+        if jnp.result_type(args[0], *filter(eqx.is_inexact_array, arrays)) != args[0].dtype:
+            return _NARROW
         traced_here = type(args[0]) is self._tracer or checks.concrete(args[0]) is not None
         return None if traced_here else _INSIDE
 

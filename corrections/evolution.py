@@ -86,7 +86,7 @@ def kernel_distance(first: Float[Array, "..."], second: Float[Array, "..."]) -> 
     """
     units = []
     for name, kernel in (("first", first), ("second", second)):
-        array = checks.real_array(name, kernel, expected="a kernel")
+        array = checks.real_array(name, kernel, expected="a kernel", half="refused")
         checks.finite(name, array)
         size = norm(array)
         known = checks.concrete(size)

@@ -263,7 +263,8 @@ def _second_derivative(
     """|D^2 f| of all outputs of all examples, by alternating iteration."""
     matvecs, starts, iterations = counts
     flat = FlatModel(model, metric)
-    (k,) = _outputs_shape(flat.apply, flat.params, x)
+    outputs = jax.eval_shape(flat.apply, flat.params, x[0])
+    (k,), wide = outputs.shape, jnp.promote_types(outputs.dtype, flat.vector.dtype)
     size, dtype = flat.vector.shape[0], flat.vector.dtype
     at_once = len(x) if batch_size is None else batch_size
 
@@ -291,12 +292,12 @@ def _second_derivative(
             product, state.vector[None], which="magnitude", matvecs=matvecs, rtol=rtol / 3
         )
         u = found.vectors[0]
-        image = second(u)
+        image = second(u).astype(wide)
         value = norm(image)
         weights = image / jnp.where(value > 0, value, 1)
         # Stationary where u is also an eigenvector for the weights that it gives.
         moved = flat.hessian_product(_weighted, (x, weights), batch_size)(u)
-        residual = norm(moved - value * u)
+        residual = norm(moved.astype(wide) - value * u.astype(wide))
         return State(weights, u, value, residual, state.steps + 1)
 
     def unfinished(state: State) -> Array:
@@ -307,8 +308,9 @@ def _second_derivative(
         weights = jr.normal(for_weights, (len(x), k), dtype)
         weights /= jnp.linalg.norm(weights)
         vector = jr.normal(for_vector, (size,), dtype)
-        infinite = jnp.asarray(jnp.inf, dtype)
-        start = State(weights, vector, jnp.ones((), dtype), infinite, jnp.zeros((), int))
+        infinite = jnp.asarray(jnp.inf, wide)
+        one, none = jnp.ones((), wide), jnp.zeros((), int)
+        start = State(weights.astype(wide), vector, one, infinite, none)
         done = jax.lax.while_loop(unfinished, improved, start)
         return done.value, done.residual
 

@@ -81,7 +81,8 @@ def check_parameters(model: Model, name: str = "model") -> None:
 
 def check_real(name: str, tree: PyTree) -> None:
     """**Raises:** `TypeError` for complex parameters: a gradient, a kernel and a step along either
-    mean one thing for a complex number and another for its two parts.
+    mean one thing for a complex number and another for its two parts. And for half precision, in
+    which sums over the parameters lose all but their first digits.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(parameters(tree)):
         if jnp.iscomplexobj(leaf):
@@ -90,6 +91,11 @@ def check_real(name: str, tree: PyTree) -> None:
                 f"({leaf.dtype}), expected real ones: hold its real and imaginary parts as two "
                 "arrays, and put them together where the model is called."
             )
+        checks.full_precision(
+            f"{name}{jax.tree_util.keystr(path)}",
+            leaf.dtype,
+            f'`zoo.astype({name}, "float32")` has the same weights.',
+        )
 
 
 def check_outputs(
@@ -132,6 +138,7 @@ def check_outputs(
             f"`model` gives outputs of dtype {out.dtype} for an example of `{name}`, expected real "
             "floating-point numbers (of a complex number its real and imaginary part, say)."
         )
+    checks.full_precision("model(x)", out.dtype, "Let the model compute in float32.")
     if outputs is not None and out.shape != outputs.shape:
         raise ValueError(
             f"`model(x)` gives {out.shape[0]} outputs for an example of `{name}`, expected "

@@ -136,7 +136,7 @@ class RuledLayer(NamedTuple):
     def metrics(self, dtype: Any) -> tuple[Any, Any]:
         """The metric of the weight, and that of the bias times its multiplier squared, or None."""
         weight = _cast(self.metric.weight, dtype)
-        if getattr(self.layer, "bias", None) is None:
+        if not eqx.is_inexact_array(getattr(self.layer, "bias", None)):
             return weight, None
         return weight, self.rule.multipliers(self.layer)[1] ** 2 * _cast(self.metric.bias, dtype)
 

@@ -99,7 +99,7 @@ def check_kernel(
     shapes = {2: "(n, n)", 3: "(n, n, k)", 4: "(n, k, n, k)"}
     listed = [shapes[axes] for axes in layouts]
     expected = " or ".join(filter(None, [", ".join(listed[:-1]), listed[-1]]))
-    array = checks.real_array(name, kernel, expected=f"a kernel {expected}")
+    array = checks.real_array(name, kernel, expected=f"a kernel {expected}", half="refused")
     shape = array.shape
     half = shape[: array.ndim // 2] if array.ndim == 4 else shape[:1]
     square = array.ndim in layouts and shape == (*half, *half, *shape[2:][: array.ndim == 3])

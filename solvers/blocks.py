@@ -137,7 +137,9 @@ def kernel_between(
             "k(x1, x2) -> (n1, n2)."
         )
     value = f"{name}(x1, x2)"
-    kernel = checks.real_array(value, kernel_fn(x1, x2), expected="a kernel (n1, n2)")
+    kernel = checks.real_array(
+        value, kernel_fn(x1, x2), expected="a kernel (n1, n2)", half="refused"
+    )
     checks.shape(value, kernel, (len(x1), len(x2)), "an entry for each pair of examples")
     checks.finite(value, kernel)
     if symmetric:

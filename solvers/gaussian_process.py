@@ -205,7 +205,9 @@ def _check_problem(
         kernel_test, m = _check_rows(kernel_test, space, isinstance(kernel, OPERATORS))
         start_test = outputs_or_zero("f0_test", f0_test, (m, k), space.dtype, what="the prior mean")
         if kernel_test_test is not None:
-            corner = checks.real_array("kernel_test_test", kernel_test_test, expected="K(x, x)")
+            corner = checks.real_array(
+                "kernel_test_test", kernel_test_test, expected="K(x, x)", half="refused"
+            )
             expected = (m, m) if space.outputs is None else (m, k, m, k)
             checks.shape(
                 "kernel_test_test", corner, expected, "of the test points of `kernel_test`"
@@ -231,7 +233,9 @@ def _check_rows(kernel_test: Any, space: Space, with_operator: bool) -> tuple[An
         if not with_operator:
             raise TypeError("`kernel_test` is an operator, expected an array, as `kernel` is one.")
         return kernel_test, check_test_operator("kernel_test", kernel_test, space)
-    rows = checks.real_array("kernel_test", kernel_test, expected="the kernel's test rows")
+    rows = checks.real_array(
+        "kernel_test", kernel_test, expected="the kernel's test rows", half="refused"
+    )
     k, n = space.outputs, space.points
     checks.shape("kernel_test", rows, ("m", n) if k is None else ("m", k, n, k), "as `kernel`")
     checks.finite("kernel_test", rows)

@@ -68,11 +68,10 @@ def check_kernel_problem(
     """
     if isinstance(kernel, OPERATORS):
         return _check_operators(kernel, y, loss, f0, kernel_test, f0_test)
-    kernel = checks.real_array("kernel", kernel, expected="(n, n), (n, n, k) or (n, k, n, k)")
+    layouts = "(n, n), (n, n, k) or (n, k, n, k)"
+    kernel = checks.real_array("kernel", kernel, expected=layouts, half="refused")
     if kernel.ndim not in (2, 3, 4) or kernel.size == 0:
-        raise ValueError(
-            f"`kernel` has shape {kernel.shape}, expected (n, n), (n, n, k) or (n, k, n, k)."
-        )
+        raise ValueError(f"`kernel` has shape {kernel.shape}, expected {layouts}.")
     n = kernel.shape[0]
     shape = kernel.shape[1:] if kernel.ndim > 2 else np.shape(() if f0 is None else f0)[1:]
     y = one_hot_labels(loss, y, shape[-1] if shape else None)
@@ -87,7 +86,9 @@ def check_kernel_problem(
     check_symmetric("kernel", kernel)
     f = outputs_or_zero("f0", f0, (n, k), kernel.dtype)
     if kernel_test is not None:
-        rows = checks.real_array("kernel_test", kernel_test, expected="the kernel's test rows")
+        rows = checks.real_array(
+            "kernel_test", kernel_test, expected="the kernel's test rows", half="refused"
+        )
         checks.shape("kernel_test", rows, ("m", *kernel.shape[1:]), because="as `kernel`")
         checks.finite("kernel_test", rows)
         f_test = outputs_or_zero("f0_test", f0_test, (rows.shape[0], k), kernel.dtype)

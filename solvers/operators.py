@@ -49,11 +49,11 @@ class Space(NamedTuple):
 def space_of(name: str, operator: Operator, *, given: bool = False) -> Space:
     """The space that an operator takes its vectors from, or gives them in.
 
-    **Raises:** `ValueError` unless they are (n,) or (n, k).
+    **Raises:** `ValueError` unless they are (n,) or (n, k); `TypeError` for half precision.
     """
     if isinstance(operator, KernelBlocks):
         found = operator.out_structure if given else operator.in_structure
-        return Space(found.shape[0], None, found.dtype)
+        return Space(found.shape[0], None, found.dtype)  # whose values were checked
     if isinstance(operator, KernelOperator):
         found = operator.out_structure if given else operator.in_structure
     else:
@@ -61,6 +61,7 @@ def space_of(name: str, operator: Operator, *, given: bool = False) -> Space:
     shape: Any = getattr(found, "shape", ())
     if len(shape) not in (1, 2):
         raise ValueError(f"`{name}` acts on {found}, expected vectors (n,) or (n, k).")
+    checks.full_precision(name, found.dtype)
     return Space(shape[0], shape[1] if len(shape) == 2 else None, found.dtype)
 
 

@@ -21,7 +21,7 @@ from corrections.forward_mode import ForwardModeError
 from corrections.loss_hessian import LossHessian
 from solvers import MeanSquaredError, TrainingState
 from tests.models import tanh_mlp
-from zoo import CNN, limit, MLP, parameters
+from zoo import astype, CNN, limit, MLP, parameters, with_output
 
 LOSS = MeanSquaredError()
 SGD = optax.sgd(0.1)
@@ -76,7 +76,9 @@ FORWARD = {  # what takes derivatives along directions of the parameters, or sec
     "linearity_bound": lambda m, x, y: (
         corrections.linearity_bound(m, x, _step(m), samples=2).deviation
     ),
-    "LossHessian": lambda m, x, y: LossHessian(m, x, y, loss=LOSS, part="full").mv(_step(m)).w,
+    "LossHessian": lambda m, x, y: jax.tree.leaves(
+        LossHessian(m, x, y, loss=LOSS, part="full").mv(_step(m))
+    )[0],
     "NTKOperator": lambda m, x, y: corrections.NTKOperator(m, x).mv(y),
     "o3": lambda m, x, y: corrections.o3(m, x),
     "o4": lambda m, x, y: corrections.o4(m, x[:1]),
@@ -161,6 +163,51 @@ def test_complex_parameters_are_refused_by_name(name):
     assert f"`{argument}` has the complex parameter `{argument}.w` (complex128)" in str(
         raised.value
     )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ENTRIES)
+def test_half_precision_is_refused_by_name(name, dtype):
+    model = astype(net(dense), dtype)
+    argument = {"interpolate": "first", "relative_change": "before"}.get(name, "model")
+    argument = "models[0]" if name == "weight_path" else argument
+    with pytest.raises(TypeError) as raised:
+        ENTRIES[name](model, X, Y)
+    assert f"`{argument}.w` has dtype {dtype}" in str(raised.value)
+    assert f'`zoo.astype({argument}, "float32")`' in str(raised.value)
+
+
+@pytest.mark.parametrize("name", sorted(CALLING.keys() - {"taylorize"}))
+def test_outputs_of_half_precision_are_refused(name):
+    model = net(lambda w, x: w @ x, tanh=lambda a: a)
+    rounded = with_output(model, lambda y: y.astype("bfloat16"))
+    with pytest.raises(TypeError, match=r"`model\(x\)` has dtype bfloat16, .* expected float32"):
+        CALLING[name](rounded, X, Y)
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.long if n in LONG else ()) for n in CALLING]
+)
+def test_examples_of_less_precision_are_what_they_are(name, dtype):
+    """Computed in the precision of the model: what enters its first layer is in its kernels."""
+    x = X.astype(dtype)
+    with warnings.catch_warnings(), jax.numpy_dtype_promotion("standard"):
+        warnings.simplefilter("ignore")  # validity of an expansion of so narrow a network
+        found = CALLING[name](tanh_mlp(in_size=5), x, Y)
+        expected = CALLING[name](tanh_mlp(in_size=5), x.astype(float), Y)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-13)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", CALLING)
+def test_examples_of_more_precision(name):
+    model = astype(tanh_mlp(in_size=5), "float32")
+    with warnings.catch_warnings(), jax.numpy_dtype_promotion("standard"):
+        warnings.simplefilter("ignore")
+        found = CALLING[name](model, X, Y)
+        expected = CALLING[name](astype(model, float), X, Y)
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", sorted(CALLING.keys() - {"taylorize"}))

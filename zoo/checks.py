@@ -6,7 +6,7 @@ there; checks of shapes and types hold everywhere.
 
 import weakref
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -37,11 +37,19 @@ def is_traced(tree: Any) -> bool:
     return not all(has_values(leaf) for leaf in jax.tree.leaves(tree) if isinstance(leaf, Array))
 
 
-def real_array(name: str, value: Any, *, expected: str, integers: bool = False) -> jax.Array:
+Half = Literal["float32", "kept", "refused"]
+"""What becomes of numbers of 16 bits: float32, which holds them exactly; what they are; an error.
+
+Kernels are refused: rounded to so few bits they have eigenvalues below zero."""
+
+
+def real_array(
+    name: str, value: Any, *, expected: str, integers: bool = False, half: Half = "float32"
+) -> jax.Array:
     """`value` as a floating JAX array.
 
     **Raises:** `TypeError` where it is not an array of real floating-point numbers (integers are
-    converted where they are allowed).
+    converted where they are allowed), or one in half precision where that is refused.
     """
     array = _array(name, value, expected)
     if integers and jnp.issubdtype(array.dtype, jnp.integer):
@@ -51,7 +59,29 @@ def real_array(name: str, value: Any, *, expected: str, integers: bool = False) 
             f"`{name}` has dtype {array.dtype}, expected real floating-point numbers: {expected}. "
             f"Convert it first, for example with `jnp.asarray({name}, float)`."
         )
-    return array
+    if half == "refused":
+        full_precision(name, array.dtype)
+    return array if half == "kept" else without_half(array)
+
+
+def is_half(dtype: Any) -> bool:
+    """Whether numbers of this type are floating ones of less than 32 bits."""
+    return jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+
+
+def without_half(array: jax.Array) -> jax.Array:
+    """The same numbers, in float32 where they were in half precision."""
+    return array.astype(jnp.float32) if is_half(array.dtype) else array
+
+
+def full_precision(name: str, dtype: Any, advice: str = "Compute it in float32.") -> None:
+    """**Raises:** `TypeError` for half precision."""
+    if is_half(dtype):
+        digits = int(1 - np.log10(float(jnp.finfo(dtype).eps)))
+        raise TypeError(
+            f"`{name}` has dtype {dtype}, numbers of {digits} digits, expected float32 or float64: "
+            f"what is computed here is lost in their rounding. {advice}"
+        )
 
 
 def _array(name: str, value: Any, expected: str) -> jax.Array:
@@ -142,7 +172,7 @@ def example(x: Any, expected: tuple[int, ...]) -> jax.Array:
     shape differs from `expected`.
     """
     text = f"one example of shape {expected}"
-    array = real_array("x", x, expected=text)
+    array = real_array("x", x, expected=text, half="kept")
     if array.shape != expected:
         raise ValueError(
             f"`x` has shape {array.shape}, expected {text}. For a batch use `jax.vmap(model)(xs)`."
@@ -150,7 +180,7 @@ def example(x: Any, expected: tuple[int, ...]) -> jax.Array:
     return array
 
 
-def examples(name: str, x: Any, *, floating: bool = False) -> jax.Array:
+def examples(name: str, x: Any, *, floating: bool = False, half: Half = "float32") -> jax.Array:
     """`x` as a batch of examples, whatever their values.
 
     Only parameters are differentiated: integers (tokens, say) and booleans stay what they are, and
@@ -160,7 +190,9 @@ def examples(name: str, x: Any, *, floating: bool = False) -> jax.Array:
     batch axis.
     """
     expected = "a batch of examples (n, ...)"
-    array = real_array(name, x, expected=expected) if floating else _array(name, x, expected)
+    array = _array(name, x, expected)
+    if floating or jnp.issubdtype(array.dtype, jnp.floating):
+        array = real_array(name, array, expected=expected, half=half)
     kinds = (jnp.floating, jnp.integer, jnp.bool_)
     if not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
         raise TypeError(

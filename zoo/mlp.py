@@ -97,7 +97,9 @@ class MLP(Network):
 
     def example(self, x: Any) -> Array:
         """`x` as one example; raises where it has another number of entries."""
-        x = checks.real_array("x", x, expected=f"one example of {self.in_size} entries")
+        x = checks.real_array(
+            "x", x, expected=f"one example of {self.in_size} entries", half="kept"
+        )
         if x.size != self.in_size:
             raise ValueError(
                 f"`x` has shape {x.shape}, that is {x.size} entries, expected one example of "

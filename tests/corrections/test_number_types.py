@@ -69,3 +69,12 @@ def test_integers_that_enter_a_dense_layer(kernel):
     with jax.numpy_dtype_promotion("standard"):
         found, expected = kernel(model, x), kernel(model, x.astype(float))
     np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_a_bias_of_integers_is_no_parameter():
+    layer = eqx.nn.Linear(3, 2, key=jr.key(0))
+    layer = eqx.tree_at(lambda one: one.bias, layer, jnp.array([1, 2]))
+    x = jr.normal(jr.key(1), (4, 3))
+    with jax.numpy_dtype_promotion("standard"):
+        kernel = ntk(layer, x)
+    np.testing.assert_allclose(kernel, jnp.einsum("ij,kl->ikjl", x @ x.T, jnp.eye(2)), rtol=1e-12)
