@@ -30,6 +30,7 @@ from zoo.convolution import outside_loops
 from zoo.memory import check_fits
 from zoo.precision import full_precision
 from zoo.tiles import in_tiles, shards_of, STORED_BYTES, Tiling, working_bytes
+from zoo.transforms import without_transforms
 
 Outputs = Literal["full", "mean", "diagonal"]
 
@@ -99,7 +100,8 @@ def nngp(
 
     - `model`: a network whose last layer with a rule (`register_layer`) is its readout: `MLP`,
       `CNN`, `WideResNet`, `equinox.nn.MLP`. A function of the outputs may follow (`with_output`);
-      it does not enter. All parameters reach the outputs through the readout.
+      it does not enter. All parameters reach the outputs through the readout. Of `scaled(model,
+      alpha)` it is alpha^2 times that of the model, of `centered(model)` zero.
     - `x1`, `x2`: batches of examples; a missing `x2` means `x1`.
 
     The variances are those the readout starts with; for a readout without a parameterization
@@ -112,7 +114,8 @@ def nngp(
     x1 = checks.batch("x1", x1)
     x2 = None if x2 is None else checks.batch("x2", x2)
     check_parameters(model)
-    return _nngp(model, x1, x2)
+    inner, factor = without_transforms(model)
+    return factor * _nngp(inner, x1, x2)
 
 
 @eqx.filter_jit

@@ -6,6 +6,7 @@ Squares of 1e-20 and 1e20 are not float32 numbers; what takes norms by squares f
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import lineax as lx
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from corrections import (
 )
 from solvers import max_learning_rate, mse_flow, posterior
 from tests.models import inputs
-from zoo import MLP, scaled
+from zoo import limit, MLP, QuadratureWarning, scaled
 from zoo.norms import norm
 
 pytestmark = pytest.mark.usefixtures("float32")
@@ -110,3 +111,41 @@ def test_a_norm_has_a_derivative_at_zero():
     assert float(jnp.abs(jax.grad(lambda v: norm(v))(jnp.zeros(3))).max()) == 0
     v = jnp.array([3.0, 4.0])
     np.testing.assert_allclose(jax.grad(lambda v: norm(v))(v), v / 5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "abs", "identity"])
+@pytest.mark.parametrize("scale", [1e-12, 1e-6, 1e6, 1e10])
+def test_limits_of_homogeneous_networks(scale, activation):
+    """Kernels of degree 2 in the inputs: of 1e20 at the largest scale, whose products overflow."""
+    network = MLP(4, 1, width=4, depth=2, activation=activation, bias_std=None, key=jr.key(0))
+    x = inputs(5, 4).astype("float32").at[1].multiply(1e3)
+    expected, found = (limit(network).kernels(x * s) for s in (np.float32(1), np.float32(scale)))
+    for whole, scaled_ in zip(expected, found, strict=True):
+        ratio = np.asarray(scaled_, float) / float(np.float32(scale)) ** 2
+        np.testing.assert_allclose(ratio, whole, rtol=1e-4)
+
+
+@pytest.mark.parametrize("activation", ["erf", "gelu"])
+@pytest.mark.parametrize("scale", [1e-12, 1e-5, 1e5, 1e10])
+def test_limits_at_the_ends_of_float32(scale, activation):
+    """Against float64, which has room for all of them."""
+    network = MLP(4, 1, width=4, depth=2, activation=activation, bias_std=None, key=jr.key(0))
+    x = inputs(5, 4).astype("float32") * np.float32(scale)
+    found = limit(network).kernels(x)
+    with jax.enable_x64(True):
+        expected = limit(network).kernels(np.asarray(x, "float64"))
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-3, atol=0)
+
+
+@pytest.mark.parametrize("scale", [1e5, 1e10])
+def test_a_series_that_saturates_is_warned_of(scale):
+    """Tanh is sign there, (2/pi) asin(rho), and its slope a delta function of area 2."""
+    network = MLP(2, 1, width=4, depth=1, activation="tanh", bias_std=None, key=jr.key(0))
+    x = scale * jnp.array([[1.0, 0.0], [0.5, 0.75**0.5]])
+    with pytest.warns(QuadratureWarning, match=r"resolved to 0\.5 of its kernel"):
+        nngp, ntk = limit(network).kernels(x)
+    rho, variance = 0.5, scale**2  # (2 / fan-in of 2) x . x
+    np.testing.assert_allclose(nngp / 2, [[1, 1 / 3], [1 / 3, 1]], rtol=2e-4)
+    slopes = 4 / (2 * np.pi * variance * (1 - rho**2) ** 0.5)
+    np.testing.assert_allclose(ntk[0, 1], 2 * (1 / 3 + slopes * rho * variance), rtol=2e-4)

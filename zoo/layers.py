@@ -152,6 +152,7 @@ class AffineLayer(ParameterizedLayer):
             weight=widths.tensor(self, "weight"),
             bias=widths.tensor(self, "bias") if has_bias else None,
             in_size=self.weight.shape[1],
+            out_size=self.weight.shape[0],
             window=self.window,
             role=self.role,
             path=widths.path,

@@ -133,6 +133,18 @@ def with_output(model: Model, output: str | Callable[[Array], Array]) -> WithOut
     return WithOutput(model=_callable(model), output=output)
 
 
+def without_transforms(model: Any) -> tuple[Any, float]:
+    """The model inside of transforms, and what `scaled` and `centered` multiply the covariance of
+    its outputs over initialisations by. Functions of the outputs (`with_output`) do not enter.
+    """
+    factor = 1.0
+    while isinstance(model, Centered | Scaled | WithOutput):
+        if not isinstance(model, WithOutput):
+            factor *= model.alpha**2 if isinstance(model, Scaled) else 0.0
+        model = model.model
+    return model, factor
+
+
 def _callable(model: Any) -> Any:
     if not callable(model):
         raise TypeError(f"`model` is {model!r}, expected a callable PyTree.")

@@ -9,6 +9,7 @@ import pytest
 from zoo import (
     activation_function,
     ACTIVATIONS,
+    CNN,
     Conv,
     Dense,
     Flatten,
@@ -79,7 +80,10 @@ def test_models_without_a_limit_are_refused(model, text, unchecked):
             [dense(40, 4), GroupNorm(4), Residual(Sequential([RELU, dense(4, 4)]))],
             r"`model.layers\[2\]` adds what comes out of a normalization, expected an activation",
         ),
-        ([dense(30, 1)], r"`x1` does not fit `model.layers\[0\]`: it has 40 entries, expected 30"),
+        (
+            [dense(30, 1)],
+            r"`x1` does not fit `model.layers\[0\]`: 40 entries come to it, expected 30",
+        ),
         ([conv(2, 4)], r"`model.layers\[0\]` takes 2 spatial axes, but what comes in has 0"),
         (
             [dense(40, 4), activation_function(jnp.sign), dense(4, 1)],
@@ -91,6 +95,12 @@ def test_structures_without_a_limit_are_refused_where_they_are(layers, text):
     network = limit(Sequential(layers))
     with pytest.raises(ValueError, match=text):
         network.ntk(X.reshape(4, 40))
+
+
+def test_images_of_another_size_are_refused():
+    network = limit(CNN((1, 4, 4), 2, channels=3, depth=1, key=jr.key(0)))
+    with pytest.raises(ValueError, match=r"layers\[3\]`: 108 entries come to it, expected 48"):
+        network.ntk(jnp.ones((2, 1, 6, 6)))
 
 
 def test_images_need_a_readout():

@@ -1,14 +1,15 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jax.random as jr
 import numpy as np
 import optax
 import pytest
 
-from corrections import ntk, o3, taylorize
+from corrections import nngp, ntk, o3, taylorize
 from solvers import MeanSquaredError, parameter_flow
 from tests.models import inputs, tanh_mlp
-from zoo import centered, Frozen, reparameterize, scaled, STANDARD, with_output
+from zoo import centered, Frozen, limit, MLP, reparameterize, scaled, STANDARD, with_output
 
 
 def test_centered_starts_at_zero_with_the_same_kernels():
@@ -48,6 +49,23 @@ def test_scaled_multiplies_kernels_by_powers_of_alpha():
     np.testing.assert_allclose(jax.vmap(transformed)(x), 3 * jax.vmap(model)(x), rtol=1e-13)
     np.testing.assert_allclose(ntk(transformed, x), 9 * ntk(model, x), rtol=1e-11, atol=1e-13)
     np.testing.assert_allclose(o3(transformed, x), 27 * o3(model, x), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda m: scaled(m, 3.0),
+        centered,
+        lambda m: scaled(centered(m), 3.0),
+        lambda m: scaled(scaled(m, 3.0), 0.5),
+    ],
+)
+def test_covariances_over_initialisations_are_those_of_the_outputs(transform):
+    """As the limit of infinite width says; of functions of the outputs there is none."""
+    model, x = MLP(3, 1, width=4096, depth=1, activation="erf", key=jr.key(0)), inputs(3)
+    expected = limit(transform(model)).nngp(x)
+    np.testing.assert_allclose(nngp(transform(model), x), expected, rtol=0.1)
+    np.testing.assert_array_equal(nngp(with_output(model, "tanh"), x), nngp(model, x))
 
 
 @pytest.mark.parametrize("output", ["softmax", "sigmoid", "tanh", lambda f: f**3])

@@ -62,6 +62,7 @@ class AffineRule(LimitRule):
     """A layer z = W a + b with random weights; `window=None` for a dense layer.
 
     - `weight_std`, `bias_std`: sigma_w and sigma_b.
+    - `in_size`, `out_size`: channels in the model that this is the limit of.
     """
 
     weight_std: Float[Array, ""]
@@ -69,6 +70,7 @@ class AffineRule(LimitRule):
     weight: TensorLimit = eqx.field(static=True)
     bias: TensorLimit | None = eqx.field(static=True)
     in_size: int = eqx.field(static=True)
+    out_size: int = eqx.field(static=True)
     window: Window | None = eqx.field(static=True)
     role: Role = eqx.field(static=True)
     path: str = eqx.field(static=True)
@@ -111,7 +113,9 @@ class AffineRule(LimitRule):
                 padding=self.window.padding,
             )
         after = kernels.mapped(lambda kernel, layout: forward * mean(kernel, layout) + bias)
-        return after.replaced(ntk=ntk, space=space, channels=None, gaussian=True, fresh=True)
+        return after.replaced(
+            ntk=ntk, space=space, channels=self.out_size, gaussian=True, fresh=True
+        )
 
     def _check(self, kernels: LayerKernels) -> None:
         axes = 0 if self.window is None else len(self.window.kernel)
@@ -123,8 +127,8 @@ class AffineRule(LimitRule):
         if kernels.channels is not None and kernels.channels != self.in_size:
             what = "entries" if self.window is None else "channels"
             raise ValueError(
-                f"`x1` does not fit `model{self.path}`: it has {kernels.channels} {what}, expected "
-                f"{self.in_size}."
+                f"`x1` does not fit `model{self.path}`: {kernels.channels} {what} come to it, "
+                f"expected {self.in_size}."
             )
         if not kernels.tangent:
             return

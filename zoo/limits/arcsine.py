@@ -16,11 +16,11 @@ from jaxtyping import Array, Float
 
 @jax.custom_jvp
 def arcsine(
-    x: Float[Array, "..."], root: Float[Array, "..."], det: Float[Array, "..."]
+    x: Float[Array, "..."], root: Float[Array, "..."], gap: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    """(2/pi) asin(x / root), given det = root^2 - x^2 >= 0 without cancellation.
+    """(2/pi) asin(x / root), given gap = 1 - (x / root)^2 >= 0 without cancellation.
 
-    Exactly 1 and -1 where det is 0; 0 where root is. There the derivative is 0 (it is infinite).
+    Exactly 1 and -1 where gap is 0; 0 where root is. There the derivative is 0 (it is infinite).
     """
     defined = root > 0
     root = jnp.where(defined, root, 1)
@@ -28,7 +28,7 @@ def arcsine(
     rho = size / root
     inner = rho <= 0.5
     # asin(rho) = pi/2 - 2 asin(sqrt((1 - rho) / 2)); both arguments end at 1/2.
-    half = det / (2 * root * (root + size))
+    half = gap / (2 * (1 + rho))
     square = jnp.where(inner, rho * rho, half)
     argument = jnp.where(inner, rho, safe_sqrt(half))
     value = argument * _polynomial(square)
@@ -38,11 +38,11 @@ def arcsine(
 
 @arcsine.defjvp
 def _arcsine_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
-    (x, root, det), (dx, droot, _) = primals, tangents
-    regular = (det > 0) & (root > 0)
+    (x, root, gap), (dx, droot, _) = primals, tangents
+    regular = (gap > 0) & (root > 0)
     root = jnp.where(regular, root, 1)
-    slope = jnp.where(regular, 2 / math.pi / jnp.sqrt(jnp.where(regular, det, 1)), 0)
-    return arcsine(*primals), slope * (dx - x / root * droot)
+    slope = jnp.where(regular, 2 / math.pi / jnp.sqrt(jnp.where(regular, gap, 1)), 0)
+    return arcsine(*primals), slope * (dx / root - x / root * (droot / root))
 
 
 def safe_sqrt(x: Float[Array, "..."]) -> Float[Array, "..."]:

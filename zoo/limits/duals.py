@@ -24,14 +24,16 @@ class GaussianPair(NamedTuple):
     """The covariances of (u, v), arrays that broadcast against `k12`; |k12| <= root.
 
     - `root`: sqrt(k11 k22).
-    - `det`: k11 k22 - k12^2 >= 0, 0 exactly at correlation 1 and -1.
+    - `gap`: 1 - k12^2 / (k11 k22) >= 0, 0 exactly at correlation 1 and -1; 1 where a variance is 0.
+
+    Products of variances stand in no dual as they are: in float32 there are none of 1e-24 or 1e20.
     """
 
     k11: Float[Array, "..."]
     k12: Float[Array, "..."]
     k22: Float[Array, "..."]
     root: Float[Array, "..."]
-    det: Float[Array, "..."]
+    gap: Float[Array, "..."]
 
 
 _SNAP = 8
@@ -44,16 +46,61 @@ def gaussian_pair(k11: Array, k12: Array, k22: Array) -> GaussianPair:
     Angles go like the root of 1 - correlation: what rounding leaves of it, 6e-8 in float32, would
     come out as 3e-4. Derivatives are those at the covariances as they came.
     """
-    root = safe_sqrt(k11 * k22)
+    root = _root_of_product(k11, k22)
     bound = root * (1 - _SNAP * jnp.finfo(root.dtype).eps)
     snapped = jnp.where(jnp.abs(k12) >= bound, jnp.copysign(root, k12), k12)
     k12 = k12 + jax.lax.stop_gradient(snapped - k12)
-    return GaussianPair(k11, k12, k22, root, (root - k12) * (root + k12))
+    size = jnp.where(root > 0, root, 1)
+    gap = jnp.where(root > 0, (root - k12) / size * ((root + k12) / size), 1)
+    return GaussianPair(k11, k12, k22, root, gap)
+
+
+def _root_of_product(a: Array, b: Array) -> Array:
+    """sqrt(a b), rounded as if the product neither under- nor overflowed; its derivative is 0 where
+    one of them is.
+    """
+    units = [_power_of_two(one) for one in (a, b)]
+    first, second = (one / unit / unit for one, unit in zip((a, b), units, strict=True))
+    return safe_sqrt(first * second) * units[0] * units[1]
+
+
+def _power_of_two(a: Array) -> Array:
+    """One near the root of `a`: division by it rounds nothing."""
+    _, exponent = jnp.frexp(jax.lax.stop_gradient(a))
+    return jnp.ldexp(jnp.ones_like(a), exponent // 2)
 
 
 def identical_pair(k: Array) -> GaussianPair:
     """The pair of a Gaussian of variance `k` with itself."""
     return GaussianPair(k, k, k, k, jnp.zeros_like(k))
+
+
+class _Raised(NamedTuple):
+    """A pair with 1/s more variance each: of (1 + s k11, s k12, 1 + s k22).
+
+    - `roots`: of its two variances, broadcast.
+    - `shares`: what 1 is of its two variances.
+    - `gap`: 1 - s^2 k12^2 / ((1 + s k11) (1 + s k22)) > 0.
+    """
+
+    roots: tuple[Array, Array]
+    shares: tuple[Array, Array]
+    gap: Array
+
+    @property
+    def root(self) -> Array:
+        """sqrt((1 + s k11) (1 + s k22))."""
+        return self.roots[0] * self.roots[1]
+
+
+def _raised(pair: GaussianPair, s: float) -> _Raised:
+    first, second = 1 + s * pair.k11, 1 + s * pair.k22
+    ones, rests = (1 / first, 1 / second), (s * pair.k11 / first, s * pair.k22 / second)
+    # (1 + s k11) (1 + s k22) - s^2 k12^2 over the product, in terms that are all positive.
+    gap = (
+        ones[0] * ones[1] + rests[0] * ones[1] + ones[0] * rests[1] + rests[0] * rests[1] * pair.gap
+    )
+    return _Raised((jnp.sqrt(first), jnp.sqrt(second)), ones, gap)
 
 
 class Dual(abc.ABC):
@@ -102,7 +149,8 @@ class PiecewiseLinearDual(Dual):
     def values(self, pair: GaussianPair) -> Float[Array, "..."]:
         """E phi(u) phi(v)."""
         even, odd = self._parts
-        of_abs = 2 / math.pi * safe_sqrt(pair.det) + pair.k12 * correlation_arcsine(pair)
+        sine = pair.root * safe_sqrt(pair.gap)
+        of_abs = 2 / math.pi * sine + pair.k12 * correlation_arcsine(pair)
         return even * of_abs + odd * pair.k12
 
     def slopes(self, pair: GaussianPair) -> Float[Array, "..."]:
@@ -152,16 +200,13 @@ class ErfDual(Dual):
 
     def values(self, pair: GaussianPair) -> Float[Array, "..."]:
         """E phi(u) phi(v) = (2/pi) asin(2 k12 / sqrt((1 + 2 k11) (1 + 2 k22)))."""
-        root = jnp.sqrt((1 + 2 * pair.k11) * (1 + 2 * pair.k22))
-        return arcsine(2 * pair.k12, root, self._det(pair))
+        raised = _raised(pair, 2.0)
+        return arcsine(2 * pair.k12, raised.root, raised.gap)
 
     def slopes(self, pair: GaussianPair) -> Float[Array, "..."]:
         """E phi'(u) phi'(v) = (4/pi) / sqrt((1 + 2 k11) (1 + 2 k22) - 4 k12^2)."""
-        return 4 / math.pi / jnp.sqrt(self._det(pair))
-
-    @staticmethod
-    def _det(pair: GaussianPair) -> Array:
-        return 1 + 2 * (pair.k11 + pair.k22) + 4 * pair.det
+        raised = _raised(pair, 2.0)
+        return 4 / math.pi / raised.root / jnp.sqrt(raised.gap)
 
 
 @dataclass(frozen=True)
@@ -177,21 +222,28 @@ class GeluDual(Dual):
 
     def values(self, pair: GaussianPair) -> Float[Array, "..."]:
         """E phi(u) phi(v)."""
-        density, both = self._density_and_both(pair)
-        inverse = 1 / (1 + pair.k11) + 1 / (1 + pair.k22)
-        return density * (pair.det + pair.k12**2 * inverse) + pair.k12 * both
+        raised = _raised(pair, 1.0)
+        covariance, root = pair.k12 / raised.root, pair.root / raised.root
+        moments = pair.root * root * pair.gap + pair.k12 * covariance * sum(raised.shares)
+        return moments * self._density(raised) + pair.k12 * self._both(pair, raised)
 
     def slopes(self, pair: GaussianPair) -> Float[Array, "..."]:
         """E phi'(u) phi'(v)."""
-        density, both = self._density_and_both(pair)
-        inverse = 1 / (1 + pair.k11) + 1 / (1 + pair.k22)
-        return both + density * pair.k12 * (inverse + (2 * math.pi * density) ** 2)
+        raised = _raised(pair, 1.0)
+        one, other = raised.shares
+        inverse = one + other + one * (other / raised.gap)
+        covariance = pair.k12 / raised.root
+        return self._both(pair, raised) + covariance * inverse * self._density(raised)
 
     @staticmethod
-    def _density_and_both(pair: GaussianPair) -> tuple[Array, Array]:
-        det = 1 + pair.k11 + pair.k22 + pair.det
-        root = jnp.sqrt((1 + pair.k11) * (1 + pair.k22))
-        return 0.5 / math.pi / jnp.sqrt(det), 0.25 + arcsine(pair.k12, root, det) / 4
+    def _density(raised: _Raised) -> Array:
+        """G sqrt((1 + k11) (1 + k22))."""
+        return 0.5 / math.pi / jnp.sqrt(raised.gap)
+
+    @staticmethod
+    def _both(pair: GaussianPair, raised: _Raised) -> Array:
+        """P."""
+        return 0.25 + arcsine(pair.k12, raised.root, raised.gap) / 4
 
 
 @dataclass(frozen=True)
@@ -256,4 +308,4 @@ class MonomialDual(Dual):
 
 def correlation_arcsine(pair: GaussianPair) -> Float[Array, "..."]:
     """(2/pi) asin(rho): exactly 1, 0 and -1 at those correlations; 0 where a variance is zero."""
-    return arcsine(pair.k12, pair.root, pair.det)
+    return arcsine(pair.k12, pair.root, pair.gap)

@@ -31,6 +31,9 @@ from zoo.limits.duals import Dual, GaussianPair
 _REACH = 13.0
 """Standard deviations that integrals take in; e^{-z^2/4} is 4e-19 there."""
 _PANEL = 16  # nodes
+_LEVELS = 20
+"""Panels near 0 shrink by 4 so many times: functions of scale 1 are resolved up to standard
+deviations of 1e12."""
 _UNROLL = 8
 
 
@@ -114,8 +117,12 @@ class HermiteDual(Dual):
 @functools.cache
 def _tables(terms: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Nodes (q,), Gaussian weights (q,), and h_n(node) x weight, (terms, q)."""
-    panels = 2 * math.ceil(_REACH * max(1.0, math.sqrt(terms / 128)))
-    edges = np.linspace(-_REACH, _REACH, panels + 1)
+    panels = math.ceil(_REACH * max(1.0, math.sqrt(terms / 128)))
+    edges = np.linspace(0, _REACH, panels + 1)
+    # At a standard deviation s what phi does near 0 happens within 1/s.
+    small = edges[1] * 4.0 ** np.arange(-_LEVELS, 0)
+    edges = np.concatenate([[0.0], small, edges[1:]])
+    edges = np.concatenate([-edges[:0:-1], edges])
     x, w = np.polynomial.legendre.leggauss(_PANEL)
     half = np.diff(edges)[:, None] / 2
     nodes = (edges[:-1, None] + half + half * x).ravel()

@@ -63,7 +63,7 @@ class LayerKernels(eqx.Module):
     - `sides`: the batches.
     - `error`: how far off the kernels may be, relative to their diagonal.
     - `space`: lengths of the spatial axes.
-    - `channels`: their number, None where it is infinite.
+    - `channels`: their number in the model that this is the limit of; None where it is not known.
     - `gaussian`: whether channels are independent Gaussians of mean zero: preactivations.
     - `fresh`: whether they are independent of what entered the innermost branch, given its
       covariance: they come out of random weights.

@@ -149,7 +149,7 @@ class NormRule(LimitRule):
 
     def __call__(self, kernels: LayerKernels) -> LayerKernels:
         """The kernels of the normalized channels."""
-        if kernels.channels is not None or not kernels.gaussian:
+        if not kernels.gaussian:
             raise NoLimitError(
                 f"the normalization of `model{self.path}` does not come after a layer with "
                 "weights, expected preactivations: only their statistics are exact in the limit."
