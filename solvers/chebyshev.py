@@ -18,6 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from zoo.norms import norm
+
 _DAMPING = 2 / 13
 _STABLE = 2 / 3 * (1 - 2 / 15 * _DAMPING)  # step x radius <= _STABLE (s^2 - 1)
 _REFRESH = 10  # accepted steps between two estimates of the spectral radius
@@ -249,8 +251,7 @@ def some_direction(y: PyTree) -> PyTree:
 
 
 def _norm(tree: PyTree) -> Array:
-    leaves = [leaf.astype(_dtype(tree)) for leaf in jax.tree.leaves(tree)]
-    return jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in leaves))
+    return norm(jnp.stack([norm(leaf.astype(_dtype(tree))) for leaf in jax.tree.leaves(tree)]))
 
 
 def _dtype(tree: PyTree) -> Any:

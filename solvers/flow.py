@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from solvers.chebyshev import radius_at
-from solvers.frozen_kernel import FrozenKernel, StoredKernel
+from solvers.frozen_kernel import FrozenKernel, KernelInUnits, StoredKernel
 from solvers.integrate import integrate
 from solvers.kernel_problem import (
     check_kernel_problem,
@@ -220,6 +220,10 @@ def gradient_flow(
     w = check_weights(weights, targets)
     parts = (f,) if friction is None else (f, jnp.zeros_like(targets))
     state = check_start(start, parts, given=f0 is not None or f0_test is not None)
+    unit = None
+    if friction is None and isinstance(rows, StoredKernel):
+        unit = rows.unit()
+        rows = KernelInUnits(rows, unit)
     flow = undamped = KernelFlow(rows, targets, loss, observes_kernel=False, weights=w)
     if friction is not None:
         flow = DampedKernelFlow(rows, targets, loss, jnp.asarray(friction, targets.dtype), w)
@@ -231,6 +235,7 @@ def gradient_flow(
         throw=throw,
         ending=_ending(stop, undamped, friction, ts),
         stabilise=friction is None,  # with friction the eigenvalues are complex
+        unit=unit,
     )
 
 

@@ -19,6 +19,7 @@ from corrections.positive_matrix import positive_matrix
 from corrections.symmetric import Layout, resolved
 from solvers.operators import Operator, times
 from zoo import checks
+from zoo.norms import largest_magnitude, power_of_two
 
 RidgeScale = Literal["absolute", "relative"]
 
@@ -85,6 +86,19 @@ class OperatorKernel(FrozenKernel):
         return 1.0
 
 
+class KernelInUnits(FrozenKernel):
+    """A kernel over a number: of order 1, so that rates and squares of them are numbers too."""
+
+    kernel: FrozenKernel
+    unit: Float[Array, ""]
+
+    def times(self, g: Float[Array, "n k"]) -> Array:
+        return self.kernel.times(g) / self.unit
+
+    def spread(self) -> float:
+        return self.kernel.spread()
+
+
 class StoredKernel(FrozenKernel):
     """`rows`: (n + m, n), (n + m, n, k) or (n + m, k, n, k); for products alone O_p, p > 2, too."""
 
@@ -102,6 +116,10 @@ class StoredKernel(FrozenKernel):
         """The matrices on the training points."""
         blocks = self.layout.blocks(self.rows)
         return blocks[:, : blocks.shape[2]]
+
+    def unit(self) -> Float[Array, ""]:
+        """The power of two next above its largest entry on the training points."""
+        return _unit(self.rows[: self.rows.shape[1 if self.layout.axes < 4 else 2]])
 
     def outputs(
         self, coefficients: Float[Array, "count size c"], k: int
@@ -166,6 +184,11 @@ class StoredKernel(FrozenKernel):
         values = np.linalg.eigvalsh(np.asarray(self.blocks()))
         seen = values[np.asarray(resolved(jnp.asarray(values)))]
         return float(seen.min() / seen.max()) if seen.size else 1.0
+
+
+@jax.jit
+def _unit(rows: Array) -> Array:
+    return power_of_two(largest_magnitude(rows))
 
 
 def _over_blocks(fn: Callable[..., Any], blocks: Array, columns: Array) -> Any:

@@ -35,6 +35,7 @@ def integrate(
     throw: bool,
     ending: Ending | None = None,
     stabilise: bool = False,
+    unit: Float[Array, ""] | None = None,
 ) -> Trajectory:
     """Solves `flow` from `state` at t = 0 and observes it at `ts`, the last of which may be inf.
 
@@ -48,6 +49,8 @@ def integrate(
     eps^(1/4) of the state's dtype (1e-4 in float64, 2e-2 in float32): `kernel_not_positive`. Rows
     that were not reached, or that lie beyond the breakdown, are NaN and not valid.
 
+    `unit`: of the rates of `flow`, whose time is `unit` times that of `ts`.
+
     The limit t = inf is the state that differs from itself some time t / 10 ago by no more than the
     tolerance, once the slowest outputs have had the time to move; if there is none, `no_limit`.
     """
@@ -58,18 +61,29 @@ def integrate(
     switches = stabilise and not given and tolerances.max_steps > _EXPLICIT_STEPS
     if switches:
         first = first._replace(max_steps=_EXPLICIT_STEPS)
-    leg, shown = _first_leg(flow, state, ts, first, ending, limit)
+    own_ts = ts if unit is None else _own_times(ts, unit)
+    leg, shown = _first_leg(flow, state, own_ts, first, ending, limit)
     if switches:
         second = first._replace(max_steps=tolerances.max_steps - _EXPLICIT_STEPS)
         unfinished = checks.concrete(leg.unfinished)
         if unfinished is None:
-            shown = _perhaps_second_leg(flow, leg, ts, second, ending, limit)
+            shown = _perhaps_second_leg(flow, leg, own_ts, second, ending, limit)
         elif unfinished:
             if _is_stiff(flow, leg):
                 second = second._replace(solver=_stabilised(second, leg))
-            shown = _second_leg(flow, leg, ts, second, ending, limit)
+            shown = _second_leg(flow, leg, own_ts, second, ending, limit)
+    if unit is not None:
+        shown["t_reached"] = shown["t_reached"] / unit
     rows = marked({name: shown[name] for name in Observation._fields}, shown["valid"])
     return finish(Trajectory(ts=ts, **(shown | rows)), throw=throw)
+
+
+def _own_times(ts: Array, unit: Array) -> Array:
+    """The times of a flow in which 1 is 1 / unit."""
+    known, of_flow = checks.concrete(ts), checks.concrete(unit)
+    if known is None or of_flow is None:
+        return ts * unit.astype(ts.dtype)
+    return checks.as_given(known * of_flow.astype(known.dtype))
 
 
 @eqx.filter_jit

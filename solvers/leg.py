@@ -7,12 +7,13 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optimistix
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from solvers.chebyshev import ChebyshevState, RungeKuttaChebyshev
 from solvers.ode import Ending, Flow, Motion, Observation, State, Tolerances
 from solvers.output_errors import OutputErrors
 from solvers.result import RESULTS
+from zoo.norms import norm
 
 
 def most_rise(dtype: Any) -> float:
@@ -234,4 +235,13 @@ def _largest_part(whole: Whole) -> Float[Array, ""]:
 
 
 def largest_rms(state: State) -> Float[Array, ""]:
-    return jnp.max(jnp.stack([optimistix.rms_norm(part) for part in state]))
+    return jnp.max(jnp.stack([rms(part) for part in state]))
+
+
+def rms(tree: PyTree) -> Float[Array, ""]:
+    """The root of the mean square of all numbers; 0 where there are none."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.size]
+    if not leaves:
+        return jnp.zeros(())
+    size = sum(leaf.size for leaf in leaves)
+    return norm(jnp.stack([norm(leaf) for leaf in leaves])) / size**0.5

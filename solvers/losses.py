@@ -231,7 +231,7 @@ def one_hot_labels(loss: LossFunction, y: Any, classes: int | None) -> Any:
             f"`y` holds the label {labels[outside[0]]} (at index {outside[0]}), expected labels "
             f"from 0 to {count - 1}, or one-hot rows (n, {count})."
         )
-    return np.eye(count)[labels]
+    return np.equal(labels[:, None], np.arange(count)).astype(float)
 
 
 def check_targets(

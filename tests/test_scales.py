@@ -23,7 +23,7 @@ from corrections import (
     spectral_density,
     spectrum,
 )
-from solvers import max_learning_rate, mse_flow, posterior
+from solvers import gradient_flow, max_learning_rate, MeanSquaredError, mse_flow, posterior
 from tests.models import inputs
 from zoo import limit, MLP, QuadratureWarning, scaled
 from zoo.norms import norm
@@ -46,6 +46,11 @@ def operator(scale):
     return lx.MatrixLinearOperator(kernel() * scale, lx.symmetric_tag)
 
 
+def flow(scale, ts):
+    well_posed = kernel() + 20 * jnp.eye(12)
+    return gradient_flow(well_posed * scale, targets(), ts, loss=MeanSquaredError()).train
+
+
 # name: (degree, function of the scale)
 HOMOGENEOUS = {
     "norm": (1, lambda s: norm(targets() * s)),
@@ -63,6 +68,8 @@ HOMOGENEOUS = {
     "max_learning_rate": (-1, lambda s: max_learning_rate(kernel() * s)),
     "mse_flow in the targets": (1, lambda s: mse_flow(kernel(), targets() * s, [3.0]).train),
     "mse_flow in the kernel": (0, lambda s: mse_flow(kernel() * s, targets(), [jnp.inf]).train),
+    "gradient_flow in the kernel": (0, lambda s: flow(s, [jnp.inf])),
+    "gradient_flow in time": (0, lambda s: flow(s, np.array([0.1, 1.0]) / s)),
     "coefficients": (-1, lambda s: mse_flow(kernel() * s, targets(), [jnp.inf]).final),
     "posterior": (0, lambda s: posterior(kernel() * s, targets(), noise=float(s)).train.mean),
     "posterior's std": (

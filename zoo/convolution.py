@@ -29,6 +29,9 @@ from zoo import checks
 Padding = Literal["SAME", "VALID", "CIRCULAR"]
 PADDINGS: tuple[Padding, ...] = ("SAME", "VALID", "CIRCULAR")
 
+_MOST_SLICES = 128
+"""Each is an operation to compile; of more positions of a kernel windows are taken by axis."""
+
 _OUTSIDE_LOOPS = contextvars.ContextVar("outside_loops", default=False)
 
 
@@ -100,11 +103,29 @@ def window_patches(
     out = _window_space(image.shape[1:], kernel, stride)
     # Channels last: what is copied are runs of channels, and the product needs no transposition.
     last = jnp.moveaxis(image, 0, -1)
+    if math.prod(kernel) > _MOST_SLICES:
+        return _windows_by_axis(last, out, kernel, stride).reshape(math.prod(out), -1)
     slices = [
         last[tuple(map(_every, offset, out, stride))]
         for offset in itertools.product(*map(range, kernel))
     ]
     return jnp.concatenate(slices, axis=-1).reshape(math.prod(out), -1)
+
+
+def _windows_by_axis(
+    last: Float[Array, "*space in_channels"],
+    out: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+) -> Float[Array, "..."]:
+    """The windows (*out, *kernel, in_channels), one axis after the other: as many slices as the sum
+    of the kernel's lengths, where its positions are their product.
+    """
+    for axis, (length, size, step) in enumerate(zip(out, kernel, stride, strict=True)):
+        before = (slice(None),) * axis
+        slices = [last[(*before, _every(q, length, step))] for q in range(size)]
+        last = jnp.stack(slices, axis=-2)
+    return last
 
 
 def kernel_matrix(

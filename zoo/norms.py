@@ -13,6 +13,15 @@ def largest_magnitude(
     return jnp.where(largest == 0, 1, largest)
 
 
+def power_of_two(array: Float[Array, "..."]) -> Float[Array, "..."]:
+    """For each number the power of two next above its magnitude, 1 for 0: to divide by without
+    rounding. It has no derivative.
+    """
+    fraction, exponent = jnp.frexp(jax.lax.stop_gradient(array))
+    del fraction
+    return jnp.ldexp(jnp.ones_like(array), exponent)
+
+
 def norm(
     array: Float[Array, "..."], axis: int | None = None, *, keepdims: bool = False
 ) -> Float[Array, "..."]:

@@ -132,3 +132,9 @@ def test_gradients_at_the_kinks_of_hinge_are_those_of_one_side():
 def test_labels_that_brier_and_hinge_refuse(unchecked, loss, y, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         gradient_flow(jnp.eye(2), jnp.array(y, float), [0.0, 1.0], loss=loss)
+
+
+def test_a_large_label_takes_its_row_and_no_matrix_of_all_classes():
+    rows = one_hot_labels(CrossEntropy(), np.array([0, 10**6]), None)  # 10^12 numbers as a matrix
+    assert rows.shape == (2, 10**6 + 1)
+    np.testing.assert_array_equal(np.argwhere(rows), [[0, 0], [1, 10**6]])

@@ -183,3 +183,26 @@ def test_outside_loops_xla_convolves():
         assert "stablehlo.convolution" in inside.as_text()
         assert "stablehlo.case" not in inside.as_text()
     assert "stablehlo.case" in lowered().as_text()
+
+
+@pytest.mark.parametrize(
+    ("space", "kernel", "stride"),
+    [
+        ((20, 16), (13, 11), (1, 1)),
+        ((20, 16), (13, 11), (2, 3)),
+        ((200,), (150,), (2,)),
+        ((6, 6, 7), (5, 5, 6), (1, 2, 1)),
+    ],
+)
+def test_large_kernels_take_few_operations(space, kernel, stride):
+    """Windows are taken axis by axis: slices are the sum of the kernel's lengths."""
+    keys = jr.split(jr.key(0))
+    image, weight = jr.normal(keys[0], (2, *space)), jr.normal(keys[1], (3, 2, *kernel))
+    pads = ((0, 0),) * len(space)
+    expected = _native(image, weight, stride=stride, pads=pads)
+    found = _by_patches(image, weight, stride=stride, pads=pads)
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+    program = jax.make_jaxpr(lambda a, w: _by_patches(a, w, stride=stride, pads=pads))(
+        image, weight
+    )
+    assert len(program.eqns) < 5 * sum(kernel)

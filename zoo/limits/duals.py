@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from zoo.limits.arcsine import arcsine, safe_sqrt
 from zoo.limits.widths import NoLimitError
+from zoo.norms import power_of_two
 
 
 class GaussianPair(NamedTuple):
@@ -59,15 +60,9 @@ def _root_of_product(a: Array, b: Array) -> Array:
     """sqrt(a b), rounded as if the product neither under- nor overflowed; its derivative is 0 where
     one of them is.
     """
-    units = [_power_of_two(one) for one in (a, b)]
+    units = [power_of_two(jnp.sqrt(jax.lax.stop_gradient(one))) for one in (a, b)]
     first, second = (one / unit / unit for one, unit in zip((a, b), units, strict=True))
     return safe_sqrt(first * second) * units[0] * units[1]
-
-
-def _power_of_two(a: Array) -> Array:
-    """One near the root of `a`: division by it rounds nothing."""
-    _, exponent = jnp.frexp(jax.lax.stop_gradient(a))
-    return jnp.ldexp(jnp.ones_like(a), exponent // 2)
 
 
 def identical_pair(k: Array) -> GaussianPair:
