@@ -156,3 +156,9 @@ def test_a_series_that_saturates_is_warned_of(scale):
     np.testing.assert_allclose(nngp / 2, [[1, 1 / 3], [1 / 3, 1]], rtol=2e-4)
     slopes = 4 / (2 * np.pi * variance * (1 - rho**2) ** 0.5)
     np.testing.assert_allclose(ntk[0, 1], 2 * (1 / 3 + slopes * rho * variance), rtol=2e-4)
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, np.nan])
+def test_norms_of_what_is_not_finite(value):
+    found = norm(jnp.array([1.0, value, 1e30]))
+    np.testing.assert_array_equal(found, abs(value))

@@ -8,9 +8,11 @@ from jaxtyping import Array, Float
 def largest_magnitude(
     array: Float[Array, "..."], axis: int | None = None, *, keepdims: bool = False
 ) -> Float[Array, "..."]:
-    """The largest absolute value, 1 where that is 0: to divide by. It has no derivative."""
+    """The largest absolute value, 1 where that is 0 or not finite: to divide by. It has no
+    derivative.
+    """
     largest = jnp.max(jnp.abs(jax.lax.stop_gradient(array)), axis=axis, keepdims=keepdims)
-    return jnp.where(largest == 0, 1, largest)
+    return jnp.where((largest > 0) & jnp.isfinite(largest), largest, 1)
 
 
 def power_of_two(array: Float[Array, "..."]) -> Float[Array, "..."]:

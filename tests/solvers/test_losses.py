@@ -7,7 +7,7 @@ import pytest
 from scipy.special import log_softmax
 
 from solvers import Brier, CrossEntropy, gradient_flow, Hinge, MeanSquaredError
-from solvers.losses import mean_loss, residual
+from solvers.losses import mean_loss, one_hot_labels, residual
 from tests.models import inputs, one_hot
 
 
