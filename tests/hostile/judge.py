@@ -1,0 +1,220 @@
+"""Whether a call with a hostile value ended well: refused by name, marked as failed, or right."""
+
+import contextlib
+import inspect
+import re
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import corrections
+import solvers
+import zoo
+from tests.hostile import arguments
+from tests.hostile.calls import Call, CALLS, public
+from tests.hostile.values import cast, Hostile, KINDS, NUMERIC
+
+FOLDERS = [str(Path(package.__file__).parent) for package in (zoo, corrections, solvers)]
+FAILURES = (
+    solvers.SolverError,
+    solvers.PredictionError,
+    solvers.TrainingError,
+    solvers.ExpansionError,
+)
+"""What a solve raises that has failed: its result, marked."""
+OF_SHAPE = {"longer", "wider", "empty", "no entries"}
+"""Values that do not fit others, which may be named in their place."""
+
+
+class Cell(NamedTuple):
+    """One call: a hostile value in the place of an argument."""
+
+    function: str
+    argument: str
+    value: str
+
+    @property
+    def hostile(self) -> Hostile:
+        """The value, by the kind of the argument."""
+        return KINDS[self.kind][self.value]
+
+    @property
+    def kind(self) -> str:
+        """The kind of the argument."""
+        return arguments.kind_and_value(self.function, self.argument)[0]
+
+    def __str__(self) -> str:
+        return f"{self.function}({self.argument}={self.value})"
+
+
+@contextlib.contextmanager
+def precision(bits: int) -> Iterator[None]:
+    """JAX's default floating-point type, of 32 or 64 bits."""
+    before = jax.config.jax_enable_x64  # pyright: ignore[reportAttributeAccessIssue]
+    jax.config.update("jax_enable_x64", bits == 64)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", before)
+
+
+def valid_arguments(function: str, *argument: str) -> dict[str, Any]:
+    """A valid call in float64: what the function needs, and these arguments with what they need."""
+    fn = public()[function]
+    names = [*arguments.required(fn), *argument]
+    for name in argument:
+        names += arguments.NEEDS.get(name, [])
+    parameters = inspect.signature(fn).parameters
+    with precision(64):
+        given = {
+            name: arguments.kind_and_value(function, name)[1]()
+            for name in names
+            if name in parameters and name != "call_options"
+        }
+    return dict(CALLS[function].given) | given | dict(CALLS[function].settings.get(argument, {}))
+
+
+def outcome(cell: Cell) -> str | None:
+    """What is wrong with how the call ended, or None."""
+    given = cast(valid_arguments(cell.function, cell.argument), np.float32)
+    given[cell.argument] = cell.hostile.make(given[cell.argument])
+    call = CALLS[cell.function]
+    try:
+        result, found = _called(cell.function, call, given)
+    except FAILURES:
+        return None
+    except Exception as error:
+        return _badly_refused(cell, error)
+    if _is_marked(result):
+        return None
+    if not cell.hostile.computes and (cell.argument, cell.value) not in call.takes:
+        return f"was computed with, result {_short(found)}"
+    return _wrong(cell, call, given, found)
+
+
+def _called(function: str, call: Call, given: dict[str, Any]) -> tuple[Any, Any]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = public()[function](**given)
+        return result, jax.block_until_ready(call.read(result, given))
+
+
+def _badly_refused(cell: Cell, error: Exception) -> str | None:
+    raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+    own = any(raised_in.startswith(folder) for folder in FOLDERS)
+    allowed = isinstance(error, ValueError | TypeError | FileNotFoundError)
+    names = [cell.argument]
+    if cell.value in OF_SHAPE:
+        names = list(inspect.signature(public()[cell.function]).parameters)
+    named = any(re.search(rf"`{re.escape(name)}\b", str(error)) for name in names)
+    if own and allowed and named:
+        return None
+    where = "" if own else f" in {Path(raised_in).name}"
+    return f"raised {type(error).__name__}{where}: {str(error).strip()[:200]}"
+
+
+def _is_marked(result: Any) -> bool:
+    """Whether the result says itself that it failed."""
+    if isinstance(result, list):
+        return any(_is_marked(part) for part in result)
+    for name in ("successful", "converged", "valid"):
+        mark = getattr(result, name, None)
+        if mark is not None and not np.all(np.asarray(mark)):
+            return True
+    return False
+
+
+def _wrong(cell: Cell, call: Call, given: dict[str, Any], found: Any) -> str | None:
+    for expected in _truths(cell, call, given):
+        with precision(64):
+            try:
+                difference = _difference(found, expected(), call.tolerance)
+            except Exception as error:
+                difference = f"has no twin: {type(error).__name__}: {str(error)[:200]}"
+        if difference:
+            return difference
+    return None
+
+
+def _truths(cell: Cell, call: Call, given: dict[str, Any]) -> Iterator[Callable[[], Any]]:
+    exact = {
+        name: cast(value, np.float64, integers=name == cell.argument and cell.kind in NUMERIC)
+        for name, value in given.items()
+    }
+    if cell.kind in ("tolerance", "chunk") or cell.hostile.same:
+        valid = cast(valid_arguments(cell.function, cell.argument), np.float64)
+        if cell.kind not in ("model", "models", "direction", "directions"):
+            exact[cell.argument] = valid[cell.argument]
+    if call.exact is not None:
+        yield lambda: call.exact(**exact)
+    if call.twin:
+        yield lambda: _called(cell.function, call, exact)[1]
+    degree, factor = call.degrees.get(cell.argument), cell.hostile.factor
+    if degree is not None and factor is not None and (factor > 0 or degree > 0):
+        valid = cast(valid_arguments(cell.function, cell.argument), np.float32)
+
+        def by_law() -> Any:
+            with precision(32):
+                base = _called(cell.function, call, valid)[1]
+            return jax.tree.map(lambda leaf: np.asarray(leaf, float) * factor**degree, base)
+
+        yield by_law
+
+
+def _difference(found: Any, expected: Any, tolerance: float) -> str | None:
+    """How the leaves of two results differ beyond rounding to the type of `found`, or None."""
+    leaves, leaves_expected = jax.tree.leaves(found), jax.tree.leaves(expected)
+    if len(leaves) != len(leaves_expected):
+        return f"has {len(leaves)} parts, expected {len(leaves_expected)}"
+    for one, other in zip(leaves, leaves_expected, strict=True):
+        if isinstance(one, str) or callable(one):
+            if one != other and isinstance(one, str):
+                return f"is {one!r}, expected {other!r}"
+            continue
+        got, want = np.asarray(one), np.asarray(other)
+        if got.shape != want.shape:
+            return f"has shape {got.shape}, expected {want.shape}"
+        precise = jnp.issubdtype(got.dtype, jnp.inexact)
+        eps = float(jnp.finfo(got.dtype).eps) if precise else 0.0
+        with np.errstate(all="ignore"):
+            rounded = want.astype(got.dtype) if precise else want
+            rounded, got = rounded.astype(float), got.astype(float)
+            size = np.max(np.abs(rounded[np.isfinite(rounded)]), initial=0.0)
+            close = np.abs(got - rounded) <= max(tolerance, 4 * eps) * np.maximum(
+                np.abs(rounded), 0.1 * size
+            )
+            agree = close | (got == rounded) | (np.isnan(got) & np.isnan(want))
+        if np.any(np.isnan(got)) and not np.all(agree):
+            return f"holds NaN, expected {_short(rounded)}"
+        if not np.all(agree):
+            return f"is {_short(got)}, expected {_short(rounded)}"
+        if np.any(np.isnan(got)):
+            return "is NaN, and not marked"
+    return None
+
+
+def _short(tree: Any) -> str:
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree) if not callable(leaf)]
+    text = " ".join(
+        np.array2string(leaf.ravel()[:4].astype(float), precision=4)
+        if leaf.dtype.kind not in "USOc"
+        else str(leaf)
+        for leaf in leaves[:2]
+    )
+    return text[:160]
+
+
+def cells() -> list[Cell]:
+    """Every hostile value of every argument of every public function that is asked."""
+    return [
+        Cell(function, argument, value)
+        for function in CALLS
+        for argument in inspect.signature(public()[function]).parameters
+        for value in KINDS[arguments.kind_and_value(function, argument)[0]]
+    ]
