@@ -229,7 +229,7 @@ def _checked(
     """The batches and options, where all of them make sense."""
     checks.choice("method", method, METHODS)
     if batch_size is not None:
-        checks.integer("batch_size", batch_size)
+        batch_size = checks.integer("batch_size", batch_size)
     batches = tuple(
         None if x is None and slot > 1 else checks.batch(f"x{slot}", x)
         for slot, x in enumerate(sets, start=1)

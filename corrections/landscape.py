@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from corrections.flat_model import root_of_metric, without_metric
-from corrections.loss_function import target_array
+from corrections.loss_function import check_scalar, target_array
 from corrections.parameters import (
     check_metric,
     check_model,
@@ -40,6 +40,7 @@ def interpolate(first: Model, second: Model, fraction: float | Array) -> Model:
 
     **Raises:** `ValueError` where the two differ in structure or shapes.
     """
+    checks.finite_scalar("fraction", fraction)
     check_real("first", first)
     check_real("second", second)
     if jax.tree.structure(first) != jax.tree.structure(second):
@@ -96,13 +97,15 @@ def error_barrier(
 
     Source: Fort et al. (2020), section 2; Frankle, Dziugaite, Roy & Carbin (2020), eq. 1.
     """
-    checks.integer("points", points, least=2)
+    points = checks.integer("points", points, least=2)
     if batch_size is not None:
-        checks.integer("batch_size", batch_size)
+        batch_size = checks.integer("batch_size", batch_size)
     x = checks.batch("x", x)
-    outputs = check_model(first, "x", x)
+    outputs = check_model(first, "x", x, called="first")
     check_parameters(second, "second")
     y = target_array(y, (len(x), outputs.shape[0]), because="a row for each example of `x`")
+    if risk is not None:
+        check_scalar("risk", risk, y, (jnp.floating, jnp.integer, jnp.bool_))
     interpolate(first, second, 0.0)
     at_once = len(x) if batch_size is None else batch_size
     fractions = jnp.linspace(0, 1, points)
@@ -145,6 +148,7 @@ def weight_path(models: Sequence[Model], *, metric: Metric | None = None) -> Wei
 
     Source: Li et al. (2018), "Visualizing the loss landscape of neural nets", section 7.
     """
+    checks.sequence("models", models, "a sequence of models, the points of a path")
     if len(models) < 3:
         raise ValueError(f"`models` has {len(models)} points, expected at least three.")
     for i, model in enumerate(models):

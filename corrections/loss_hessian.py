@@ -86,7 +86,7 @@ class LossHessian(eqx.Module):
         """
         checks.choice("part", part, PARTS)
         if batch_size is not None:
-            checks.integer("batch_size", batch_size)
+            batch_size = checks.integer("batch_size", batch_size)
         self.x = checks.batch("x", x)
         outputs = check_model(model, "x", self.x, forward_mode=True)
         shape = (len(self.x), outputs.shape[0])

@@ -163,7 +163,7 @@ def compare_predictions(
     problem = check_problem(model, x, y, ts, loss=loss, x_test=x_test, metric=metric)
     checks.choice("method", method, ("matrix_free", "dense"))
     if batch_size is not None:
-        checks.integer("batch_size", batch_size)
+        batch_size = checks.integer("batch_size", batch_size)
     check_tolerances(Tolerances(solver, rtol, atol, max_steps, None))
     _check_predictions(predictions, learning_rate, loss)
     by_kernel = {"order 2 descent", *(["order 2"] if method == "dense" else [])}
@@ -294,9 +294,11 @@ def _outputs(record: Trajectory | WidthExpansion) -> Outputs:
 def _check_predictions(
     predictions: Sequence[Prediction], learning_rate: float | None, loss: LossFunction
 ) -> None:
-    checks.distinct("predictions", predictions)
+    checks.sequence("predictions", predictions, "a sequence of predictions")
     for name in predictions:
         checks.choice("predictions", name, get_args(Prediction))
+    checks.distinct("predictions", predictions)
+    for name in predictions:
         if name in DESCENTS and learning_rate is None:
             raise ValueError(
                 f"`predictions` holds {name!r}, expected predictions of gradient flow, or a "

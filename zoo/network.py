@@ -62,7 +62,7 @@ def layer_sizes(name: str, size: int | Sequence[int], depth: int | None) -> tupl
             f"`depth` is missing: `{name}={size}` is one number for all hidden layers, expected "
             "`depth` to say how many there are (or a sequence, one number a layer)."
         )
-    checks.integer("depth", depth, least=0)
+    depth = checks.integer("depth", depth, least=0)
     return (size,) * depth
 
 

@@ -95,6 +95,8 @@ def summary(model: Callable[[Array], Array], in_shape: Sequence[int]) -> Summary
 
     **Raises:** `ValueError` where `in_shape` is no shape or the model does not take it.
     """
+    checks.function("model", model, "a callable PyTree")
+    checks.sequence("in_shape", in_shape, "the shape of one example")
     for i, entry in enumerate(in_shape):
         checks.integer(f"in_shape[{i}]", entry)
     rows: list[LayerRow] = []

@@ -72,14 +72,14 @@ class WideResNet(Network):
         are not positive integers, a std that is not a finite number >= 0, an unknown norm or
         activation; `TypeError` for a parameterization or an activation that is none.
         """
-        checks.integer("depth", depth)
+        depth = checks.integer("depth", depth)
         if depth < 10 or depth % 6 != 4:
             raise ValueError(
                 f"`depth` is {depth}, expected 6 n + 4 with n blocks a group: 10, 16, 22, 28, ..."
             )
-        checks.integer("out_size", out_size)
-        checks.integer("widen", widen)
-        checks.integer("base_channels", base_channels)
+        out_size = checks.integer("out_size", out_size)
+        widen = checks.integer("widen", widen)
+        base_channels = checks.integer("base_channels", base_channels)
         checks.choice("norm", norm, (None, *get_args(Norm)))
         if readout_std is not None:
             checks.nonnegative_number("readout_std", readout_std)

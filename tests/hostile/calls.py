@@ -100,6 +100,7 @@ class Call:
     - `given`: arguments that every call is given.
     - `settings`: what is given with an argument besides.
     - `takes`: (argument, value) that most functions have to refuse and this one has a meaning for.
+    - `passes`: arguments that go into what it returns as they are: NaN where they hold NaN.
     """
 
     twin: bool = False
@@ -111,6 +112,7 @@ class Call:
     tolerance: float = 2e-3
     settings: Mapping[tuple[str, ...], Any] = dataclasses.field(default_factory=dict)
     takes: frozenset[tuple[str, str]] = frozenset()
+    passes: tuple[str, ...] = ()
 
     @property
     def has_truth(self) -> bool:
@@ -128,13 +130,17 @@ def _on(xs: np.ndarray) -> Callable[[Any, Any], Any]:
 
 
 def _dtype_of(net: Any) -> Any:
-    leaves = jax.tree.leaves(zoo.parameters(net))
+    leaves = [leaf for leaf in jax.tree.leaves(zoo.parameters(net)) if not jnp.iscomplexobj(leaf)]
     return leaves[0].dtype if leaves else jnp.asarray(1.0).dtype
 
 
 def _product(operator: Any, given: Any) -> Any:
     structure = operator.in_structure
     return operator.mv(jnp.ones(structure.shape, structure.dtype))
+
+
+def _step(x: Any) -> Any:
+    return np.where(np.isnan(x), np.nan, np.asarray(x) > 0)
 
 
 IMAGES = np.cos(np.arange(2 * 16.0)).reshape(2, 1, 4, 4)
@@ -154,7 +160,7 @@ CALLS: dict[str, Call] = {
         exact=lambda degree: np.linspace(-1, 1, 5) ** degree,
         read=lambda phi, given: phi(jnp.linspace(-1, 1, 5)),
     ),
-    "step": Call(exact=lambda x: (np.asarray(x) > 0).astype(float)),
+    "step": Call(exact=_step, passes=("x",)),
     "CNN": _twin(read=_weights_aside, given={"channels": 2, "depth": 1}),
     "WideResNet": _twin(read=_weights_aside),
     "MLP": _twin(read=_weights_aside, given={"depth": 1}),
@@ -169,27 +175,31 @@ CALLS: dict[str, Call] = {
     ),
     "from_hugging_face": _twin(read=lambda found, given: (found.x_train, found.y_train)),
     "load": _twin(
-        read=lambda found, given: (found.x_train, found.y_train), given={"n_train": 3, "n_test": 2}
+        read=lambda found, given: (found.x_train, found.y_train),
+        given={"n_train": 3, "n_test": 2},
+        settings={("root",): {"name": "mnist"}},
     ),
     "astype": Call(why_none="nothing is computed: numbers are rounded to the type asked for"),
     "from_flax": Call(why_none="a network of Flax is called as it is"),
     "Frozen": Call(why_none="holds what it is given"),
     "RungeKuttaChebyshev": Call(why_none="holds a number; flows that take it are asked"),
-    "limit": _twin(read=lambda net, given: net.ntk(jnp.asarray(VECTORS, _dtype_of(given["model"])))),
+    "limit": _twin(
+        read=lambda net, given: net.ntk(jnp.asarray(VECTORS, _dtype_of(given["model"])))
+    ),
     "critical_weight_std": _twin(),
     "signal_propagation": _twin(
         read=lambda found, given: (found.variance, found.correlation, found.susceptibility)
     ),
-    "summary": _twin(read=lambda found, given: found.parameters),
+    "summary": _twin(passes=("model",), read=lambda found, given: found.parameters),
     "learning_rates": _twin(),
-    "reparameterize": _twin(read=_on(VECTORS)),
+    "reparameterize": _twin(read=_on(VECTORS), passes=("model",)),
     "Sequential": _twin(read=_on(VECTORS)),
-    "record": _twin(read=lambda found, given: found[0]),
+    "record": _twin(read=lambda found, given: found[0], passes=("model", "x")),
     "parameters": _twin(),
-    "forward_train": _twin(read=lambda found, given: found[0]),
-    "centered": Call(exact=lambda model: np.zeros((3, 2)), read=_on(VECTORS)),
-    "scaled": _twin(read=_on(VECTORS), degrees={"alpha": 1}),
-    "with_output": _twin(read=_on(VECTORS)),
+    "forward_train": _twin(read=lambda found, given: found[0], passes=("model", "xs")),
+    "centered": _twin(read=_on(VECTORS), passes=("model",)),
+    "scaled": _twin(read=_on(VECTORS), degrees={"alpha": 1}, passes=("model",)),
+    "with_output": _twin(read=_on(VECTORS), passes=("model",)),
     # corrections
     "linearity_bound": _twin(given={"samples": 2}),
     "row_space_fraction": _twin(),
@@ -217,7 +227,7 @@ CALLS: dict[str, Call] = {
     "kernel_target_alignment": _twin(degrees={"kernel": 0, "y": 0}),
     "kernel_rates": _twin(),
     "error_barrier": _twin(),
-    "interpolate": _twin(read=_on(VECTORS)),
+    "interpolate": _twin(read=_on(VECTORS), passes=("first", "second")),
     "weight_path": _twin(read=lambda found, given: found.explained),
     "hessian_norm": _twin(read=lambda found, given: (found.value, found.converged)),
     "jacobian_norm": _twin(read=lambda found, given: (found.value, found.converged)),
@@ -226,18 +236,14 @@ CALLS: dict[str, Call] = {
         read=lambda found, given: found.mv(zoo.parameters(given["model"])),
     ),
     "monte_carlo_kernels": _twin(read=lambda found, given: (found.nngp, found.ntk)),
-    "NTKOperator": _twin(
-        read=_product
-    ),
+    "NTKOperator": _twin(read=_product),
     "NTKCoefficient": _twin(read=_product),
     "register_layer": Call(why_none="keeps functions; kernels of its layers are tested elsewhere"),
-    "taylor_coefficients": _twin(),
+    "taylor_coefficients": _twin(passes=("theta", "path")),
     "taylor_terms": _twin(),
-    "taylorize": _twin(read=_on(VECTORS)),
+    "taylorize": _twin(read=_on(VECTORS), passes=("model", "at")),
     # solvers
-    "KernelBlocks": _twin(
-        read=_product
-    ),
+    "KernelBlocks": _twin(read=_product),
     "hierarchy_flow": _twin(read=lambda found, given: (found.train, found.test)),
     "parameter_flow": _twin(read=lambda found, given: (found.train, found.test)),
     "compare_predictions": _twin(
@@ -253,7 +259,9 @@ CALLS: dict[str, Call] = {
     "gradient_flow": _twin(read=lambda found, given: (found.train, found.test)),
     "posterior": _twin(read=lambda found, given: (found.train, found.test)),
     "ensemble": _twin(),
-    "CrossEntropy": _twin(read=lambda loss, given: loss(jnp.array([1.0, -1.0]), jnp.array([0.0, 1.0]))),
+    "CrossEntropy": _twin(
+        read=lambda loss, given: loss(jnp.array([1.0, -1.0]), jnp.array([0.0, 1.0]))
+    ),
     "scale_by_metric": _twin(
         degrees={"metric": 1},
         read=lambda scaling, given: scaling.update(
@@ -277,7 +285,8 @@ CALLS: dict[str, Call] = {
     "train": _twin(read=lambda found, given: found.history.train_loss),
     "initial_state": _twin(read=lambda found, given: found.parameters),
     "log_spaced": Call(
-        exact=lambda steps, per_decade=10: (0, steps), read=lambda found, given: (found[0], found[-1])
+        exact=lambda steps, per_decade=10: (0, steps),
+        read=lambda found, given: (found[0], found[-1]),
     ),
 }
 """Public function -> how it is judged."""

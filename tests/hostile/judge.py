@@ -28,6 +28,8 @@ FAILURES = (
     solvers.ExpansionError,
 )
 """What a solve raises that has failed: its result, marked."""
+PASSED = {"nan", "infinity", "complex", "no parameters", "no entries", "empty"}
+"""Values that may go into what is returned, where this is right."""
 OF_SHAPE = {"longer", "wider", "empty", "no entries"}
 """Values that do not fit others, which may be named in their place."""
 
@@ -93,7 +95,9 @@ def outcome(cell: Cell) -> str | None:
         return _badly_refused(cell, error)
     if _is_marked(result):
         return None
-    if not cell.hostile.computes and (cell.argument, cell.value) not in call.takes:
+    passed = cell.argument in call.passes and cell.value in PASSED
+    taken = (cell.argument, cell.value) in call.takes
+    if not (cell.hostile.computes or passed or taken):
         return f"was computed with, result {_short(found)}"
     return _wrong(cell, call, given, found)
 
@@ -134,7 +138,7 @@ def _wrong(cell: Cell, call: Call, given: dict[str, Any], found: Any) -> str | N
     for expected in _truths(cell, call, given):
         with precision(64):
             try:
-                difference = _difference(found, expected(), call.tolerance)
+                difference = _difference(found, expected(), call, cell)
             except Exception as error:
                 difference = f"has no twin: {type(error).__name__}: {str(error)[:200]}"
         if difference:
@@ -167,7 +171,7 @@ def _truths(cell: Cell, call: Call, given: dict[str, Any]) -> Iterator[Callable[
         yield by_law
 
 
-def _difference(found: Any, expected: Any, tolerance: float) -> str | None:
+def _difference(found: Any, expected: Any, call: Call, cell: Cell) -> str | None:
     """How the leaves of two results differ beyond rounding to the type of `found`, or None."""
     leaves, leaves_expected = jax.tree.leaves(found), jax.tree.leaves(expected)
     if len(leaves) != len(leaves_expected):
@@ -180,13 +184,15 @@ def _difference(found: Any, expected: Any, tolerance: float) -> str | None:
         got, want = np.asarray(one), np.asarray(other)
         if got.shape != want.shape:
             return f"has shape {got.shape}, expected {want.shape}"
+        if np.iscomplexobj(got):
+            got, want = (np.stack([a.real, a.imag]) for a in (got, want))
         precise = jnp.issubdtype(got.dtype, jnp.inexact)
         eps = float(jnp.finfo(got.dtype).eps) if precise else 0.0
         with np.errstate(all="ignore"):
             rounded = want.astype(got.dtype) if precise else want
             rounded, got = rounded.astype(float), got.astype(float)
             size = np.max(np.abs(rounded[np.isfinite(rounded)]), initial=0.0)
-            close = np.abs(got - rounded) <= max(tolerance, 4 * eps) * np.maximum(
+            close = np.abs(got - rounded) <= max(call.tolerance, 4 * eps) * np.maximum(
                 np.abs(rounded), 0.1 * size
             )
             agree = close | (got == rounded) | (np.isnan(got) & np.isnan(want))
@@ -194,7 +200,7 @@ def _difference(found: Any, expected: Any, tolerance: float) -> str | None:
             return f"holds NaN, expected {_short(rounded)}"
         if not np.all(agree):
             return f"is {_short(got)}, expected {_short(rounded)}"
-        if np.any(np.isnan(got)):
+        if np.any(np.isnan(got)) and cell.argument not in call.passes:
             return "is NaN, and not marked"
     return None
 
@@ -215,6 +221,8 @@ def cells() -> list[Cell]:
     return [
         Cell(function, argument, value)
         for function in CALLS
-        for argument in inspect.signature(public()[function]).parameters
+        for parameters in [inspect.signature(public()[function]).parameters]
+        for argument in parameters
         for value in KINDS[arguments.kind_and_value(function, argument)[0]]
+        if value != "nothing" or parameters[argument].default is inspect.Parameter.empty
     ]

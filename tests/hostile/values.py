@@ -40,10 +40,12 @@ def _inexact(leaf: Any) -> bool:
 
 def cast(tree: Any, dtype: Any, integers: bool = False) -> Any:
     """Floating-point arrays of a tree (with `integers` those too) in another type."""
+    kinds = (jnp.floating, jnp.integer) if integers else (jnp.floating,)
 
     def moved(leaf: Any) -> Any:
-        integer = integers and isinstance(leaf, np.ndarray | jax.Array | np.generic)
-        if not (_inexact(leaf) or (integer and jnp.issubdtype(leaf.dtype, jnp.integer))):
+        if not isinstance(leaf, np.ndarray | jax.Array | np.generic):
+            return leaf
+        if not any(jnp.issubdtype(leaf.dtype, kind) for kind in kinds):
             return leaf
         return jnp.asarray(np.asarray(leaf).astype(dtype))
 
@@ -122,6 +124,7 @@ TIMES = {
     "half": Hostile(_as(np.float16), computes=True, same=True),
     "integer": Hostile(lambda valid: jnp.arange(1, 1 + len(valid)), computes=True),
 }
+MOMENTS = {name: value for name, value in TIMES.items() if name != "negative"}
 COUNTS = {
     "nan": Hostile(lambda valid: [float("nan")]),
     "infinity": Hostile(lambda valid: [float("inf")]),
@@ -224,6 +227,7 @@ GIVES_NAN = {
 GIVES_PAIR = {
     "gives two": Hostile(lambda valid: lambda *args: (valid(*args),) * 2),
 }
+AXIS = {name: value for name, value in CHOICE.items() if name != "number"}
 OTHER = {"number": _number(3), "text": TEXT, "thing": THING}
 NAME = {"number": _number(3), "another": TEXT, "list": _number([])}
 KEY = {
@@ -330,13 +334,14 @@ def _in_list(values: dict[str, Hostile]) -> dict[str, Hostile]:
 KINDS: dict[str, dict[str, Hostile]] = {
     "kernel": KERNEL,
     "operator": _in_operator(KERNEL),
-    "kernels": _in_list(KERNEL),
+    "kernels": _in_list(ROWS),
     "floats": ANY,  # of any shape
     "columns": FLOATS,  # as many rows as another argument
     "rows": ROWS,  # and as many columns
     "examples": EXAMPLES,  # as many columns
     "pairs": _in_list(EXAMPLES),
     "times": TIMES,
+    "moments": MOMENTS,
     "step counts": COUNTS,
     "indices": INDICES,
     "real": REAL,
@@ -349,6 +354,7 @@ KINDS: dict[str, dict[str, Hostile]] = {
     "count": COUNT,
     "chunk": CHUNK,
     "choice": CHOICE,
+    "axis": AXIS,
     "choices": _in_list(CHOICE),
     "function": FUNCTION | GIVES_NAN,
     "loss": FUNCTION | GIVES_NAN | GIVES_PAIR,
@@ -370,5 +376,16 @@ KINDS: dict[str, dict[str, Hostile]] = {
 }
 """The hostile values of each kind of argument."""
 
-NUMERIC = {"kernel", "operator", "kernels", "floats", "columns", "rows", "examples", "pairs", "times", "direction"}
+NUMERIC = {
+    "kernel",
+    "operator",
+    "kernels",
+    "floats",
+    "columns",
+    "rows",
+    "examples",
+    "pairs",
+    "times",
+    "direction",
+}
 """Kinds whose integers mean the same as floating-point numbers."""
