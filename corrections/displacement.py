@@ -131,11 +131,11 @@ def row_space_fraction(
     check_metric(model, metric)
     displacement = _checked(model, displacement, metric)
     length = metric_norm(displacement, metric)
-    known = checks.concrete(length)
-    if known is not None and known == 0:
-        raise ValueError("`displacement` is all zero, expected one that moves some parameter.")
+    checks.nonzero("displacement", length, "one that moves some parameter")
     kernel = ntk(model, x, metric=metric, batch_size=batch_size)
-    return _fraction(model, x, displacement, kernel, length)
+    fraction = _fraction(model, x, displacement, kernel, length)
+    checks.computed("`model`, `x`, `displacement` or `metric`", fraction)
+    return fraction
 
 
 @eqx.filter_jit

@@ -65,9 +65,7 @@ def relative_change(
             checks.finite(name, leaf)
     change = jax.tree.map(jnp.subtract, trees[1], trees[0])
     moved, size = (metric_norm(tree, metric) for tree in (change, trees[0]))
-    known = checks.concrete(size)
-    if known is not None and known == 0:
-        raise ValueError("`before` is all zero, expected something that a change is relative to.")
+    checks.nonzero("before", size, "something that a change is relative to")
     return moved / size
 
 
@@ -101,11 +99,8 @@ def _unit(name: str, kernel: Any) -> Array:
     if array.size == 0:
         raise ValueError(f"`{name}` has shape {array.shape}, expected a kernel with entries.")
     checks.finite(name, array)
-    size = norm(array)
-    known = checks.concrete(size)
-    if known is not None and known == 0:
-        raise ValueError(f"`{name}` is all zero, expected a kernel that has a direction.")
-    return array / size
+    checks.nonzero(name, array, "a kernel that has a direction")
+    return array / norm(array)
 
 
 def _distance(one: Array, other: Array) -> Float[Array, ""]:
@@ -217,6 +212,8 @@ def activation_distance(
         )
         for model in (first, second)
     ]
+    if not all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(shapes)):
+        raise TypeError(f"`preactivations` gives {shapes[0]!r}, expected a tree of arrays.")
     if not jax.tree.leaves(shapes[0]):
         raise ValueError(
             "`first` calls no activations of the zoo (`zoo.Activation`), expected "
@@ -260,6 +257,7 @@ def smallest_ntk_eigenvalue(
     for model in models:
         kernel = ntk(model, x, metric=metric, batch_size=batch_size)
         size = kernel.shape[0] * kernel.shape[1]
+        checks.computed(f"`models[{len(smallest)}]`, `x` or `metric`", kernel)
         smallest.append(jnp.linalg.eigvalsh(kernel.reshape(size, size))[0])
     return jnp.stack(smallest)
 

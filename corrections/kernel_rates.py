@@ -83,7 +83,9 @@ def kernel_rates(
         check_metric(model, metric)
     x1, x2 = check_pairs(model, kernel_pairs) or (x, x)
     warn_at_kinks(model, 3)
-    return _kernel_rates(model, x, g.astype(outputs.dtype), metric, x1, x2)
+    rates = _kernel_rates(model, x, g.astype(outputs.dtype), metric, x1, x2)
+    checks.computed("`model`, `x`, `g`, `metric` or `kernel_pairs`", rates)
+    return rates
 
 
 @eqx.filter_jit

@@ -110,6 +110,7 @@ def error_barrier(
     at_once = len(x) if batch_size is None else batch_size
     fractions = jnp.linspace(0, 1, points)
     risks = _risks(first, second, x, y, fractions, risk, at_once)
+    checks.computed("`first`, `second`, `x` or `risk`", risks)
     return ErrorBarrier(jnp.max(risks) - (risks[0] + risks[-1]) / 2, fractions, risks)
 
 
@@ -166,13 +167,12 @@ def weight_path(models: Sequence[Model], *, metric: Metric | None = None) -> Wei
     mean = jnp.mean(shifts, axis=0)
     # Of t points in a space of many more dimensions: no matrix over the parameters.
     left, singular, axes = jnp.linalg.svd(shifts - mean[None], full_matrices=False)
-    variance = jnp.sum(singular**2)
-    known = checks.concrete(variance)
-    if known is not None and known == 0:
-        raise ValueError("`models` are all the same, expected a path that moves.")
+    checks.nonzero("models", singular, "a path that moves: they are all the same")
+    parts = (singular / singular[0]) ** 2  # whose squares neither vanish nor overflow
     if len(axes) < 2:  # one parameter
         axes = jnp.pad(axes, ((0, 2 - len(axes)), (0, 0)))
-        left, singular = jnp.pad(left, ((0, 0), (0, 1))), jnp.pad(singular, (0, 1))
+        left = jnp.pad(left, ((0, 0), (0, 1)))
+        singular, parts = (jnp.pad(values, (0, 1)) for values in (singular, parts))
     coordinates = left[:, :2] * singular[None, :2]
     signs = jnp.where(coordinates[-1] < 0, -1, 1).astype(points.dtype)
     axes = axes[:2] * signs[:, None]
@@ -182,7 +182,7 @@ def weight_path(models: Sequence[Model], *, metric: Metric | None = None) -> Wei
         coordinates * signs[None],
         jax.vmap(unravel)(axes),
         unravel(points[0] + jnp.mean(moves, axis=0)),
-        singular[:2] ** 2 / variance,
+        parts[:2] / jnp.sum(parts),
     )
 
 

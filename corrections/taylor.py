@@ -180,4 +180,7 @@ def taylor_terms(
     displacement = direction("displacement", displacement, params)
     warn_at_kinks(model, order)
     batched = jax.vmap(apply, in_axes=(None, 0))
-    return jnp.stack(taylor_coefficients(lambda p: batched(p, x), params, [displacement], order))
+    path = [displacement]
+    terms = jnp.stack(taylor_coefficients(lambda p: batched(p, x), params, path, order))
+    checks.computed("`model`, `x` or `displacement`", terms)
+    return terms

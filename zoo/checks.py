@@ -91,6 +91,28 @@ def finite(name: str, array: Any) -> None:
     )
 
 
+def nonzero(name: str, array: Any, expected: str) -> None:
+    """**Raises:** `ValueError` where `array` is known to be all zero."""
+    values = concrete(array)
+    if values is not None and not np.any(values):
+        raise ValueError(f"`{name}` is all zero, expected {expected}.")
+
+
+def computed(names: str, result: Any) -> None:
+    """**Raises:** `ValueError` where something in a result is known not to be finite: arguments,
+    `names`, that are finite have overflowed on the way.
+    """
+    for leaf in jax.tree.leaves(result):
+        if isinstance(leaf, jax.Array) and _found_finite(leaf):
+            continue
+        values = concrete(leaf)
+        if values is not None and not np.all(np.isfinite(values)):
+            raise ValueError(
+                f"the numbers of {names} overflow {values.dtype} on the way to the result, "
+                "expected smaller ones, or float64."
+            )
+
+
 def _found_finite(array: Array) -> bool:
     """Whether all entries are known to be finite, looked at on the devices that hold them.
 

@@ -80,6 +80,7 @@ class CNN(Network):
         phi = activation_function(activation)
         shared = {"parameterization": parameterization, "bias_std": bias_std}
 
+        checks.key("key", key)
         *keys, readout_key = jr.split(key, len(sizes) + 1)
         layers: list[Any] = []
         for i, layer_key in enumerate(keys):

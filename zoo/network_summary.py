@@ -108,7 +108,9 @@ def summary(model: Callable[[Array], Array], in_shape: Sequence[int]) -> Summary
 
     arrays = jax.tree.leaves(eqx.filter_eval_shape(eqx.filter, model, eqx.is_array))
     floats = jax.tree.leaves(eqx.filter_eval_shape(parameters_of, model))
-    dtype = jnp.result_type(*(array.dtype for array in floats)) if floats else float
+    dtype = (
+        jnp.result_type(*(jnp.finfo(array.dtype).dtype for array in floats)) if floats else float
+    )
     example = jax.ShapeDtypeStruct(tuple(in_shape), dtype)
     outputs = eqx.filter_eval_shape(traced, model, example)
     owned = {(row.path, t.name): t for row in rows for t in row.tensors}

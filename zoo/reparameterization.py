@@ -31,6 +31,7 @@ def reparameterize(model: _Model, parameterization: Parameterization) -> _Model:
 
     **Raises:** `ValueError` where a layer of zero std has no multiplier to divide by.
     """
+    checks.function("model", model, "a model of zoo layers")
     check_parameterization("parameterization", parameterization)
 
     def moved(layer: ParameterizedLayer) -> ParameterizedLayer:

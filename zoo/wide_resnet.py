@@ -86,6 +86,7 @@ class WideResNet(Network):
         self.in_shape = image_shape("in_shape", in_shape)
         channels_in, *space = self.in_shape
         blocks = (depth - 4) // 6
+        checks.key("key", key)
         first_key, readout_key, *block_keys = jr.split(key, 2 + 3 * blocks)
         layers = _Layers(
             axes=len(space),

@@ -100,6 +100,8 @@ class Call:
     - `given`: arguments that every call is given.
     - `settings`: what is given with an argument besides.
     - `takes`: (argument, value) that most functions have to refuse and this one has a meaning for.
+    - `names`: what else messages may name, arguments of the models that are called.
+    - `unit`: of results, against which small ones are compared.
     - `passes`: arguments that go into what it returns as they are: NaN where they hold NaN.
     """
 
@@ -113,6 +115,8 @@ class Call:
     settings: Mapping[tuple[str, ...], Any] = dataclasses.field(default_factory=dict)
     takes: frozenset[tuple[str, str]] = frozenset()
     passes: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    unit: float = 0.0
 
     @property
     def has_truth(self) -> bool:
@@ -184,39 +188,45 @@ CALLS: dict[str, Call] = {
     "Frozen": Call(why_none="holds what it is given"),
     "RungeKuttaChebyshev": Call(why_none="holds a number; flows that take it are asked"),
     "limit": _twin(
-        read=lambda net, given: net.ntk(jnp.asarray(VECTORS, _dtype_of(given["model"])))
+        passes=("model",),
+        read=lambda net, given: net.ntk(jnp.asarray(VECTORS, _dtype_of(given["model"]))),
     ),
     "critical_weight_std": _twin(),
     "signal_propagation": _twin(
-        read=lambda found, given: (found.variance, found.correlation, found.susceptibility)
+        unit=1.0,
+        read=lambda found, given: (found.variance, found.correlation, found.susceptibility),
     ),
     "summary": _twin(passes=("model",), read=lambda found, given: found.parameters),
     "learning_rates": _twin(),
     "reparameterize": _twin(read=_on(VECTORS), passes=("model",)),
-    "Sequential": _twin(read=_on(VECTORS)),
+    "Sequential": _twin(read=_on(VECTORS), takes=frozenset({("layers", "no entries")})),
     "record": _twin(read=lambda found, given: found[0], passes=("model", "x")),
     "parameters": _twin(),
-    "forward_train": _twin(read=lambda found, given: found[0], passes=("model", "xs")),
+    "forward_train": _twin(
+        read=lambda found, given: found[0], passes=("model", "xs"), names=("x",)
+    ),
     "centered": _twin(read=_on(VECTORS), passes=("model",)),
     "scaled": _twin(read=_on(VECTORS), degrees={"alpha": 1}, passes=("model",)),
     "with_output": _twin(read=_on(VECTORS), passes=("model",)),
     # corrections
-    "linearity_bound": _twin(given={"samples": 2}),
+    "linearity_bound": _twin(
+        read=lambda found, given: (found.deviation, found.bound, found.hessian.value),
+        given={"samples": 2},
+    ),
     "row_space_fraction": _twin(),
-    "extreme_eigenvalues": _twin(
-        degrees={"operator": 1}, read=lambda found, given: (found.values, found.converged)
+    "extreme_eigenvalues": _twin(degrees={"operator": 1}, read=lambda found, given: found.values),
+    "spectral_density": Call(  # as many products as there are eigenvalues
+        exact=lambda operator, **rest: np.linalg.eigvalsh(operator.matrix),
+        degrees={"operator": 1},
+        read=lambda found, given: jnp.sort(found.nodes[0]),
+        given={"matvecs": 3},
     ),
-    "spectral_density": Call(
-        degrees={"operator": 1}, read=lambda found, given: found.nodes, given={"matvecs": 3}
-    ),
-    "spectrum": _twin(
-        degrees={"kernel": 1}, read=lambda found, given: (found.eigenvalues, found.converged)
-    ),
+    "spectrum": _twin(degrees={"kernel": 1}, read=lambda found, given: found.eigenvalues),
     "activation_distance": _twin(),
     "function_distance": _twin(),
     "kernel_distance": _twin(degrees={"first": 0, "second": 0}),
     "kernel_velocity": _twin(),
-    "relative_change": _twin(),
+    "relative_change": _twin(names=("before",)),
     "smallest_ntk_eigenvalue": _twin(),
     "ddntk": _twin(),
     "dntk": _twin(),
@@ -228,22 +238,22 @@ CALLS: dict[str, Call] = {
     "kernel_rates": _twin(),
     "error_barrier": _twin(),
     "interpolate": _twin(read=_on(VECTORS), passes=("first", "second")),
-    "weight_path": _twin(read=lambda found, given: found.explained),
-    "hessian_norm": _twin(read=lambda found, given: (found.value, found.converged)),
-    "jacobian_norm": _twin(read=lambda found, given: (found.value, found.converged)),
-    "kappa": _twin(read=lambda found, given: (found.value, found.converged), tolerance=2e-2),
+    "weight_path": _twin(names=("models",), read=lambda found, given: found.explained),
+    "hessian_norm": _twin(read=lambda found, given: found.value),
+    "jacobian_norm": _twin(read=lambda found, given: found.value),
+    "kappa": _twin(read=lambda found, given: found.value, tolerance=2e-2),
     "LossHessian": _twin(
         read=lambda found, given: found.mv(zoo.parameters(given["model"])),
     ),
     "monte_carlo_kernels": _twin(read=lambda found, given: (found.nngp, found.ntk)),
     "NTKOperator": _twin(read=_product),
-    "NTKCoefficient": _twin(read=_product),
+    "NTKCoefficient": _twin(read=_product, takes=frozenset({("path", "no entries")})),
     "register_layer": Call(why_none="keeps functions; kernels of its layers are tested elsewhere"),
     "taylor_coefficients": _twin(passes=("theta", "path")),
     "taylor_terms": _twin(),
     "taylorize": _twin(read=_on(VECTORS), passes=("model", "at")),
     # solvers
-    "KernelBlocks": _twin(read=_product),
+    "KernelBlocks": _twin(read=_product, names=("kernel_fn",)),
     "hierarchy_flow": _twin(read=lambda found, given: (found.train, found.test)),
     "parameter_flow": _twin(read=lambda found, given: (found.train, found.test)),
     "compare_predictions": _twin(
@@ -258,7 +268,7 @@ CALLS: dict[str, Call] = {
     "width_expansion_descent": _twin(read=lambda found, given: (found.f0, found.f1)),
     "gradient_flow": _twin(read=lambda found, given: (found.train, found.test)),
     "posterior": _twin(read=lambda found, given: (found.train, found.test)),
-    "ensemble": _twin(),
+    "ensemble": _twin(names=("nngp", "ntk")),
     "CrossEntropy": _twin(
         read=lambda loss, given: loss(jnp.array([1.0, -1.0]), jnp.array([0.0, 1.0]))
     ),

@@ -5,7 +5,7 @@ import inspect
 import re
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +21,14 @@ from tests.hostile.calls import Call, CALLS, public
 from tests.hostile.values import cast, Hostile, KINDS, NUMERIC
 
 FOLDERS = [str(Path(package.__file__).parent) for package in (zoo, corrections, solvers)]
+SMALLEST = float(np.finfo(np.float32).tiny)
+"""What is smaller may be flushed to zero."""
 FAILURES = (
     solvers.SolverError,
     solvers.PredictionError,
     solvers.TrainingError,
     solvers.ExpansionError,
+    zoo.NoLimitError,
 )
 """What a solve raises that has failed: its result, marked."""
 PASSED = {"nan", "infinity", "complex", "no parameters", "no entries", "empty"}
@@ -113,9 +116,9 @@ def _badly_refused(cell: Cell, error: Exception) -> str | None:
     raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
     own = any(raised_in.startswith(folder) for folder in FOLDERS)
     allowed = isinstance(error, ValueError | TypeError | FileNotFoundError)
-    names = [cell.argument]
-    if cell.value in OF_SHAPE:
-        names = list(inspect.signature(public()[cell.function]).parameters)
+    names = [cell.argument, *CALLS[cell.function].names]
+    if cell.value in OF_SHAPE or (cell.kind, cell.value) == ("model", "complex"):
+        names += list(inspect.signature(public()[cell.function]).parameters)
     named = any(re.search(rf"`{re.escape(name)}\b", str(error)) for name in names)
     if own and allowed and named:
         return None
@@ -135,40 +138,43 @@ def _is_marked(result: Any) -> bool:
 
 
 def _wrong(cell: Cell, call: Call, given: dict[str, Any], found: Any) -> str | None:
-    for expected in _truths(cell, call, given):
-        with precision(64):
-            try:
-                difference = _difference(found, expected(), call, cell)
-            except Exception as error:
-                difference = f"has no twin: {type(error).__name__}: {str(error)[:200]}"
-        if difference:
-            return difference
-    return None
+    """How a result differs from what is right, or None."""
+    try:
+        if call.why_none:
+            return None
+        truths = [*_in_float64(cell, call, given), *_by_law(cell, call)]
+    except Exception as error:
+        return f"has no twin: {type(error).__name__}: {str(error)[:200]}"
+    if not truths:
+        return f"has no truth for `{cell.argument}`"
+    return next(filter(None, (_difference(found, one, call, cell) for one in truths)), None)
 
 
-def _truths(cell: Cell, call: Call, given: dict[str, Any]) -> Iterator[Callable[[], Any]]:
-    exact = {
-        name: cast(value, np.float64, integers=name == cell.argument and cell.kind in NUMERIC)
-        for name, value in given.items()
-    }
-    if cell.kind in ("tolerance", "chunk") or cell.hostile.same:
-        valid = cast(valid_arguments(cell.function, cell.argument), np.float64)
-        if cell.kind not in ("model", "models", "direction", "directions"):
-            exact[cell.argument] = valid[cell.argument]
-    if call.exact is not None:
-        yield lambda: call.exact(**exact)
-    if call.twin:
-        yield lambda: _called(cell.function, call, exact)[1]
+def _in_float64(cell: Cell, call: Call, given: dict[str, Any]) -> Iterator[Any]:
+    """What the call gives in float64, or what it has to give."""
+    if not (call.twin or call.exact):
+        return
+    exact = valid_arguments(cell.function, cell.argument)
+    with precision(64):
+        numeric = cell.kind in NUMERIC
+        if cell.kind not in ("tolerance", "chunk"):
+            exact[cell.argument] = cast(given[cell.argument], np.float64, integers=numeric)
+        if call.exact is not None:
+            yield call.exact(**exact)
+        if call.twin:
+            yield jax.device_get(_called(cell.function, call, exact)[1])
+
+
+def _by_law(cell: Cell, call: Call) -> Iterator[Any]:
+    """What a scaling law says of a multiple of a valid argument."""
     degree, factor = call.degrees.get(cell.argument), cell.hostile.factor
-    if degree is not None and factor is not None and (factor > 0 or degree > 0):
-        valid = cast(valid_arguments(cell.function, cell.argument), np.float32)
-
-        def by_law() -> Any:
-            with precision(32):
-                base = _called(cell.function, call, valid)[1]
-            return jax.tree.map(lambda leaf: np.asarray(leaf, float) * factor**degree, base)
-
-        yield by_law
+    if cell.hostile.same:
+        degree, factor = 0, 1.0
+    if degree is None or factor is None or (factor == 0 and degree <= 0):
+        return
+    valid = cast(valid_arguments(cell.function, cell.argument), np.float32)
+    base = _called(cell.function, call, valid)[1]
+    yield jax.tree.map(lambda leaf: np.asarray(leaf, float) * factor**degree, base)
 
 
 def _difference(found: Any, expected: Any, call: Call, cell: Cell) -> str | None:
@@ -192,9 +198,9 @@ def _difference(found: Any, expected: Any, call: Call, cell: Cell) -> str | None
             rounded = want.astype(got.dtype) if precise else want
             rounded, got = rounded.astype(float), got.astype(float)
             size = np.max(np.abs(rounded[np.isfinite(rounded)]), initial=0.0)
-            close = np.abs(got - rounded) <= max(call.tolerance, 4 * eps) * np.maximum(
-                np.abs(rounded), 0.1 * size
-            )
+            floor = max(size if eps > 1e-4 else 0.1 * size, call.unit)
+            allowed = max(call.tolerance, 4 * eps) * np.maximum(np.abs(rounded), floor)
+            close = np.abs(got - rounded) <= allowed + (SMALLEST if precise else 0)
             agree = close | (got == rounded) | (np.isnan(got) & np.isnan(want))
         if np.any(np.isnan(got)) and not np.all(agree):
             return f"holds NaN, expected {_short(rounded)}"

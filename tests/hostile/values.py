@@ -42,14 +42,15 @@ def cast(tree: Any, dtype: Any, integers: bool = False) -> Any:
     """Floating-point arrays of a tree (with `integers` those too) in another type."""
     kinds = (jnp.floating, jnp.integer) if integers else (jnp.floating,)
 
-    def moved(leaf: Any) -> Any:
+    def converted(leaf: Any) -> Any:
         if not isinstance(leaf, np.ndarray | jax.Array | np.generic):
             return leaf
         if not any(jnp.issubdtype(leaf.dtype, kind) for kind in kinds):
             return leaf
-        return jnp.asarray(np.asarray(leaf).astype(dtype))
+        moved = np.asarray(leaf).astype(dtype)
+        return moved[()] if isinstance(leaf, np.generic) else jnp.asarray(moved)
 
-    return jax.tree.map(moved, tree)
+    return jax.tree.map(converted, tree)
 
 
 def _entry(value: Any) -> Callable[[Any], Any]:
@@ -356,6 +357,8 @@ KINDS: dict[str, dict[str, Hostile]] = {
     "choice": CHOICE,
     "axis": AXIS,
     "choices": _in_list(CHOICE),
+    "array": {name: value for name, value in ANY.items() if name != "text"},
+    "traced": {"number": _number(3), "text": TEXT} | GIVES_NAN,
     "function": FUNCTION | GIVES_NAN,
     "loss": FUNCTION | GIVES_NAN | GIVES_PAIR,
     "called back": FUNCTION,
