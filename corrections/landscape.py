@@ -167,7 +167,9 @@ def weight_path(models: Sequence[Model], *, metric: Metric | None = None) -> Wei
     mean = jnp.mean(shifts, axis=0)
     # Of t points in a space of many more dimensions: no matrix over the parameters.
     left, singular, axes = jnp.linalg.svd(shifts - mean[None], full_matrices=False)
-    checks.nonzero("models", singular, "a path that moves: they are all the same")
+    largest = checks.concrete(singular[0])
+    if largest is not None and largest == 0:
+        raise ValueError("`models` are all the same, expected a path that moves.")
     parts = (singular / singular[0]) ** 2  # whose squares neither vanish nor overflow
     if len(axes) < 2:  # one parameter
         axes = jnp.pad(axes, ((0, 2 - len(axes)), (0, 0)))

@@ -6,6 +6,7 @@ that is added has to be given a truth here, and its arguments a kind in `argumen
 
 import dataclasses
 import enum
+import functools
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,7 @@ from tests.hostile import arguments
 PACKAGES = (zoo, corrections, solvers)
 
 
+@functools.cache
 def public() -> dict[str, Any]:
     """Everything callable that the packages export."""
     return {
@@ -58,7 +60,8 @@ def _own_bases(cls: type) -> list[type]:
     return [base for base in cls.__mro__ if base.__module__.split(".")[0] in names]
 
 
-def _records() -> set[str]:
+@functools.cache
+def _records() -> frozenset[str]:
     """Classes that public functions and methods return, and those in the fields of such records."""
     names = {name for name, value in public().items() if isinstance(value, type)}
 
@@ -75,7 +78,7 @@ def _records() -> set[str]:
             if dataclasses.is_dataclass(cls) and not _checks_arguments(cls):
                 for field in dataclasses.fields(cls):
                     found |= named_in(field.type)
-    return found
+    return frozenset(found)
 
 
 def _functions_of(value: Any) -> Iterator[Any]:

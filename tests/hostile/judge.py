@@ -7,6 +7,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -54,6 +55,13 @@ class Cell(NamedTuple):
         """The kind of the argument."""
         return arguments.kind_and_value(self.function, self.argument)[0]
 
+    @property
+    def computes(self) -> bool:
+        """Whether a result may come."""
+        call = CALLS[self.function]
+        passed = self.argument in call.passes and self.value in PASSED
+        return self.hostile.computes or passed or (self.argument, self.value) in call.takes
+
     def __str__(self) -> str:
         return f"{self.function}({self.argument}={self.value})"
 
@@ -98,9 +106,7 @@ def outcome(cell: Cell) -> str | None:
         return _badly_refused(cell, error)
     if _is_marked(result):
         return None
-    passed = cell.argument in call.passes and cell.value in PASSED
-    taken = (cell.argument, cell.value) in call.takes
-    if not (cell.hostile.computes or passed or taken):
+    if not cell.computes:
         return f"was computed with, result {_short(found)}"
     return _wrong(cell, call, given, found)
 
@@ -222,11 +228,12 @@ def _short(tree: Any) -> str:
     return text[:160]
 
 
-def cells() -> list[Cell]:
-    """Every hostile value of every argument of every public function that is asked."""
+def cells(package: ModuleType) -> list[Cell]:
+    """Every hostile value of every argument of every public function of a package."""
     return [
         Cell(function, argument, value)
         for function in CALLS
+        if hasattr(package, function)
         for parameters in [inspect.signature(public()[function]).parameters]
         for argument in parameters
         for value in KINDS[arguments.kind_and_value(function, argument)[0]]
