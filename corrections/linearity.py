@@ -182,6 +182,8 @@ def kappa(
     x, matvecs, key = checked_estimate(model, x, metric, matvecs, rtol, key)
     starts = checks.integer("starts", starts)
     iterations = checks.integer("iterations", iterations)
+    if batch_size is not None:
+        batch_size = checks.integer("batch_size", batch_size)
     outputs = check_model(model, "x", x)
     y = target_array(y, (len(x), outputs.shape[0]), because="a row for each example of `x`")
     warn_at_kinks(model, 2)
@@ -203,7 +205,8 @@ def kappa(
     value = (distance / jacobian.value) * (curved.value / jacobian.value)
     relative = curved.residual / curved.value + 2 * jacobian.residual / jacobian.value
     residual = jnp.where(value > 0, value * relative, 0)
-    converged = curved.converged & jacobian.converged
+    # Where nothing moves there is no ratio of how.
+    converged = curved.converged & jacobian.converged & (jacobian.value > 0)
     return Kappa(value, residual, converged, distance, jacobian, curved)
 
 

@@ -102,8 +102,7 @@ def hierarchy_flow(
     problem = check_problem(
         model, x, y, ts, loss=loss, x_test=x_test, metric=metric, forward_mode=forward_mode
     )
-    tolerances = Tolerances(solver, rtol, atol, max_steps, progress)
-    check_tolerances(tolerances)
+    tolerances = check_tolerances(Tolerances(solver, rtol, atol, max_steps, progress))
 
     if method == "matrix_free":
         warn_at_kinks(model, order - 1)  # with "dense", `o3` and `o4` do

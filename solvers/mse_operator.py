@@ -89,7 +89,9 @@ def mse_flow_operator(
     n = space.points
     starts = problem.f0[:n], problem.f0[n:] if len(problem.f0) > n else None
     damping = checks.nonnegative_scalar("diag_reg", diag_reg)
-    check_krylov_options(rtol, max_iterations, preconditioner_rank)
+    max_iterations, preconditioner_rank = check_krylov_options(
+        rtol, max_iterations, preconditioner_rank
+    )
     rtol = tolerance(rtol, space.dtype)
     found = _flow(
         kernel,

@@ -125,8 +125,7 @@ def parameter_flow(
     `SolverError` where the solve fails and `throw=True`.
     """
     problem = check_problem(model, x, y, ts, loss=loss, x_test=x_test, metric=metric)
-    tolerances = Tolerances(solver, rtol, atol, max_steps, progress)
-    check_tolerances(tolerances)
+    tolerances = check_tolerances(Tolerances(solver, rtol, atol, max_steps, progress))
     flow = ParameterFlow(
         model=model,
         x=problem.x,

@@ -254,6 +254,9 @@ def distinct(name: str, values: Collection[Any]) -> None:
 MOST = 2**31 - 1
 """The largest count: JAX's default integers have 32 bits."""
 
+MOST_SIZE = 2**63 - 1
+"""The largest axis of a shape."""
+
 
 def integer(name: str, value: Any, *, least: int = 1, most: int | None = MOST) -> int:
     """`value` as an integer of Python: one of NumPy would be traced where it is to be static.
@@ -266,6 +269,14 @@ def integer(name: str, value: Any, *, least: int = 1, most: int | None = MOST) -
     if most is not None and value > most:
         raise ValueError(f"`{name}` is {value!r}, expected an integer from {least} to {most}.")
     return int(value)
+
+
+def size(name: str, value: Any) -> int:
+    """`value` as the length of an axis, of an array that may never be formed.
+
+    **Raises:** `ValueError` where it is not an integer >= 1.
+    """
+    return integer(name, value, most=MOST_SIZE)
 
 
 def nonnegative_number(name: str, value: Any, *, strictly: bool = False) -> None:

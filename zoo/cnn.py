@@ -69,7 +69,7 @@ class CNN(Network):
         """
         checks.choice("readout", readout, get_args(Readout))
         checks.choice("padding", padding, PADDINGS)
-        out_size = checks.integer("out_size", out_size)
+        out_size = checks.size("out_size", out_size)
         if readout_std is not None:
             checks.nonnegative_number("readout_std", readout_std)
         self.in_shape = image_shape("in_shape", in_shape)

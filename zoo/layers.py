@@ -196,8 +196,8 @@ class Dense(AffineLayer):
 
         **Raises:** `ValueError` for sizes below 1, a negative or non-finite std, an unknown role.
         """
-        in_size = checks.integer("in_size", in_size)
-        out_size = checks.integer("out_size", out_size)
+        in_size = checks.size("in_size", in_size)
+        out_size = checks.size("out_size", out_size)
         self.role = role
         self.parameterization = check_parameterization("parameterization", parameterization)
         self.weight_std, self.bias_std = _stds(weight_std, bias_std)
@@ -264,8 +264,8 @@ class Conv(AffineLayer):
         **Raises:** `ValueError` for sizes below 1, a stride of another length, an unknown padding
         or role, a negative or non-finite std.
         """
-        in_channels = checks.integer("in_channels", in_channels)
-        out_channels = checks.integer("out_channels", out_channels)
+        in_channels = checks.size("in_channels", in_channels)
+        out_channels = checks.size("out_channels", out_channels)
         checks.choice("padding", padding, PADDINGS)
         checks.sequence("kernel_size", kernel_size, "a length for each spatial axis")
         kernel = per_axis("kernel_size", kernel_size, len(kernel_size))

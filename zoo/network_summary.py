@@ -98,7 +98,7 @@ def summary(model: Callable[[Array], Array], in_shape: Sequence[int]) -> Summary
     checks.function("model", model, "a callable PyTree")
     checks.sequence("in_shape", in_shape, "the shape of one example")
     for i, entry in enumerate(in_shape):
-        checks.integer(f"in_shape[{i}]", entry)
+        checks.size(f"in_shape[{i}]", entry)
     rows: list[LayerRow] = []
 
     def traced(model: Callable[[Array], Array], x: Array) -> Array:

@@ -88,7 +88,7 @@ class GroupNorm(_ChannelNorm):
 
         **Raises:** `ValueError` for sizes below 1, groups that do not divide the channels.
         """
-        channels = checks.integer("channels", channels)
+        channels = checks.size("channels", channels)
         groups = checks.integer("groups", groups)
         if channels % groups:
             raise ValueError(f"`groups` is {groups}, expected a divisor of `channels` {channels}.")
@@ -164,7 +164,7 @@ class BatchNorm(_ChannelNorm):
 
         **Raises:** `ValueError` for sizes below 1, a momentum outside [0, 1].
         """
-        channels = checks.integer("channels", channels)
+        channels = checks.size("channels", channels)
         checks.nonnegative_number("momentum", momentum)
         if momentum > 1:
             raise ValueError(f"`momentum` is {momentum}, expected a number from 0 to 1.")

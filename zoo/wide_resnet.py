@@ -77,9 +77,9 @@ class WideResNet(Network):
             raise ValueError(
                 f"`depth` is {depth}, expected 6 n + 4 with n blocks a group: 10, 16, 22, 28, ..."
             )
-        out_size = checks.integer("out_size", out_size)
-        widen = checks.integer("widen", widen)
-        base_channels = checks.integer("base_channels", base_channels)
+        out_size = checks.size("out_size", out_size)
+        widen = checks.size("widen", widen)
+        base_channels = checks.size("base_channels", base_channels)
         checks.choice("norm", norm, (None, *get_args(Norm)))
         if readout_std is not None:
             checks.nonnegative_number("readout_std", readout_std)

@@ -104,6 +104,7 @@ class Call:
     - `settings`: what is given with an argument besides.
     - `takes`: (argument, value) that most functions have to refuse and this one has a meaning for.
     - `names`: what else messages may name, arguments of the models that are called.
+    - `additive`: arguments in whose units results are, so that large ones are rounded in theirs.
     - `unit`: of results, against which small ones are compared.
     - `passes`: arguments that go into what it returns as they are: NaN where they hold NaN.
     """
@@ -120,6 +121,7 @@ class Call:
     passes: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     unit: float = 0.0
+    additive: tuple[str, ...] = ()
 
     @property
     def has_truth(self) -> bool:
@@ -129,6 +131,15 @@ class Call:
 
 def _twin(**options: Any) -> Call:
     return Call(twin=True, **options)
+
+
+def _solve(**options: Any) -> Call:
+    """Of outputs in time, to which outputs at the start and targets add."""
+    return _twin(**{"read": _outputs, "additive": ("y", "f0", "f0_test")} | options)
+
+
+def _outputs(found: Any, given: Any) -> Any:
+    return found.train, found.test
 
 
 def _on(xs: np.ndarray) -> Callable[[Any, Any], Any]:
@@ -230,7 +241,7 @@ CALLS: dict[str, Call] = {
     "kernel_distance": _twin(degrees={"first": 0, "second": 0}),
     "kernel_velocity": _twin(),
     "relative_change": _twin(names=("before",)),
-    "smallest_ntk_eigenvalue": _twin(),
+    "smallest_ntk_eigenvalue": _twin(unit=1.0),
     "ddntk": _twin(),
     "dntk": _twin(),
     "o3": _twin(),
@@ -252,13 +263,13 @@ CALLS: dict[str, Call] = {
     "NTKOperator": _twin(read=_product),
     "NTKCoefficient": _twin(read=_product, takes=frozenset({("path", "no entries")})),
     "register_layer": Call(why_none="keeps functions; kernels of its layers are tested elsewhere"),
-    "taylor_coefficients": _twin(passes=("theta", "path")),
+    "taylor_coefficients": _twin(passes=("theta", "path", "fn")),
     "taylor_terms": _twin(),
     "taylorize": _twin(read=_on(VECTORS), passes=("model", "at")),
     # solvers
     "KernelBlocks": _twin(read=_product, names=("kernel_fn",)),
-    "hierarchy_flow": _twin(read=lambda found, given: (found.train, found.test)),
-    "parameter_flow": _twin(read=lambda found, given: (found.train, found.test)),
+    "hierarchy_flow": _solve(),
+    "parameter_flow": _solve(),
     "compare_predictions": _twin(
         read=lambda found, given: (
             found.network.train,
@@ -266,12 +277,12 @@ CALLS: dict[str, Call] = {
         ),
         given={"predictions": ["order 2"]},
     ),
-    "gradient_descent": _twin(),
+    "gradient_descent": _solve(),
     "width_expansion": _twin(read=lambda found, given: (found.f0, found.f1)),
     "width_expansion_descent": _twin(read=lambda found, given: (found.f0, found.f1)),
-    "gradient_flow": _twin(read=lambda found, given: (found.train, found.test)),
-    "posterior": _twin(read=lambda found, given: (found.train, found.test)),
-    "ensemble": _twin(names=("nngp", "ntk")),
+    "gradient_flow": _solve(),
+    "posterior": _solve(),
+    "ensemble": _solve(names=("nngp", "ntk")),
     "CrossEntropy": _twin(
         read=lambda loss, given: loss(jnp.array([1.0, -1.0]), jnp.array([0.0, 1.0]))
     ),
@@ -282,10 +293,10 @@ CALLS: dict[str, Call] = {
         )[0],
     ),
     "linearized_model": _twin(read=_on(VECTORS)),
-    "mse_descent": _twin(read=lambda found, given: (found.train, found.test)),
-    "mse_flow": _twin(read=lambda found, given: (found.train, found.test)),
-    "mse_flow_operator": _twin(read=lambda found, given: (found.train, found.test)),
-    "kernel_regression": _twin(read=lambda found, given: (found.train, found.test)),
+    "mse_descent": _solve(),
+    "mse_flow": _solve(),
+    "mse_flow_operator": _solve(),
+    "kernel_regression": _solve(unit=1.0, additive=("y", "model")),
     "spawn": _twin(
         read=lambda found, given: [child.history.train_loss for child in found],
         given={"loss": arguments.LOSS, "optimizer": optax.sgd(0.125)},

@@ -153,7 +153,13 @@ def _wrong(cell: Cell, call: Call, given: dict[str, Any], found: Any) -> str | N
         return f"has no twin: {type(error).__name__}: {str(error)[:200]}"
     if not truths:
         return f"has no truth for `{cell.argument}`"
-    return next(filter(None, (_difference(found, one, call, cell) for one in truths)), None)
+    unit = call.unit
+    if cell.argument in call.additive:
+        sizes = [
+            np.max(np.abs(leaf)) for leaf in jax.tree.leaves(cast(given[cell.argument], float))
+        ]
+        unit = float(max(unit, *sizes))
+    return next(filter(None, (_difference(found, one, call, cell, unit) for one in truths)), None)
 
 
 def _in_float64(cell: Cell, call: Call, given: dict[str, Any]) -> Iterator[Any]:
@@ -183,7 +189,7 @@ def _by_law(cell: Cell, call: Call) -> Iterator[Any]:
     yield jax.tree.map(lambda leaf: np.asarray(leaf, float) * factor**degree, base)
 
 
-def _difference(found: Any, expected: Any, call: Call, cell: Cell) -> str | None:
+def _difference(found: Any, expected: Any, call: Call, cell: Cell, unit: float) -> str | None:
     """How the leaves of two results differ beyond rounding to the type of `found`, or None."""
     leaves, leaves_expected = jax.tree.leaves(found), jax.tree.leaves(expected)
     if len(leaves) != len(leaves_expected):
@@ -204,15 +210,16 @@ def _difference(found: Any, expected: Any, call: Call, cell: Cell) -> str | None
             rounded = want.astype(got.dtype) if precise else want
             rounded, got = rounded.astype(float), got.astype(float)
             size = np.max(np.abs(rounded[np.isfinite(rounded)]), initial=0.0)
-            floor = max(size if eps > 1e-4 else 0.1 * size, call.unit)
+            floor = max(size if eps > 1e-4 else 0.1 * size, unit)
             allowed = max(call.tolerance, 4 * eps) * np.maximum(np.abs(rounded), floor)
             close = np.abs(got - rounded) <= allowed + (SMALLEST if precise else 0)
-            agree = close | (got == rounded) | (np.isnan(got) & np.isnan(want))
+            overflow = np.isnan(got) & ~np.isfinite(rounded)
+            agree = close | overflow | (got == rounded) | (np.isnan(got) & np.isnan(want))
         if np.any(np.isnan(got)) and not np.all(agree):
             return f"holds NaN, expected {_short(rounded)}"
         if not np.all(agree):
             return f"is {_short(got)}, expected {_short(rounded)}"
-        if np.any(np.isnan(got)) and cell.argument not in call.passes:
+        if np.any(np.isnan(got) & ~overflow) and cell.argument not in call.passes:
             return "is NaN, and not marked"
     return None
 
