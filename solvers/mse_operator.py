@@ -143,7 +143,8 @@ def _flow(
         return jnp.concatenate([of(part) for part in parts])
 
     def moved_by(rows: Operator, part: Learned) -> Array:
-        together = jnp.moveaxis(part.scaled, 0, 1).reshape(space.size, -1)
+        solutions = part.units.of_unit_columns(part.scaled)
+        together = jnp.moveaxis(solutions, 0, 1).reshape(space.size, -1)
         moved = product(rows, together).reshape(-1, len(part.scaled), right.shape[1])
         return part.units.outputs(jnp.moveaxis(moved, 1, 0))
 

@@ -224,6 +224,7 @@ CALLS: dict[str, Call] = {
     "with_output": _twin(read=_on(VECTORS), passes=("model",)),
     # corrections
     "linearity_bound": _twin(
+        unit=1e-3,
         read=lambda found, given: (found.deviation, found.bound, found.hessian.value),
         given={"samples": 2},
     ),

@@ -22,8 +22,8 @@ from tests.hostile.calls import Call, CALLS, public
 from tests.hostile.values import cast, Hostile, KINDS, NUMERIC
 
 FOLDERS = [str(Path(package.__file__).parent) for package in (zoo, corrections, solvers)]
-SMALLEST = float(np.finfo(np.float32).tiny)
-"""What is smaller may be flushed to zero."""
+SMALLEST, LARGEST = 1e3 * np.finfo(np.float32).tiny, 1e-3 * np.finfo(np.float32).max
+"""What is smaller may be lost on the way, to zero; what is larger, to no number at all."""
 FAILURES = (
     solvers.SolverError,
     solvers.PredictionError,
@@ -213,7 +213,7 @@ def _difference(found: Any, expected: Any, call: Call, cell: Cell, unit: float) 
             floor = max(size if eps > 1e-4 else 0.1 * size, unit)
             allowed = max(call.tolerance, 4 * eps) * np.maximum(np.abs(rounded), floor)
             close = np.abs(got - rounded) <= allowed + (SMALLEST if precise else 0)
-            overflow = np.isnan(got) & ~np.isfinite(rounded)
+            overflow = ~np.isfinite(got) & ~(np.abs(rounded) < LARGEST)
             agree = close | overflow | (got == rounded) | (np.isnan(got) & np.isnan(want))
         if np.any(np.isnan(got)) and not np.all(agree):
             return f"holds NaN, expected {_short(rounded)}"

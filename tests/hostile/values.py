@@ -97,7 +97,7 @@ FLOATS = {
     "huge": Hostile(_times(HUGE), computes=True, factor=HUGE),
     "half": Hostile(_as(np.float16), computes=True, same=True),
     "bfloat16": Hostile(_as(jnp.bfloat16), computes=True, same=True),
-    "integer": Hostile(_as(np.int32), computes=True, same=True),
+    "integer": Hostile(_as(np.int32), computes=True),
 }
 ROWS = FLOATS | {"wider": Hostile(_wider)}
 EXAMPLES = {name: value for name, value in ROWS.items() if name != "longer"}
