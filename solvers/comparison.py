@@ -315,10 +315,15 @@ def _descent(ts: Float[Array, " t"], learning_rate: float) -> _Descent:
     checks.nonnegative_number("learning_rate", learning_rate, strictly=True)
     counts = np.asarray(ts, float) / learning_rate
     whole = np.round(counts)
-    if np.any(np.abs(counts - whole) > 1e-5 * np.maximum(whole, 1)):
+    if np.any(np.abs(counts - whole) > 1e-5 * counts):
         raise ValueError(
             f"`ts` holds times that are no whole multiples of `learning_rate` = {learning_rate}: "
             f"{np.asarray(ts)}, expected `learning_rate` times counts of steps."
+        )
+    if whole[-1] > checks.MOST:
+        raise ValueError(
+            f"`learning_rate` is {learning_rate}, {whole[-1]:.3g} steps up to the last of `ts`, "
+            f"expected at most {checks.MOST}."
         )
     if whole[-1] == 0:
         raise ValueError("`ts` is [0.], expected a time after at least one step of descent.")

@@ -283,7 +283,7 @@ CALLS: dict[str, Call] = {
     "width_expansion_descent": _twin(read=lambda found, given: (found.f0, found.f1)),
     "gradient_flow": _solve(),
     "posterior": _solve(),
-    "ensemble": _solve(names=("nngp", "ntk")),
+    "ensemble": _solve(unit=1.0, names=("nngp", "ntk")),
     "CrossEntropy": _twin(
         read=lambda loss, given: loss(jnp.array([1.0, -1.0]), jnp.array([0.0, 1.0]))
     ),

@@ -19,7 +19,7 @@ import solvers
 import zoo
 from tests.hostile import arguments
 from tests.hostile.calls import Call, CALLS, public
-from tests.hostile.values import cast, Hostile, KINDS, NUMERIC
+from tests.hostile.values import ALL, cast, Hostile, KINDS, NUMERIC, ONE
 
 FOLDERS = [str(Path(package.__file__).parent) for package in (zoo, corrections, solvers)]
 SMALLEST, LARGEST = 1e3 * np.finfo(np.float32).tiny, 1e-3 * np.finfo(np.float32).max
@@ -48,12 +48,18 @@ class Cell(NamedTuple):
     @property
     def hostile(self) -> Hostile:
         """The value, by the kind of the argument."""
+        if self.argument == ALL:
+            return Hostile(lambda valid: valid, computes=True)
         return KINDS[self.kind][self.value]
 
     @property
     def kind(self) -> str:
         """The kind of the argument."""
-        return arguments.kind_and_value(self.function, self.argument)[0]
+        return (
+            ALL
+            if self.argument == ALL
+            else arguments.kind_and_value(self.function, self.argument)[0]
+        )
 
     @property
     def computes(self) -> bool:
@@ -93,10 +99,27 @@ def valid_arguments(function: str, *argument: str) -> dict[str, Any]:
     return dict(CALLS[function].given) | given | dict(CALLS[function].settings.get(argument, {}))
 
 
-def outcome(cell: Cell) -> str | None:
-    """What is wrong with how the call ended, or None."""
+def hostile_arguments(cell: Cell) -> dict[str, Any]:
+    """The call of a cell, in float32."""
+    if cell.argument == ALL:
+        return cast(_of_one_example(cell.function), np.float32)
     given = cast(valid_arguments(cell.function, cell.argument), np.float32)
     given[cell.argument] = cell.hostile.make(given[cell.argument])
+    return given
+
+
+def _of_one_example(function: str) -> dict[str, Any]:
+    """A valid call in float64 with data of one example."""
+    given = valid_arguments(function)
+    for name, value in given.items():
+        cut = ONE.get(arguments.kind_and_value(function, name)[0])
+        given[name] = value if cut is None else cut(value)
+    return given
+
+
+def outcome(cell: Cell) -> str | None:
+    """What is wrong with how the call ended, or None."""
+    given = hostile_arguments(cell)
     call = CALLS[cell.function]
     try:
         result, found = _called(cell.function, call, given)
@@ -123,7 +146,11 @@ def _badly_refused(cell: Cell, error: Exception) -> str | None:
     own = any(raised_in.startswith(folder) for folder in FOLDERS)
     allowed = isinstance(error, ValueError | TypeError | FileNotFoundError)
     names = [cell.argument, *CALLS[cell.function].names]
-    if cell.value in OF_SHAPE or (cell.kind, cell.value) == ("model", "complex"):
+    if (
+        cell.value in OF_SHAPE
+        or cell.argument == ALL
+        or (cell.kind, cell.value) == ("model", "complex")
+    ):
         names += list(inspect.signature(public()[cell.function]).parameters)
     named = any(re.search(rf"`{re.escape(name)}\b", str(error)) for name in names)
     if own and allowed and named:
@@ -135,7 +162,9 @@ def _badly_refused(cell: Cell, error: Exception) -> str | None:
 def _is_marked(result: Any) -> bool:
     """Whether the result says itself that it failed."""
     if isinstance(result, list):
-        return any(_is_marked(part) for part in result)
+        return any(map(_is_marked, result))
+    if isinstance(result, solvers.Comparison):
+        return any(map(_is_marked, [result.network, *result.predictions.values()]))
     for name in ("successful", "converged", "valid"):
         mark = getattr(result, name, None)
         if mark is not None and not np.all(np.asarray(mark)):
@@ -166,10 +195,13 @@ def _in_float64(cell: Cell, call: Call, given: dict[str, Any]) -> Iterator[Any]:
     """What the call gives in float64, or what it has to give."""
     if not (call.twin or call.exact):
         return
-    exact = valid_arguments(cell.function, cell.argument)
+    if cell.argument == ALL:
+        exact = _of_one_example(cell.function)
+    else:
+        exact = valid_arguments(cell.function, cell.argument)
     with precision(64):
         numeric = cell.kind in NUMERIC
-        if cell.kind not in ("tolerance", "chunk"):
+        if cell.argument != ALL and cell.kind not in ("tolerance", "chunk"):
             exact[cell.argument] = cast(given[cell.argument], np.float64, integers=numeric)
         if call.exact is not None:
             yield call.exact(**exact)
@@ -237,7 +269,12 @@ def _short(tree: Any) -> str:
 
 def cells(package: ModuleType) -> list[Cell]:
     """Every hostile value of every argument of every public function of a package."""
-    return [
+    of_one = [
+        Cell(function, ALL, "one example")
+        for function in CALLS
+        if hasattr(package, function) and _has_data(function)
+    ]
+    return of_one + [
         Cell(function, argument, value)
         for function in CALLS
         if hasattr(package, function)
@@ -246,3 +283,8 @@ def cells(package: ModuleType) -> list[Cell]:
         for value in KINDS[arguments.kind_and_value(function, argument)[0]]
         if value != "nothing" or parameters[argument].default is inspect.Parameter.empty
     ]
+
+
+def _has_data(function: str) -> bool:
+    names = arguments.required(public()[function])
+    return any(arguments.kind_and_value(function, name)[0] in ONE for name in names)

@@ -379,6 +379,17 @@ KINDS: dict[str, dict[str, Hostile]] = {
 }
 """The hostile values of each kind of argument."""
 
+ALL = "*"
+"""In the place of an argument: all data at once."""
+
+ONE: dict[str, Callable[[Any], Any]] = {
+    "kernel": lambda valid: valid[:1, :1],
+    "operator": lambda valid: lx.MatrixLinearOperator(valid.matrix[:1, :1], valid.tags),
+    "kernels": lambda valid: [kernel[:1, :1] for kernel in valid],
+    **dict.fromkeys(("floats", "columns", "rows", "examples"), lambda valid: valid[:1]),
+}
+"""Data of one example, by its kind."""
+
 NUMERIC = {
     "kernel",
     "operator",
