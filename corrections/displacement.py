@@ -16,11 +16,11 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped
 
 from corrections.flat_model import metric_norm, root_of_metric
 from corrections.kernel import ntk
-from corrections.linearity import checked_estimate, hessian_norms, key_or_default, NormEstimate
+from corrections.linearity import checked_estimate, hessian_norms, NormEstimate
 from corrections.parameters import (
     check_metric,
     check_model,
-    check_tree_like,
+    direction,
     Metric,
     Model,
     Params,
@@ -28,7 +28,7 @@ from corrections.parameters import (
 )
 from corrections.positive_matrix import positive_matrix
 from corrections.smoothness import warn_at_kinks
-from zoo import checks, parameters
+from zoo import checks
 from zoo.precision import full_precision
 
 
@@ -81,8 +81,8 @@ def linearity_bound(
 
     Source: Liu, Zhu & Belkin (2020), "On the linearity of large non-linear models", proposition 2.
     """
-    checks.integer("samples", samples, least=2)
-    x = checked_estimate(model, x, metric, matvecs, rtol)
+    samples = checks.integer("samples", samples, least=2)
+    x, matvecs, key = checked_estimate(model, x, metric, matvecs, rtol, key)
     warn_at_kinks(model, 2)
     displacement = _checked(model, displacement, metric)
     radius = metric_norm(displacement, metric)
@@ -92,7 +92,7 @@ def linearity_bound(
         step = jax.tree.map(lambda d, at=place: at.astype(d.dtype) * d, displacement)
         moved = eqx.apply_updates(model, step)
         with jax.numpy_dtype_promotion("standard"):
-            norms.append(hessian_norms(moved, x, metric, matvecs, rtol, key_or_default(key)))
+            norms.append(hessian_norms(moved, x, metric, matvecs, rtol, key))
     hessian = NormEstimate(*(jnp.stack(parts) for parts in zip(*norms, strict=True)))
     deviation = _deviation(model, displacement, x)
     bound = jnp.max(hessian.value, axis=0) * radius**2 / 2
@@ -131,11 +131,11 @@ def row_space_fraction(
     check_metric(model, metric)
     displacement = _checked(model, displacement, metric)
     length = metric_norm(displacement, metric)
-    known = checks.concrete(length)
-    if known is not None and known == 0:
-        raise ValueError("`displacement` is all zero, expected one that moves some parameter.")
+    checks.nonzero("displacement", length, "one that moves some parameter")
     kernel = ntk(model, x, metric=metric, batch_size=batch_size)
-    return _fraction(model, x, displacement, kernel, length)
+    fraction = _fraction(model, x, displacement, kernel, length)
+    checks.computed("`model`, `x`, `displacement` or `metric`", fraction)
+    return fraction
 
 
 @eqx.filter_jit
@@ -161,10 +161,7 @@ def _checked(model: Model, displacement: PyTree, metric: Metric | None) -> Param
     metric is.
     """
     params, _ = split(model)
-    displacement = parameters(displacement)
-    check_tree_like("displacement", displacement, params)
-    for leaf in jax.tree.leaves(displacement):
-        checks.finite("displacement", leaf)
+    displacement = direction("displacement", displacement, params)
     if metric is not None:
         outside = checks.concrete(_outside(displacement, metric))
         if outside is not None and outside > 0:

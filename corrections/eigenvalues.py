@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import lineax as lx
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 from matfree import stochtrace
@@ -22,7 +23,7 @@ from corrections.krylov import extreme_eigenpairs, lanczos, Product, WHICH, Whic
 from corrections.loss_hessian import LossHessian
 from corrections.operator import KernelOperator
 from corrections.parameters import split
-from corrections.symmetric import rounding, ZERO
+from corrections.symmetric import check_linear_operator, rounding, ZERO
 from zoo import checks
 from zoo.norms import largest_magnitude, norm
 from zoo.precision import full_precision
@@ -112,9 +113,10 @@ def spectrum(
     Source: for the effective rank Roy & Vetterli (2007) and the participation ratio; for the
     alignment Cristianini et al. (2001), "On kernel-target alignment".
     """
-    checks.integer("count", count)
-    checks.integer("matvecs", matvecs)
+    count = checks.integer("count", count)
+    matvecs = checks.integer("matvecs", matvecs)
     checks.nonnegative_number("rtol", rtol)
+    key = checks.key_or_default("key", key)
     if isinstance(kernel, KernelOperator):
         _check_symmetric(kernel)
         shape = kernel.in_structure.shape
@@ -125,7 +127,6 @@ def spectrum(
                 "as eigenvalues that are wanted."
             )
         vector = None if y is None else label_vector(y, shape)
-        key = jr.key(0) if key is None else key
         with jax.numpy_dtype_promotion("standard"):
             return _of_operator(kernel, vector, min(count, size), matvecs, rtol, key)
     matrix, shape = symmetric_matrix(kernel)
@@ -161,12 +162,12 @@ def extreme_eigenvalues(
 
     Source: Saad (2011), "Numerical methods for large eigenvalue problems", chapters 4 and 6.
     """
-    checks.integer("count", count)
-    checks.integer("matvecs", matvecs)
+    count = checks.integer("count", count)
+    matvecs = checks.integer("matvecs", matvecs)
     checks.choice("which", which, WHICH)
     checks.nonnegative_number("rtol", rtol, strictly=True)
     _check_symmetric(operator)
-    key = jr.key(0) if key is None else key
+    key = checks.key_or_default("key", key)
     with jax.numpy_dtype_promotion("standard"):
         return _extremes(operator, count, which, matvecs, rtol, key)
 
@@ -193,12 +194,16 @@ def spectral_density(
 
     Source: Golub & Meurant (2010); Ghorbani, Krishnan & Xiao (2019), algorithm 1.
     """
-    checks.integer("matvecs", matvecs)
-    checks.integer("samples", samples)
+    matvecs = checks.integer("matvecs", matvecs)
+    samples = checks.integer("samples", samples)
     _check_symmetric(operator)
-    key = jr.key(0) if key is None else key
+    key = checks.key_or_default("key", key)
     with jax.numpy_dtype_promotion("standard"):
-        return _density(operator, matvecs, samples, key)
+        found = _density(operator, matvecs, samples, key)
+    nodes = checks.concrete(found.nodes)
+    if nodes is not None and not np.all(np.isfinite(nodes)):
+        raise ValueError("`operator` gives numbers that are not finite, expected finite ones.")
+    return found
 
 
 @eqx.filter_jit
@@ -349,6 +354,7 @@ def _check_symmetric(operator: SymmetricOperator) -> None:
     if isinstance(operator, LossHessian):
         return
     if isinstance(operator, lx.AbstractLinearOperator):
+        check_linear_operator("operator", operator)
         if not lx.is_symmetric(operator):
             raise ValueError(
                 "`operator` is not known to be symmetric, expected one with "

@@ -60,11 +60,12 @@ def relative_change(
         raise ValueError("`before` holds no floating-point arrays, expected a model or a kernel.")
     if metric is not None:
         check_metric(before, metric)
+    for name, tree in zip(("before", "after"), trees, strict=True):
+        for leaf in jax.tree.leaves(tree):
+            checks.finite(name, leaf)
     change = jax.tree.map(jnp.subtract, trees[1], trees[0])
     moved, size = (metric_norm(tree, metric) for tree in (change, trees[0]))
-    known = checks.concrete(size)
-    if known is not None and known == 0:
-        raise ValueError("`before` is all zero, expected something that a change is relative to.")
+    checks.nonzero("before", size, "something that a change is relative to")
     return moved / size
 
 
@@ -84,18 +85,27 @@ def kernel_distance(first: Float[Array, "..."], second: Float[Array, "..."]) -> 
 
     Source: Fort et al. (2020), eq. 2.
     """
-    units = []
-    for name, kernel in (("first", first), ("second", second)):
-        array = checks.real_array(name, kernel, expected="a kernel", half="refused")
-        checks.finite(name, array)
-        size = norm(array)
-        known = checks.concrete(size)
-        if known is not None and known == 0:
-            raise ValueError(f"`{name}` is all zero, expected a kernel that has a direction.")
-        units.append(array / size)
-    checks.shape("second", units[1], units[0].shape, "as `first`")
-    # |u - v|^2 / 2 = 1 - u . v for unit vectors, without cancellation.
-    return jnp.sum((units[0] - units[1]) ** 2) / 2
+    one, other = _unit("first", first), _unit("second", second)
+    checks.shape("second", other, one.shape, "as `first`")
+    return _distance(one, other)
+
+
+def _unit(name: str, kernel: Any) -> Array:
+    """A kernel over its norm.
+
+    **Raises:** `ValueError` / `TypeError` where it is empty, not finite, or zero.
+    """
+    array = checks.real_array(name, kernel, expected="a kernel", half="refused")
+    if array.size == 0:
+        raise ValueError(f"`{name}` has shape {array.shape}, expected a kernel with entries.")
+    checks.finite(name, array)
+    checks.nonzero(name, array, "a kernel that has a direction")
+    return array / norm(array)
+
+
+def _distance(one: Array, other: Array) -> Float[Array, ""]:
+    """1 - u . v = |u - v|^2 / 2 of unit vectors, without cancellation."""
+    return jnp.sum((one - other) ** 2) / 2
 
 
 def kernel_velocity(
@@ -116,6 +126,7 @@ def kernel_velocity(
     Source: Fort et al. (2020), eq. 3.
     """
     times = checks.real_array("ts", ts, expected="times (t,)", integers=True)
+    checks.sequence("kernels", kernels, "a sequence of kernels")
     count = len(kernels)
     if count < 2:
         raise ValueError(f"`kernels` has {count} entries, expected at least two.")
@@ -124,8 +135,10 @@ def kernel_velocity(
     values = checks.concrete(times)
     if values is not None and np.any(np.diff(values) <= 0):
         raise ValueError(f"`ts` is {values}, expected strictly increasing times.")
-    pairs = itertools.pairwise(kernels)
-    distances = jnp.stack([kernel_distance(before, after) for before, after in pairs])
+    units = [_unit(f"kernels[{i}]", kernel) for i, kernel in enumerate(kernels)]
+    for i, unit in enumerate(units[1:], start=1):
+        checks.shape(f"kernels[{i}]", unit, units[0].shape, "as `kernels[0]`")
+    distances = jnp.stack([_distance(one, other) for one, other in itertools.pairwise(units)])
     return distances / jnp.diff(times).astype(distances.dtype)
 
 
@@ -190,6 +203,8 @@ def activation_distance(
     Source: Fort et al. (2020), section 2.
     """
     x, batch_size = _checked_pair(first, second, x, batch_size)
+    if preactivations is not None:
+        checks.function("preactivations", preactivations, "a function of a model and an example")
     reads = _recorded if preactivations is None else preactivations
     shapes = [
         eqx.filter_eval_shape(
@@ -197,6 +212,8 @@ def activation_distance(
         )
         for model in (first, second)
     ]
+    if not all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(shapes)):
+        raise TypeError(f"`preactivations` gives {shapes[0]!r}, expected a tree of arrays.")
     if not jax.tree.leaves(shapes[0]):
         raise ValueError(
             "`first` calls no activations of the zoo (`zoo.Activation`), expected "
@@ -230,12 +247,17 @@ def smallest_ntk_eigenvalue(
     Source: Liu, Zhu & Belkin (2022), "Loss landscapes and optimization in over-parameterized
     non-linear systems and neural networks", theorem 1.
     """
+    checks.sequence("models", models, "a sequence of models, the points of a path")
     if len(models) == 0:
         raise ValueError("`models` is empty, expected at least one point of a path.")
+    x = checks.batch("x", x)
+    for i, model in enumerate(models):
+        check_model(model, "x", x, called=f"models[{i}]")
     smallest = []
     for model in models:
         kernel = ntk(model, x, metric=metric, batch_size=batch_size)
         size = kernel.shape[0] * kernel.shape[1]
+        checks.computed(f"`models[{len(smallest)}]`, `x` or `metric`", kernel)
         smallest.append(jnp.linalg.eigvalsh(kernel.reshape(size, size))[0])
     return jnp.stack(smallest)
 
@@ -243,11 +265,11 @@ def smallest_ntk_eigenvalue(
 def _checked_pair(first: Model, second: Model, x: Any, batch_size: int | None) -> tuple[Array, int]:
     """The batch and how many examples are taken at once, where both models take them."""
     if batch_size is not None:
-        checks.integer("batch_size", batch_size)
+        batch_size = checks.integer("batch_size", batch_size)
     x = checks.batch("x", x)
-    outputs = check_model(first, "x", x)
-    check_model(second, "x", x)
-    check_model(second, "x", x, outputs=outputs)
+    outputs = check_model(first, "x", x, called="first")
+    check_model(second, "x", x, called="second")
+    check_model(second, "x", x, outputs=outputs, called="second")
     return x, len(x) if batch_size is None else batch_size
 
 

@@ -63,7 +63,7 @@ def o3(
     """
     sets, options = _checked(model, (x1, x2, x3), metric, method, batch_size)
     warn_at_kinks(model, 2)
-    return _contracted("o3", model, sets, options)
+    return _computed("o3", model, sets, options)
 
 
 @full_precision
@@ -90,7 +90,7 @@ def dntk(
     """
     sets, options = _checked(model, (x1, x2, x3), metric, method, batch_size)
     warn_at_kinks(model, 2)
-    return _contracted("dntk", model, sets, options)
+    return _computed("dntk", model, sets, options)
 
 
 @full_precision
@@ -126,7 +126,7 @@ def o4(
     """
     sets, options = _checked(model, (x1, x2, x3, x4), metric, method, batch_size)
     warn_at_kinks(model, 3)
-    return _contracted("o4", model, sets, options)
+    return _computed("o4", model, sets, options)
 
 
 @full_precision
@@ -158,7 +158,7 @@ def ddntk(
     sets, options = _checked(model, (x1, x2, x3, x4), metric, method, batch_size)
     warn_at_kinks(model, 3 if kind == "I" else 2)
     name = {"I": "ddntk I", "II": "ddntk II"}[kind]
-    return _contracted(name, model, sets, options)
+    return _computed(name, model, sets, options)
 
 
 # What each kernel is the sum of: contractions, and the slot of the kernel for each of their own.
@@ -183,6 +183,12 @@ class _Options(NamedTuple):
     method: Method
     batch_size: int | None
     shards: int
+
+
+def _computed(name: str, model: Model, sets: tuple[Array | None, ...], options: _Options) -> Array:
+    kernel = _contracted(name, model, sets, options)
+    checks.computed("`model`, `x1` to `x4` or `metric`", kernel)
+    return kernel
 
 
 @eqx.filter_jit
@@ -229,7 +235,7 @@ def _checked(
     """The batches and options, where all of them make sense."""
     checks.choice("method", method, METHODS)
     if batch_size is not None:
-        checks.integer("batch_size", batch_size)
+        batch_size = checks.integer("batch_size", batch_size)
     batches = tuple(
         None if x is None and slot > 1 else checks.batch(f"x{slot}", x)
         for slot, x in enumerate(sets, start=1)

@@ -77,7 +77,7 @@ def ntk(
     checks.choice("outputs", outputs, ("full", "mean", "diagonal"))
     checks.choice("method", method, METHODS)
     if batch_size is not None:
-        checks.integer("batch_size", batch_size)
+        batch_size = checks.integer("batch_size", batch_size)
     x1 = checks.batch("x1", x1)
     x2 = None if x2 is None else checks.batch("x2", x2)
     check_parameters(model)

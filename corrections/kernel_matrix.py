@@ -12,11 +12,12 @@ from zoo.precision import full_precision
 def label_vector(y: Array, shape: tuple[int, ...]) -> Array:
     """Labels as one vector over (example, output).
 
-    **Raises:** `ValueError` / `TypeError` for labels of another shape, or that are not finite.
+    **Raises:** `ValueError` / `TypeError` for labels of another shape, not finite, or all zero.
     """
     labels = checks.real_array("y", y, expected=f"labels {shape}")
     checks.shape("y", labels, shape, "one row for each example of `kernel`")
     checks.finite("y", labels)
+    checks.nonzero("y", labels, "labels that have a direction")
     return labels.reshape(-1)
 
 
@@ -41,6 +42,7 @@ def label_vectors(y: Array, shape: tuple[int, ...]) -> Float[Array, "size count"
     labels = checks.real_array("y", y, expected="labels (n, k)")
     checks.shape("y", labels, (shape[0], "k"), "one row for each row of `kernel`")
     checks.finite("y", labels)
+    checks.nonzero("y", labels, "labels that have a direction")
     return labels
 
 
@@ -57,12 +59,13 @@ def kernel_target_alignment(
       symmetric.
     - `y`: labels, (n, k).
 
-    **Raises:** `ValueError` / `TypeError` for a kernel that is not square, symmetric and finite, or
-    labels that do not fit.
+    **Raises:** `ValueError` / `TypeError` for a kernel that is not square, symmetric and finite,
+    labels that do not fit, and where one of them is all zero.
 
     Source: Cristianini, Shawe-Taylor, Elisseeff & Kandola (2001), definition 1.
     """
     matrix, shape = symmetric_matrix(kernel)
+    checks.nonzero("kernel", matrix, "a kernel that has a direction")
     return alignment(matrix, label_vectors(y, shape).astype(matrix.dtype))
 
 

@@ -13,7 +13,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
 from corrections.kernel import ntk
-from corrections.parameters import check_metric, check_model, Metric, Model, Params, precondition
+from corrections.parameters import (
+    check_metric,
+    check_model,
+    check_pairs,
+    Metric,
+    Model,
+    Params,
+    precondition,
+)
 from corrections.smoothness import warn_at_kinks
 from corrections.taylor import taylor_coefficients
 from zoo import checks
@@ -73,12 +81,11 @@ def kernel_rates(
     checks.finite("g", g)
     if metric is not None:
         check_metric(model, metric)
-    pairs = (x, x) if kernel_pairs is None else kernel_pairs
-    x1, x2 = (checks.batch(f"kernel_pairs[{i}]", one) for i, one in enumerate(pairs))
-    for i, one in enumerate((x1, x2)):
-        check_model(model, f"kernel_pairs[{i}]", one)
+    x1, x2 = check_pairs(model, kernel_pairs) or (x, x)
     warn_at_kinks(model, 3)
-    return _kernel_rates(model, x, g.astype(outputs.dtype), metric, x1, x2)
+    rates = _kernel_rates(model, x, g.astype(outputs.dtype), metric, x1, x2)
+    checks.computed("`model`, `x`, `g`, `metric` or `kernel_pairs`", rates)
+    return rates
 
 
 @eqx.filter_jit

@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from corrections.flat_model import root_of_metric, without_metric
-from corrections.loss_function import target_array
+from corrections.loss_function import check_scalar, target_array
 from corrections.parameters import (
     check_metric,
     check_model,
@@ -40,6 +40,7 @@ def interpolate(first: Model, second: Model, fraction: float | Array) -> Model:
 
     **Raises:** `ValueError` where the two differ in structure or shapes.
     """
+    checks.finite_scalar("fraction", fraction)
     check_real("first", first)
     check_real("second", second)
     if jax.tree.structure(first) != jax.tree.structure(second):
@@ -96,17 +97,20 @@ def error_barrier(
 
     Source: Fort et al. (2020), section 2; Frankle, Dziugaite, Roy & Carbin (2020), eq. 1.
     """
-    checks.integer("points", points, least=2)
+    points = checks.integer("points", points, least=2)
     if batch_size is not None:
-        checks.integer("batch_size", batch_size)
+        batch_size = checks.integer("batch_size", batch_size)
     x = checks.batch("x", x)
-    outputs = check_model(first, "x", x)
+    outputs = check_model(first, "x", x, called="first")
     check_parameters(second, "second")
     y = target_array(y, (len(x), outputs.shape[0]), because="a row for each example of `x`")
+    if risk is not None:
+        check_scalar("risk", risk, y, (jnp.floating, jnp.integer, jnp.bool_))
     interpolate(first, second, 0.0)
     at_once = len(x) if batch_size is None else batch_size
     fractions = jnp.linspace(0, 1, points)
     risks = _risks(first, second, x, y, fractions, risk, at_once)
+    checks.computed("`first`, `second`, `x` or `risk`", risks)
     return ErrorBarrier(jnp.max(risks) - (risks[0] + risks[-1]) / 2, fractions, risks)
 
 
@@ -145,6 +149,7 @@ def weight_path(models: Sequence[Model], *, metric: Metric | None = None) -> Wei
 
     Source: Li et al. (2018), "Visualizing the loss landscape of neural nets", section 7.
     """
+    checks.sequence("models", models, "a sequence of models, the points of a path")
     if len(models) < 3:
         raise ValueError(f"`models` has {len(models)} points, expected at least three.")
     for i, model in enumerate(models):
@@ -162,13 +167,14 @@ def weight_path(models: Sequence[Model], *, metric: Metric | None = None) -> Wei
     mean = jnp.mean(shifts, axis=0)
     # Of t points in a space of many more dimensions: no matrix over the parameters.
     left, singular, axes = jnp.linalg.svd(shifts - mean[None], full_matrices=False)
-    variance = jnp.sum(singular**2)
-    known = checks.concrete(variance)
-    if known is not None and known == 0:
+    largest = checks.concrete(singular[0])
+    if largest is not None and largest == 0:
         raise ValueError("`models` are all the same, expected a path that moves.")
+    parts = (singular / singular[0]) ** 2  # whose squares neither vanish nor overflow
     if len(axes) < 2:  # one parameter
         axes = jnp.pad(axes, ((0, 2 - len(axes)), (0, 0)))
-        left, singular = jnp.pad(left, ((0, 0), (0, 1))), jnp.pad(singular, (0, 1))
+        left = jnp.pad(left, ((0, 0), (0, 1)))
+        singular, parts = (jnp.pad(values, (0, 1)) for values in (singular, parts))
     coordinates = left[:, :2] * singular[None, :2]
     signs = jnp.where(coordinates[-1] < 0, -1, 1).astype(points.dtype)
     axes = axes[:2] * signs[:, None]
@@ -178,7 +184,7 @@ def weight_path(models: Sequence[Model], *, metric: Metric | None = None) -> Wei
         coordinates * signs[None],
         jax.vmap(unravel)(axes),
         unravel(points[0] + jnp.mean(moves, axis=0)),
-        singular[:2] ** 2 / variance,
+        parts[:2] / jnp.sum(parts),
     )
 
 

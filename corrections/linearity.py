@@ -80,11 +80,13 @@ def jacobian_norm(
     **Raises:** `ValueError` / `TypeError` for a batch that is empty, not finite or not real, a
     model that does not give a vector, a metric that does not fit, counts below 1.
     """
-    checks.integer("matvecs", matvecs)
+    matvecs = checks.integer("matvecs", matvecs)
     checks.nonnegative_number("rtol", rtol, strictly=True)
+    key = checks.key_or_default("key", key)
+    x = checks.batch("x", x)
     operator = NTKOperator(model, x, metric=metric, batch_size=batch_size)
     with jax.numpy_dtype_promotion("standard"):
-        return _jacobian_norm(operator, matvecs, rtol, key_or_default(key))
+        return _jacobian_norm(operator, matvecs, rtol, key)
 
 
 @full_precision
@@ -116,10 +118,10 @@ def hessian_norm(
 
     Source: Liu, Zhu & Belkin (2020), section 3.
     """
-    x = checked_estimate(model, x, metric, matvecs, rtol)
+    x, matvecs, key = checked_estimate(model, x, metric, matvecs, rtol, key)
     warn_at_kinks(model, 2)
     with jax.numpy_dtype_promotion("standard"):
-        return hessian_norms(model, x, metric, matvecs, rtol, key_or_default(key))
+        return hessian_norms(model, x, metric, matvecs, rtol, key)
 
 
 class Kappa(NamedTuple):
@@ -177,13 +179,15 @@ def kappa(
 
     Source: Chizat, Oyallon & Bach (2019), "On lazy training in differentiable programming", eq. 3.
     """
-    x = checked_estimate(model, x, metric, matvecs, rtol)
-    checks.integer("starts", starts)
-    checks.integer("iterations", iterations)
+    x, matvecs, key = checked_estimate(model, x, metric, matvecs, rtol, key)
+    starts = checks.integer("starts", starts)
+    iterations = checks.integer("iterations", iterations)
+    if batch_size is not None:
+        batch_size = checks.integer("batch_size", batch_size)
     outputs = check_model(model, "x", x)
     y = target_array(y, (len(x), outputs.shape[0]), because="a row for each example of `x`")
     warn_at_kinks(model, 2)
-    first, second = jr.split(key_or_default(key))
+    first, second = jr.split(key)
     jacobian = jacobian_norm(
         model,
         x,
@@ -201,7 +205,8 @@ def kappa(
     value = (distance / jacobian.value) * (curved.value / jacobian.value)
     relative = curved.residual / curved.value + 2 * jacobian.residual / jacobian.value
     residual = jnp.where(value > 0, value * relative, 0)
-    converged = curved.converged & jacobian.converged
+    # Where nothing moves there is no ratio of how.
+    converged = curved.converged & jacobian.converged & (jacobian.value > 0)
     return Kappa(value, residual, converged, distance, jacobian, curved)
 
 
@@ -332,17 +337,17 @@ def _outputs_shape(apply: Apply, params: Params, x: Array) -> tuple[int, ...]:
 
 
 def checked_estimate(
-    model: Model, x: Any, metric: Metric | None, matvecs: int, rtol: float
-) -> Array:
-    """The batch, where all arguments of an estimate fit."""
-    checks.integer("matvecs", matvecs)
+    model: Model,
+    x: Any,
+    metric: Metric | None,
+    matvecs: int,
+    rtol: float,
+    key: PRNGKeyArray | None,
+) -> tuple[Array, int, PRNGKeyArray]:
+    """The batch, the count and the key, where all arguments of an estimate fit."""
+    matvecs = checks.integer("matvecs", matvecs)
     checks.nonnegative_number("rtol", rtol, strictly=True)
     x = checks.batch("x", x)
     check_model(model, "x", x, forward_mode=True)
     check_metric(model, metric)
-    return x
-
-
-def key_or_default(key: PRNGKeyArray | None) -> PRNGKeyArray:
-    """`key`, or `jax.random.key(0)`."""
-    return jr.key(0) if key is None else key
+    return x, matvecs, checks.key_or_default("key", key)

@@ -39,23 +39,31 @@ def check_targets(
     **Raises:** as `target_array`; `TypeError` for a loss that is no function of the outputs and the
     target of one example.
     """
-    if not callable(loss):
-        raise TypeError(
-            f"`loss` is {loss!r}, expected a function (f (k,), y (k,)) -> scalar, such as "
-            "`CrossEntropy()`."
-        )
+    expected = "a function (f (k,), y (k,)) -> scalar, such as `CrossEntropy()`"
+    checks.function("loss", loss, expected)
     targets = target_array(y, shape, because=because)
-    row = jax.ShapeDtypeStruct(shape[1:], targets.dtype)
+    check_scalar("loss", loss, targets, (jnp.floating,))
+    return targets
+
+
+def check_scalar(
+    name: str, loss: LossFunction, y: Float[Array, "n k"], kinds: tuple[Any, ...]
+) -> None:
+    """**Raises:** `TypeError` where the argument `name` is no function of the outputs and the
+    target of one example that gives a scalar of one of the `kinds`.
+    """
+    checks.function(name, loss, "a function (f (k,), y (k,)) -> scalar")
+    row = jax.ShapeDtypeStruct(y.shape[1:], y.dtype)
     try:
         value = jax.eval_shape(loss, row, row)
     except (TypeError, ValueError) as error:
         raise TypeError(
-            f"`loss` does not take the outputs and the target of one example, {shape[1:]} each: "
+            f"`{name}` does not take the outputs and the target of one example, {row.shape} each: "
             f"{error}"
         ) from error
-    if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
+    is_scalar = isinstance(value, jax.ShapeDtypeStruct) and value.shape == ()
+    if not is_scalar or not any(jnp.issubdtype(value.dtype, kind) for kind in kinds):
         raise TypeError(
-            f"`loss(f, y)` gives {value} for the outputs and the target of one example, expected a "
-            "real scalar (the sum over outputs, say)."
+            f"`{name}(f, y)` gives {value} for the outputs and the target of one example, expected "
+            "a real scalar (the sum over outputs, say)."
         )
-    return targets

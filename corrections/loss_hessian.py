@@ -86,7 +86,7 @@ class LossHessian(eqx.Module):
         """
         checks.choice("part", part, PARTS)
         if batch_size is not None:
-            checks.integer("batch_size", batch_size)
+            batch_size = checks.integer("batch_size", batch_size)
         self.x = checks.batch("x", x)
         outputs = check_model(model, "x", self.x, forward_mode=True)
         shape = (len(self.x), outputs.shape[0])
@@ -111,7 +111,9 @@ class LossHessian(eqx.Module):
         """
         vector = parameters(vector)
         check_tree_like("vector", vector, self.in_structure)
-        return _product(self, vector)
+        found = _product(self, vector)
+        checks.computed("`model`, `x`, `loss`, `metric` or `vector`", found)
+        return found
 
     def as_matrix(self) -> Float[Array, "parameters parameters"]:
         """The operator as a dense matrix, in the order of `jax.flatten_util.ravel_pytree`.

@@ -23,7 +23,7 @@ from corrections.linearization import linearization, LinearizedKernel
 from corrections.parameters import (
     check_metric,
     check_model,
-    check_tree_like,
+    direction,
     Metric,
     Model,
     Params,
@@ -31,7 +31,7 @@ from corrections.parameters import (
     split,
 )
 from corrections.taylor import taylor_coefficients
-from zoo import checks, parameters
+from zoo import checks
 from zoo.memory import check_fits
 from zoo.precision import full_precision
 from zoo.tiles import in_tiles
@@ -152,7 +152,7 @@ class NTKOperator(KernelOperator):
         below 1.
         """
         if batch_size is not None:
-            checks.integer("batch_size", batch_size)
+            batch_size = checks.integer("batch_size", batch_size)
         self.x1 = checks.batch("x1", x1)
         self.x2_given = None if x2 is None else checks.batch("x2", x2)
         self.outputs = outputs = check_model(model, "x1", self.x1, forward_mode=True)
@@ -228,16 +228,15 @@ class NTKCoefficient(KernelOperator):
 
     def __init__(self, kernel: NTKOperator, path: Sequence[PyTree], order: int):
         """**Arguments, Raises:** as `NTKOperator.coefficient`."""
-        checks.integer("order", order, least=0)
+        order = checks.integer("order", order, least=0)
         if not isinstance(path, list | tuple):
             raise TypeError(
                 f"`path` is of type {type(path).__name__}, expected a list or tuple of trees like "
                 "the parameters: the coefficients of eps, eps^2, ..."
             )
+        checks.instance("kernel", kernel, NTKOperator, "an `NTKOperator`")
         params, _ = split(kernel.model)
-        self.path = tuple(parameters(step) for step in path)
-        for i, step in enumerate(self.path):
-            check_tree_like(f"path[{i}]", step, params)
+        self.path = tuple(direction(f"path[{i}]", step, params) for i, step in enumerate(path))
         self.kernel, self.order = kernel, order
         self._linearized = kernel.linearized(self.path, order)
 

@@ -26,6 +26,8 @@ Metric = PyTree[Any]
 Apply = Callable[[Params, Array], Array]
 Method = Literal["auto", "structured", "jacobian"]
 """How products of gradients are taken; see `corrections.ntk`."""
+Pairs = tuple[Shaped[Array, "n1 ..."], Shaped[Array, "n2 ..."]]
+"""Examples of which a kernel is shown."""
 METHODS: tuple[Method, ...] = ("auto", "structured", "jacobian")
 
 
@@ -55,11 +57,12 @@ def check_model(
     *,
     outputs: jax.ShapeDtypeStruct | None = None,
     forward_mode: bool = False,
+    called: str = "model",
 ) -> jax.ShapeDtypeStruct:
-    """`check_parameters` and `check_outputs`."""
+    """`check_parameters` and `check_outputs` of the argument that is `called` so."""
     if outputs is None:
-        check_parameters(model)
-    return check_outputs(model, name, x, outputs=outputs, forward_mode=forward_mode)
+        check_parameters(model, called)
+    return check_outputs(model, name, x, outputs=outputs, forward_mode=forward_mode, called=called)
 
 
 def check_parameters(model: Model, name: str = "model") -> None:
@@ -105,6 +108,7 @@ def check_outputs(
     *,
     outputs: jax.ShapeDtypeStruct | None = None,
     forward_mode: bool = False,
+    called: str = "model",
 ) -> jax.ShapeDtypeStruct:
     """Shape (k,) and dtype of the outputs of `model` on an example of the batch `x`.
 
@@ -113,6 +117,7 @@ def check_outputs(
     **Arguments:**
 
     - `forward_mode`: whether the model has to have derivatives in forward mode.
+    - `called`: the argument that the model is.
 
     **Raises:** `ValueError` where the model does not take such an example, or does not give a
     vector (one like `outputs`, where that is given); `TypeError` for outputs that are no real
@@ -125,28 +130,43 @@ def check_outputs(
         raise
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"`model` does not take an example of `{name}`, which has shape {x.shape[1:]} and "
+            f"`{called}` does not take an example of `{name}`, which has shape {x.shape[1:]} and "
             f"dtype {x.dtype} (`{name}` is a batch of shape {x.shape}): {error}"
         ) from error
     if not isinstance(out, jax.ShapeDtypeStruct) or len(out.shape) != 1 or out.shape[0] == 0:
         raise ValueError(
-            f"`model(x)` gives {out} for one example of `{name}`, expected a vector of k outputs, "
-            "shape (k,)."
+            f"`{called}(x)` gives {out} for one example of `{name}`, expected a vector of k "
+            "outputs, shape (k,)."
         )
     if not jnp.issubdtype(out.dtype, jnp.floating):
         raise TypeError(
-            f"`model` gives outputs of dtype {out.dtype} for an example of `{name}`, expected real "
-            "floating-point numbers (of a complex number its real and imaginary part, say)."
+            f"`{called}` gives outputs of dtype {out.dtype} for an example of `{name}`, expected "
+            "real floating-point numbers (of a complex number its real and imaginary part, say)."
         )
     checks.full_precision("model(x)", out.dtype, "Let the model compute in float32.")
     if outputs is not None and out.shape != outputs.shape:
         raise ValueError(
-            f"`model(x)` gives {out.shape[0]} outputs for an example of `{name}`, expected "
+            f"`{called}(x)` gives {out.shape[0]} outputs for an example of `{name}`, expected "
             f"{outputs.shape[0]} as for the first batch."
         )
     if forward_mode:
         check_forward_mode(model, example)
     return out
+
+
+def check_pairs(model: Model, pairs: Any) -> Pairs | None:
+    """`kernel_pairs` as two batches.
+
+    **Raises:** `ValueError` / `TypeError` unless they are examples of `model`.
+    """
+    if pairs is None:
+        return None
+    if not isinstance(pairs, tuple | list) or len(pairs) != 2:
+        raise ValueError(f"`kernel_pairs` is {pairs!r}, expected two batches of examples (x1, x2).")
+    x1, x2 = (checks.batch(f"kernel_pairs[{i}]", x) for i, x in enumerate(pairs))
+    for i, x in enumerate((x1, x2)):
+        check_model(model, f"kernel_pairs[{i}]", x)
+    return x1, x2
 
 
 def check_tree_like(
@@ -159,6 +179,20 @@ def check_tree_like(
             f"`{name}` does not match {what}, expected a tree of the same structure and shapes: "
             f"got {_shapes(tree)}, expected {_shapes(like)}."
         )
+
+
+def direction(name: str, tree: PyTree, like: Params) -> Params:
+    """The parameters of the argument `name`, a tree like those of the model, in their types.
+
+    **Raises:** `ValueError` where it has another structure or other shapes, or is not finite;
+    `TypeError` where it is complex.
+    """
+    check_real(name, tree)
+    tree = parameters(tree)
+    check_tree_like(name, tree, like)
+    for leaf in jax.tree.leaves(tree):
+        checks.finite(name, leaf)
+    return jax.tree.map(lambda leaf, param: leaf.astype(param.dtype), tree, like)
 
 
 def _shapes(tree: PyTree) -> str:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
@@ -127,6 +128,23 @@ def check_symmetric(name: str, kernel: Array) -> None:
             "with itself."
         )
     _FOUND_SYMMETRIC[id(kernel)] = kernel
+
+
+def check_linear_operator(name: str, operator: lx.AbstractLinearOperator) -> None:
+    """**Raises:** `TypeError` where an operator of lineax acts on other than real floating-point
+    numbers; `ValueError` where it is a matrix that is tagged as symmetric and is not, or one that
+    is not finite.
+    """
+    for leaf in jax.tree.leaves(operator.in_structure()):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"`{name}` acts on numbers of dtype {leaf.dtype}, expected real floating-point "
+                "numbers."
+            )
+    if isinstance(operator, lx.MatrixLinearOperator):
+        checks.finite(name, operator.matrix)
+        if lx.is_symmetric(operator) or lx.is_positive_semidefinite(operator):
+            check_symmetric(name, operator.matrix)
 
 
 # Arrays of JAX never change: one that was found symmetric is not looked at again.

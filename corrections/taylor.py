@@ -15,10 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from corrections.forward_mode import check_forward_mode
-from corrections.parameters import check_model, check_real, check_tree_like, Model, split
+from corrections.parameters import check_model, check_real, check_tree_like, direction, Model, split
 from corrections.path import coefficients_along, held, path_of
 from corrections.smoothness import warn_at_kinks
-from zoo import checks, forward_train, parameters
+from zoo import checks, forward_train
 from zoo.frozen import Frozen
 from zoo.precision import full_precision
 from zoo.trainable import partitioned
@@ -41,15 +41,17 @@ def taylor_coefficients(
     **Raises:** `ValueError` for an order that is not an integer >= 0, or a path whose entries are
     not like `theta`; `TypeError` for a path that is no sequence.
     """
-    checks.integer("order", order, least=0)
+    order = checks.integer("order", order, least=0)
     if not isinstance(path, list | tuple):
         raise TypeError(
             f"`path` is of type {type(path).__name__}, expected a list or tuple of trees like "
             "`theta`: the coefficients of eps, eps^2, ..."
         )
+    checks.function("fn", fn, "a function of a tree like `theta`")
     check_real("theta", theta)
     for i, step in enumerate(path):
         check_tree_like(f"path[{i}]", step, theta, "`theta`")
+        check_real(f"path[{i}]", step)
 
     at = path_of(theta, path[:order])
     return coefficients_along(lambda eps: fn(at(eps)), order)
@@ -137,11 +139,13 @@ def taylorize(model: Model, order: int, *, at: Model | None = None) -> TaylorMod
 
     Source: Lee et al. (2019), eq. 5, for order 1; Bai & Lee (2020) for order 2.
     """
-    checks.integer("order", order, least=0)
+    order = checks.integer("order", order, least=0)
     if not callable(model):
         raise TypeError(f"`model` is {model!r}, expected a callable PyTree.")
     check_real("model", model)
     params, _ = split(model)
+    if at is not None:
+        check_real("at", at)
     base = params if at is None else split(at)[0]
     check_tree_like("at", base, params)
     warn_at_kinks(model, order, stacklevel=3)
@@ -169,14 +173,14 @@ def taylor_terms(
     empty or not finite, a displacement of another structure than the parameters. **Warns:**
     `KinkWarning` as `taylorize`.
     """
-    checks.integer("order", order, least=0)
+    order = checks.integer("order", order, least=0)
     x = checks.batch("x", x)
     check_model(model, "x", x, forward_mode=order > 0)
     params, apply = split(model)
-    displacement = parameters(displacement)
-    check_tree_like("displacement", displacement, params)
-    for leaf in jax.tree.leaves(displacement):
-        checks.finite("displacement", leaf)
+    displacement = direction("displacement", displacement, params)
     warn_at_kinks(model, order)
     batched = jax.vmap(apply, in_axes=(None, 0))
-    return jnp.stack(taylor_coefficients(lambda p: batched(p, x), params, [displacement], order))
+    path = [displacement]
+    terms = jnp.stack(taylor_coefficients(lambda p: batched(p, x), params, path, order))
+    checks.computed("`model`, `x` or `displacement`", terms)
+    return terms

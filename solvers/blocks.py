@@ -62,8 +62,8 @@ class KernelBlocks(eqx.Module):
         real, sizes below 1, a function whose first tile is not (n1, n2), not finite or, of a
         set with itself, not symmetric.
         """
-        checks.integer("batch_size", batch_size)
-        checks.integer("outputs", outputs)
+        batch_size = checks.integer("batch_size", batch_size)
+        outputs = checks.integer("outputs", outputs)
         self.kernel_fn, self.batch_size, self.outputs = kernel_fn, batch_size, outputs
         self.x1 = checks.batch("x1", x1)
         self.x2_given = None if x2 is None else checks.batch("x2", x2)
@@ -137,9 +137,13 @@ def kernel_between(
             "k(x1, x2) -> (n1, n2)."
         )
     value = f"{name}(x1, x2)"
-    kernel = checks.real_array(
-        value, kernel_fn(x1, x2), expected="a kernel (n1, n2)", half="refused"
-    )
+    try:
+        found = kernel_fn(x1, x2)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`{value}` failed for batches of shapes {x1.shape} and {x2.shape}: {error}"
+        ) from error
+    kernel = checks.real_array(value, found, expected="a kernel (n1, n2)", half="refused")
     checks.shape(value, kernel, (len(x1), len(x2)), "an entry for each pair of examples")
     checks.finite(value, kernel)
     if symmetric:

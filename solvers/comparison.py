@@ -163,7 +163,7 @@ def compare_predictions(
     problem = check_problem(model, x, y, ts, loss=loss, x_test=x_test, metric=metric)
     checks.choice("method", method, ("matrix_free", "dense"))
     if batch_size is not None:
-        checks.integer("batch_size", batch_size)
+        batch_size = checks.integer("batch_size", batch_size)
     check_tolerances(Tolerances(solver, rtol, atol, max_steps, None))
     _check_predictions(predictions, learning_rate, loss)
     by_kernel = {"order 2 descent", *(["order 2"] if method == "dense" else [])}
@@ -294,9 +294,11 @@ def _outputs(record: Trajectory | WidthExpansion) -> Outputs:
 def _check_predictions(
     predictions: Sequence[Prediction], learning_rate: float | None, loss: LossFunction
 ) -> None:
-    checks.distinct("predictions", predictions)
+    checks.sequence("predictions", predictions, "a sequence of predictions")
     for name in predictions:
         checks.choice("predictions", name, get_args(Prediction))
+    checks.distinct("predictions", predictions)
+    for name in predictions:
         if name in DESCENTS and learning_rate is None:
             raise ValueError(
                 f"`predictions` holds {name!r}, expected predictions of gradient flow, or a "
@@ -313,10 +315,15 @@ def _descent(ts: Float[Array, " t"], learning_rate: float) -> _Descent:
     checks.nonnegative_number("learning_rate", learning_rate, strictly=True)
     counts = np.asarray(ts, float) / learning_rate
     whole = np.round(counts)
-    if np.any(np.abs(counts - whole) > 1e-5 * np.maximum(whole, 1)):
+    if np.any(np.abs(counts - whole) > 1e-5 * counts):
         raise ValueError(
             f"`ts` holds times that are no whole multiples of `learning_rate` = {learning_rate}: "
             f"{np.asarray(ts)}, expected `learning_rate` times counts of steps."
+        )
+    if whole[-1] > checks.MOST:
+        raise ValueError(
+            f"`learning_rate` is {learning_rate}, {whole[-1]:.3g} steps up to the last of `ts`, "
+            f"expected at most {checks.MOST}."
         )
     if whole[-1] == 0:
         raise ValueError("`ts` is [0.], expected a time after at least one step of descent.")

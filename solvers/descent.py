@@ -116,7 +116,7 @@ def _check_learning_rate(learning_rate: Number | Schedule) -> Array | Schedule:
 def _check_batches(batches: Any, n: int) -> Int[Array, "s b"] | None:
     if batches is None:
         return None
-    array = jnp.asarray(batches)
+    array = checks.as_array("batches", batches, "indices of training points (s, b)")
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise TypeError(f"`batches` has dtype {array.dtype}, expected indices of training points.")
     checks.shape("batches", array, ("s", "b"), because="the points of each step")

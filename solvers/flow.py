@@ -205,8 +205,7 @@ def gradient_flow(
     Source: Jacot, Gabriel & Hongler (2018), section 4; Lee et al. (2019), eq. 7.
     """
     ts = check_times(ts, infinite=True)
-    tolerances = Tolerances(solver, rtol, atol, max_steps, progress)
-    check_tolerances(tolerances)
+    tolerances = check_tolerances(Tolerances(solver, rtol, atol, max_steps, progress))
     if friction is not None:
         friction = checks.nonnegative_scalar("friction", friction, strictly=True)
     if stop is not None and not isinstance(stop, Stop):

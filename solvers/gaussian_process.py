@@ -146,7 +146,9 @@ def posterior(
     """
     checks.choice("method", method, ("auto", "exact", "iterative"))
     variance = checks.nonnegative_scalar("noise", noise)
-    check_krylov_options(rtol, max_iterations, preconditioner_rank)
+    max_iterations, preconditioner_rank = check_krylov_options(
+        rtol, max_iterations, preconditioner_rank
+    )
     is_operator = isinstance(kernel, OPERATORS)
     if is_operator and method == "exact":
         raise ValueError(

@@ -14,7 +14,7 @@ import jax
 from jaxtyping import ArrayLike, PyTree, Shaped
 
 from corrections import ntk, o3, o4
-from corrections.parameters import Metric, Model
+from corrections.parameters import check_pairs, Metric, Model
 from corrections.smoothness import warn_at_kinks
 from solvers.flow import KernelFlow
 from solvers.frozen_kernel import StoredKernel
@@ -24,7 +24,7 @@ from solvers.losses import LossFunction
 from solvers.matrix_free import matrix_free_flow, state_at_start
 from solvers.ode import check_tolerances, Tolerances
 from solvers.path_products import PathProducts
-from solvers.problem import check_matrix_free_only, check_pairs, check_problem
+from solvers.problem import check_matrix_free_only, check_problem
 from solvers.result import Times, Trajectory
 from zoo import checks
 from zoo.precision import full_precision
@@ -96,14 +96,13 @@ def hierarchy_flow(
         check_matrix_free_only(True, kernel_pairs=kernel_pairs, batch_size=batch_size)
     checks.choice("order", order, (2, 3, 4, 5))
     if batch_size is not None:
-        checks.integer("batch_size", batch_size)
+        batch_size = checks.integer("batch_size", batch_size)
     # A stored tangent kernel alone takes first derivatives only.
     forward_mode = method == "matrix_free" or order > 2
     problem = check_problem(
         model, x, y, ts, loss=loss, x_test=x_test, metric=metric, forward_mode=forward_mode
     )
-    tolerances = Tolerances(solver, rtol, atol, max_steps, progress)
-    check_tolerances(tolerances)
+    tolerances = check_tolerances(Tolerances(solver, rtol, atol, max_steps, progress))
 
     if method == "matrix_free":
         warn_at_kinks(model, order - 1)  # with "dense", `o3` and `o4` do

@@ -42,9 +42,15 @@ class Units(NamedTuple):
         """Solutions, in the units of b / K."""
         return scaled * jnp.broadcast_to(self.right, scaled.shape) / self.kernel
 
+    def of_unit_columns(self, scaled: Float[Array, "*t size c"]) -> Float[Array, "*t size c"]:
+        """Solutions for b / |b|, in the units of 1 / K: products of these with a small kernel are
+        numbers also after a short time, where both are small in the kernel's own units.
+        """
+        return scaled / self.kernel
+
     def outputs(self, products: Float[Array, "*t rows c"]) -> Float[Array, "*t rows c"]:
-        """Products of a kernel with scaled solutions, in the units of b."""
-        return products / self.kernel * jnp.broadcast_to(self.right, products.shape)
+        """Products of a kernel with solutions for b / |b|, in the units of b."""
+        return products * jnp.broadcast_to(self.right, products.shape)
 
 
 class Learned(NamedTuple):
@@ -110,7 +116,7 @@ def learned_at(
     units = Units(found.unit, norms)
     basis = last.basis[:, :steps]
     scaled = jnp.einsum("csn,tsc->tnc", basis, found.weights)
-    image = _at_each(operator, scaled) / units.kernel
+    image = _at_each(operator, units.of_unit_columns(scaled))
     known = jnp.einsum("csn,tsc->tnc", basis, found.images)
     # The image is K u, or differs from it by the residual alone: whatever else there is, rounding
     # or an operator that is not linear and symmetric, is an error as well.

@@ -9,12 +9,19 @@ from solvers.result import RESULTS
 from zoo import checks
 
 
-def check_krylov_options(rtol: Any, max_iterations: Any, preconditioner_rank: Any) -> None:
-    """**Raises:** `ValueError` for options out of range."""
+def check_krylov_options(
+    rtol: Any, max_iterations: Any, preconditioner_rank: Any
+) -> tuple[int, int]:
+    """The two counts as integers of Python.
+
+    **Raises:** `ValueError` for options out of range.
+    """
     if rtol is not None:
         checks.nonnegative_number("rtol", rtol, strictly=True)
-    checks.integer("max_iterations", max_iterations)
-    checks.integer("preconditioner_rank", preconditioner_rank, least=0)
+    return (
+        checks.integer("max_iterations", max_iterations),
+        checks.integer("preconditioner_rank", preconditioner_rank, least=0),
+    )
 
 
 def tolerance(rtol: float | None, dtype: Any) -> float:

@@ -92,7 +92,9 @@ def mse_flow_operator(
     n = space.points
     starts = problem.f0[:n], problem.f0[n:] if len(problem.f0) > n else None
     damping = checks.nonnegative_scalar("diag_reg", diag_reg)
-    check_krylov_options(rtol, max_iterations, preconditioner_rank)
+    max_iterations, preconditioner_rank = check_krylov_options(
+        rtol, max_iterations, preconditioner_rank
+    )
     rtol = tolerance(rtol, space.dtype)
     ts = as_times(ts, space.dtype)
     shown = _flow(
@@ -148,7 +150,8 @@ def _flow(
         return jnp.concatenate([of(part) for part in parts])
 
     def moved_by(rows: Operator, part: Learned) -> Array:
-        together = jnp.moveaxis(part.scaled, 0, 1).reshape(space.size, -1)
+        solutions = part.units.of_unit_columns(part.scaled)
+        together = jnp.moveaxis(solutions, 0, 1).reshape(space.size, -1)
         moved = product(rows, together).reshape(-1, len(part.scaled), right.shape[1])
         return part.units.outputs(jnp.moveaxis(moved, 1, 0))
 

@@ -72,19 +72,22 @@ class Tolerances(NamedTuple):
     progress: diffrax.AbstractProgressMeter | None
 
 
-def check_tolerances(tolerances: Tolerances) -> None:
-    """**Raises:** `ValueError` / `TypeError` for tolerances that are not positive, step counts
+def check_tolerances(tolerances: Tolerances) -> Tolerances:
+    """The same, with its count as an integer of Python.
+
+    **Raises:** `ValueError` / `TypeError` for tolerances that are not positive, step counts
     that are not, a solver that cannot adapt its steps, a progress meter that is none.
     """
     checks.nonnegative_number("rtol", tolerances.rtol, strictly=True)
     checks.nonnegative_number("atol", tolerances.atol, strictly=True)
-    checks.integer("max_steps", tolerances.max_steps)
+    max_steps = checks.integer("max_steps", tolerances.max_steps)
     for name, value, kind in (
         ("solver", tolerances.solver, diffrax.AbstractAdaptiveSolver),
         ("progress", tolerances.progress, diffrax.AbstractProgressMeter),
     ):
         if value is not None and not isinstance(value, kind):
             raise TypeError(f"`{name}` is {value!r}, expected a diffrax {kind.__name__} or None.")
+    return tolerances._replace(max_steps=max_steps)
 
 
 class Ending(NamedTuple):

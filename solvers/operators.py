@@ -12,6 +12,7 @@ import lineax as lx
 from jaxtyping import Array, Float
 
 from corrections import KernelOperator
+from corrections.symmetric import check_linear_operator
 from solvers.blocks import KernelBlocks
 from zoo import checks
 
@@ -76,6 +77,7 @@ def check_kernel_operator(name: str, operator: Any) -> Space:
             "`corrections.NTKOperator` or one of lineax."
         )
     if isinstance(operator, lx.AbstractLinearOperator):
+        check_linear_operator(name, operator)
         symmetric = lx.is_symmetric(operator) or lx.is_positive_semidefinite(operator)
     else:
         symmetric = operator.symmetric
@@ -97,6 +99,8 @@ def check_test_operator(name: str, operator: Any, space: Space) -> int:
         raise TypeError(
             f"`{name}` is of type {type(operator).__name__}, expected an operator, as `kernel` is."
         )
+    if isinstance(operator, lx.AbstractLinearOperator):
+        check_linear_operator(name, operator)
     taken, given = space_of(name, operator), space_of(name, operator, given=True)
     if taken != space or given.outputs != space.outputs:
         raise ValueError(

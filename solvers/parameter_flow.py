@@ -14,12 +14,12 @@ from jaxtyping import Array, ArrayLike, Float, PyTree, Shaped
 from corrections import ntk
 from corrections.flat_model import metric_norm
 from corrections.forward_mode import has_forward_mode
-from corrections.parameters import Metric, Model, Params, precondition
+from corrections.parameters import check_pairs, Metric, Model, Pairs, Params, precondition
 from solvers.integrate import integrate
 from solvers.kernel_problem import Targets
 from solvers.losses import LossFunction, mean_loss
 from solvers.ode import check_tolerances, Flow, Motion, Observation, Tolerances
-from solvers.problem import check_pairs, check_problem, Pairs
+from solvers.problem import check_problem
 from solvers.result import finish, Times, Trajectory
 from zoo import parameters
 from zoo.precision import full_precision
@@ -125,8 +125,7 @@ def parameter_flow(
     `SolverError` where the solve fails and `throw=True`.
     """
     problem = check_problem(model, x, y, ts, loss=loss, x_test=x_test, metric=metric)
-    tolerances = Tolerances(solver, rtol, atol, max_steps, progress)
-    check_tolerances(tolerances)
+    tolerances = check_tolerances(Tolerances(solver, rtol, atol, max_steps, progress))
     flow = ParameterFlow(
         model=model,
         x=problem.x,

@@ -12,9 +12,8 @@ from jaxtyping import Array, Float, PyTree
 from corrections import ntk, taylor_coefficients
 from corrections.batched import pulled_in_tiles, pushed_in_tiles
 from corrections.linearization import linearization
-from corrections.parameters import Metric, Params, precondition, split
+from corrections.parameters import Metric, Pairs, Params, precondition, split
 from corrections.path import coefficients_along, Scalar
-from solvers.problem import Pairs
 from zoo.tiles import in_tiles
 
 

@@ -10,9 +10,6 @@ from solvers.losses import check_targets, LossFunction
 from solvers.result import check_times
 from zoo import checks
 
-Pairs = tuple[Shaped[Array, "n1 ..."], Shaped[Array, "n2 ..."]]
-"""Examples of which a kernel is shown."""
-
 
 class Problem(NamedTuple):
     """What a flow of a model starts from: arrays that fit the model and each other."""
@@ -79,18 +76,3 @@ def check_matrix_free_only(dense: bool, **options: Any) -> None:
             raise ValueError(
                 f'`{name}` was given with `method="dense"`, expected `method="matrix_free"`.'
             )
-
-
-def check_pairs(model: Model, pairs: Any) -> Pairs | None:
-    """`kernel_pairs` as two batches.
-
-    **Raises:** `ValueError` / `TypeError` unless they are examples of `model`.
-    """
-    if pairs is None:
-        return None
-    if not isinstance(pairs, tuple | list) or len(pairs) != 2:
-        raise ValueError(f"`kernel_pairs` is {pairs!r}, expected two batches of examples (x1, x2).")
-    x1, x2 = (checks.batch(f"kernel_pairs[{i}]", x) for i, x in enumerate(pairs))
-    for i, x in enumerate((x1, x2)):
-        check_model(model, f"kernel_pairs[{i}]", x)
-    return x1, x2

@@ -99,6 +99,7 @@ def kernel_regression(
     options = {"metric": metric, "outputs": outputs, "batch_size": batch_size}
     rows = [ntk(model, x, **options), *(ntk(model, p, x, **options) for p in points[1:])]
     found = _regression(model, points, y, rows, offset == "model", added)
+    checks.computed("`model`, `x`, `x_test`, `y` or `metric`", (found.train, found.test))
     warn_where_dropped("the kernel of `model`", found.dropped, y.dtype)
     return found
 

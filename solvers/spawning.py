@@ -23,7 +23,7 @@ from solvers.kernel_problem import Targets, TestTargets
 from solvers.losses import LossFunction
 from solvers.training import run, Training
 from solvers.training_loop import Target, TrainingState
-from solvers.training_setup import check_key, check_setup, check_state
+from solvers.training_setup import check_setup, check_state
 from zoo import checks
 from zoo.precision import full_precision
 
@@ -127,7 +127,7 @@ def _check_keys(keys: Any) -> list[PRNGKeyArray]:
     if not each:
         raise ValueError("`keys` is empty, expected one key for each child.")
     for i, key in enumerate(each):
-        check_key(f"keys[{i}]", key)
+        checks.key(f"keys[{i}]", key)
     return each
 
 

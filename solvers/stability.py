@@ -51,7 +51,7 @@ def max_learning_rate(
     """
     m = checks.nonnegative_scalar("momentum", momentum, below=1.0)
     if n is not None:
-        checks.integer("n", n)
+        n = checks.integer("n", n)
     if isinstance(kernel, KernelOperator):
         found = extreme_eigenvalues(kernel)
         converged = checks.concrete(found.converged)
@@ -114,10 +114,11 @@ def catapult_map(
 
     Source: Lewkowycz et al. (2020), eqs. 6-7.
     """
+    checks.finite_scalar("f", f)
     checks.nonnegative_number("kernel", kernel, strictly=True)
     checks.nonnegative_number("learning_rate", learning_rate, strictly=True)
-    checks.integer("width", width)
-    checks.integer("steps", steps)
+    width = checks.integer("width", width)
+    steps = checks.integer("steps", steps)
     eta = learning_rate
 
     def step(state: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Catapult]:
@@ -147,7 +148,10 @@ def training_phase(losses: Sequence[float] | Float[ArrayLike, " steps"]) -> Phas
 
     Source: Lewkowycz et al. (2020), section 2.
     """
-    values = np.asarray(losses, float)
+    given = np.asarray(losses)
+    if not any(jnp.issubdtype(given.dtype, kind) for kind in (jnp.floating, jnp.integer)):
+        raise TypeError(f"`losses` has dtype {given.dtype}, expected real numbers, one a step.")
+    values = given.astype(float)
     if values.ndim != 1 or values.size < 2:
         raise ValueError(
             f"`losses` has shape {values.shape}, expected a vector of at least two, one a step."

@@ -15,9 +15,9 @@ import jax.random as jr
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
-from corrections.parameters import check_real, Model, Params
+from corrections.parameters import check_parameters, Model, Params
 from solvers.losses import LossFunction, mean_loss
-from zoo import forward_train, parameters
+from zoo import checks, forward_train, parameters
 from zoo.norms import norm
 from zoo.tiles import in_tiles
 from zoo.trainable import partitioned
@@ -49,9 +49,16 @@ class TrainingState(eqx.Module):
 
 def initial_state(model: Model, optimizer: optax.GradientTransformation) -> TrainingState:
     """The state of a training of `model` before its first step."""
-    check_real("model", model)
+    check_parameters(model)
+    check_optimizer(optimizer)
     params: Any = parameters(model)
     return TrainingState(model, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """**Raises:** `TypeError` where it is no transformation of optax."""
+    expected = "an optax transformation, `optax.sgd(0.1)` say"
+    checks.instance("optimizer", optimizer, optax.GradientTransformation, expected)
 
 
 class Descent(eqx.Module):

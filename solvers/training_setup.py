@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import diffrax
 import equinox as eqx
 import jax
-import jax.random as jr
 import numpy as np
 import optax
 from jaxtyping import Array, Int
@@ -13,7 +12,7 @@ from jaxtyping import Array, Int
 from corrections.parameters import check_model, check_tree_like, Model
 from solvers.callbacks import Callbacks, check_callbacks
 from solvers.losses import check_targets, LossFunction
-from solvers.training_loop import Descent, TrainingState
+from solvers.training_loop import check_optimizer, Descent, TrainingState
 from zoo import checks
 
 
@@ -22,8 +21,8 @@ def log_spaced(steps: int, *, per_decade: int = 10) -> Int[np.ndarray, " r"]:
 
     **Raises:** `ValueError` for counts below 1.
     """
-    checks.integer("steps", steps)
-    checks.integer("per_decade", per_decade)
+    steps = checks.integer("steps", steps)
+    per_decade = checks.integer("per_decade", per_decade)
     count = 1 + int(np.ceil(per_decade * np.log10(steps)))
     spaced = np.round(np.geomspace(1, steps, count)).astype(int)
     return np.unique(np.concatenate([[0], spaced, [steps]]))
@@ -65,24 +64,22 @@ def check_setup(
             "`model`, `x` or `y` is being traced, expected arrays that have values: `train` "
             "compiles its own loop, call it outside `jax.jit`, `jax.vmap` and `jax.grad`."
         )
-    checks.integer("steps", steps)
+    steps = checks.integer("steps", steps)
     x, y, outputs = _check_examples(model, x, y, loss, "x", None)
     if batch_size is not None:
-        checks.integer("batch_size", batch_size)
+        batch_size = checks.integer("batch_size", batch_size)
         if batch_size > len(x):
             raise ValueError(
                 f"`batch_size` is {batch_size}, expected at most the {len(x)} examples of `x`."
             )
-        check_key("key", key)
+    if batch_size is not None or key is not None:
+        checks.key("key", key)
     if (x_test is None) != (y_test is None):
         raise ValueError("`x_test` or `y_test` was given alone, expected both or none.")
     test = None
     if x_test is not None:
         test = _check_examples(model, x_test, y_test, loss, "x_test", outputs)[:2]
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(
-            f"`optimizer` is {optimizer!r}, expected an optax transformation, `optax.sgd(0.1)` say."
-        )
+    check_optimizer(optimizer)
     if progress is not None and not isinstance(progress, diffrax.AbstractProgressMeter):
         raise TypeError(
             f"`progress` is {progress!r}, expected a diffrax AbstractProgressMeter or None."
@@ -101,6 +98,7 @@ def check_state(name: str, state: TrainingState, model: Model, setup: Setup) -> 
     """**Raises:** `ValueError` where `state` is not one of this model and this optimiser, or is
     beyond the end of the training.
     """
+    checks.instance(name, state, TrainingState, "a `TrainingState`, `.state` of a `Training` say")
     optimizer_state = setup.descent.optimizer.init(state.parameters)
     for part, got, like, what in (
         ("model", state.model, model, "`model`"),
@@ -113,17 +111,6 @@ def check_state(name: str, state: TrainingState, model: Model, setup: Setup) -> 
             f"`steps` is {setup.steps}, expected at least the {int(state.step)} steps of `{name}`: "
             "it counts all of them."
         )
-
-
-def check_key(name: str, key: Any) -> None:
-    """**Raises:** `TypeError` where `key` is not one key of `jax.random`."""
-    try:
-        jr.fold_in(key, 0)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"`{name}` is {key!r}, expected a key, `jax.random.key(0)` say, for the order of the "
-            "minibatches."
-        ) from error
 
 
 def _check_examples(

@@ -162,8 +162,8 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def step(x: Array) -> Array:
-    """1 for x > 0, else 0."""
-    return jnp.where(x > 0, 1, 0).astype(x.dtype)
+    """1 for x > 0, else 0; NaN for NaN."""
+    return jnp.where(jnp.isnan(x), x, jnp.where(x > 0, 1, 0).astype(x.dtype))
 
 
 _STEP = Activation("step", step, dual=StepDual(0.0, 1.0))
@@ -175,7 +175,7 @@ def monomial(degree: int) -> Activation:
 
     **Raises:** `ValueError` for a degree that is no integer >= 1.
     """
-    checks.integer("degree", degree)
+    degree = checks.integer("degree", degree)
     if degree == 1:
         return ACTIVATIONS["identity"]
     bounds = {"lipschitz": _INF, "derivative_lipschitz": 2.0 if degree == 2 else _INF}

@@ -5,7 +5,7 @@ there; checks of shapes and types hold everywhere.
 """
 
 import weakref
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Literal
 
 import jax
@@ -51,7 +51,7 @@ def real_array(
     **Raises:** `TypeError` where it is not an array of real floating-point numbers (integers are
     converted where they are allowed), or one in half precision where that is refused.
     """
-    array = _array(name, value, expected)
+    array = as_array(name, value, expected)
     if integers and jnp.issubdtype(array.dtype, jnp.integer):
         return array.astype(float)
     if not jnp.issubdtype(array.dtype, jnp.floating):
@@ -84,12 +84,16 @@ def full_precision(name: str, dtype: Any, advice: str = "Compute it in float32."
         )
 
 
-def _array(name: str, value: Any, expected: str) -> jax.Array:
+def as_array(name: str, value: Any, expected: str) -> jax.Array:
+    """`value` as a JAX array.
+
+    **Raises:** `TypeError` where it is none.
+    """
     if isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value):
         value = np.asarray(value)  # which compiles no program
     try:
         return as_given(value) if isinstance(value, np.ndarray) else jnp.asarray(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(
             f"`{name}` is not an array: got {type(value).__name__}, expected {expected}."
         ) from error
@@ -124,6 +128,28 @@ def finite(name: str, array: Any) -> None:
         f"`{name}` has {int(bad.sum())} entries out of {values.size} that are not finite (the "
         f"first is {values[first]} at index {first}), expected finite numbers only."
     )
+
+
+def nonzero(name: str, array: Any, expected: str) -> None:
+    """**Raises:** `ValueError` where `array` is known to be all zero."""
+    values = concrete(array)
+    if values is not None and not np.any(values):
+        raise ValueError(f"`{name}` is all zero, expected {expected}.")
+
+
+def computed(names: str, result: Any) -> None:
+    """**Raises:** `ValueError` where something in a result is known not to be finite: arguments,
+    `names`, that are finite have overflowed on the way.
+    """
+    for leaf in jax.tree.leaves(result):
+        if isinstance(leaf, jax.Array) and _found_finite(leaf):
+            continue
+        values = concrete(leaf)
+        if values is not None and not np.all(np.isfinite(values)):
+            raise ValueError(
+                f"the numbers of {names} overflow {values.dtype} on the way to the result, "
+                "expected smaller ones, or float64."
+            )
 
 
 def _found_finite(array: Array) -> bool:
@@ -190,7 +216,7 @@ def examples(name: str, x: Any, *, floating: bool = False, half: Half = "float32
     batch axis.
     """
     expected = "a batch of examples (n, ...)"
-    array = _array(name, x, expected)
+    array = as_array(name, x, expected)
     if floating or jnp.issubdtype(array.dtype, jnp.floating):
         array = real_array(name, array, expected=expected, half=half)
     kinds = (jnp.floating, jnp.integer, jnp.bool_)
@@ -217,9 +243,47 @@ def batch(name: str, x: Any, *, floating: bool = False) -> jax.Array:
 
 
 def choice(name: str, value: Any, choices: Collection[Any]) -> None:
-    """**Raises:** `ValueError` where `value` is not one of `choices`."""
-    if value not in choices:
+    """**Raises:** `ValueError` where `value` is not one of `choices`, of the same type."""
+    if not any(type(value) is type(one) and value == one for one in choices):
         raise ValueError(f"`{name}` is {value!r}, expected one of {_listed(choices)}.")
+
+
+def sequence(name: str, value: Any, expected: str) -> None:
+    """**Raises:** `TypeError` where `value` is no sequence; an array is one of its rows."""
+    is_array = isinstance(value, np.ndarray | jax.Array) and value.ndim > 0
+    if not is_array and (not isinstance(value, Sequence) or isinstance(value, str | bytes)):
+        raise TypeError(f"`{name}` is {value!r}, expected {expected}.")
+
+
+def function(name: str, value: Any, expected: str) -> None:
+    """**Raises:** `TypeError` where `value` cannot be called."""
+    if not callable(value):
+        raise TypeError(f"`{name}` is {value!r}, expected {expected}.")
+
+
+def instance(name: str, value: Any, of: Any, expected: str) -> None:
+    """**Raises:** `TypeError` where `value` is no instance of the type or types `of`."""
+    if not isinstance(value, of):
+        raise TypeError(f"`{name}` is {value!r}, expected {expected}.")
+
+
+def key(name: str, value: Any) -> None:
+    """**Raises:** `TypeError` where `value` is not one key of `jax.random`."""
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
+    if not typed and not (dtype == np.uint32 and shape in ((2,), (4,))):
+        raise TypeError(f"`{name}` is {value!r}, expected one key, `jax.random.key(0)` say.")
+
+
+def key_or_default(name: str, value: Any) -> jax.Array:
+    """One key of `jax.random`, `jax.random.key(0)` where `value` is None.
+
+    **Raises:** `TypeError` where it is something else.
+    """
+    if value is None:
+        return jax.random.key(0)
+    key(name, value)
+    return value
 
 
 def distinct(name: str, values: Collection[Any]) -> None:
@@ -228,11 +292,32 @@ def distinct(name: str, values: Collection[Any]) -> None:
         raise ValueError(f"`{name}` is {values!r}, expected different values, at least one.")
 
 
-def integer(name: str, value: Any, *, least: int = 1) -> None:
-    """**Raises:** `ValueError` where `value` is not an integer of at least `least`."""
+MOST = 2**31 - 1
+"""The largest count: JAX's default integers have 32 bits."""
+
+MOST_SIZE = 2**63 - 1
+"""The largest axis of a shape."""
+
+
+def integer(name: str, value: Any, *, least: int = 1, most: int | None = MOST) -> int:
+    """`value` as an integer of Python: one of NumPy would be traced where it is to be static.
+
+    **Raises:** `ValueError` where it is not an integer of at least `least` and at most `most`.
+    """
     is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
     if not is_integer or value < least:
         raise ValueError(f"`{name}` is {value!r}, expected an integer >= {least}.")
+    if most is not None and value > most:
+        raise ValueError(f"`{name}` is {value!r}, expected an integer from {least} to {most}.")
+    return int(value)
+
+
+def size(name: str, value: Any) -> int:
+    """`value` as the length of an axis, of an array that may never be formed.
+
+    **Raises:** `ValueError` where it is not an integer >= 1.
+    """
+    return integer(name, value, most=MOST_SIZE)
 
 
 def nonnegative_number(name: str, value: Any, *, strictly: bool = False) -> None:
@@ -254,6 +339,22 @@ def nonnegative_scalar(
     expected = f"a finite number {'> 0' if strictly else '>= 0'}"
     if below < np.inf:
         expected = f"a number in {'(' if strictly else '['}0, {below:g})"
+    array = _scalar(name, value, expected)
+    found = concrete(value)
+    if found is not None and not (found >= 0 and found < below and not (strictly and found == 0)):
+        raise ValueError(f"`{name}` is {value!r}, expected {expected}.")
+    return array
+
+
+def finite_scalar(name: str, value: Any) -> jax.Array:
+    """As `nonnegative_scalar`, of any sign.
+
+    **Raises:** `TypeError` / `ValueError` where it is no real number, or known not to be finite.
+    """
+    return _scalar(name, value, "a finite number")
+
+
+def _scalar(name: str, value: Any, expected: str) -> jax.Array:
     if isinstance(value, np.ndarray | jax.Array):
         numeric = any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer))
         if not numeric or value.ndim != 0:
@@ -263,9 +364,7 @@ def nonnegative_scalar(
     elif not isinstance(value, int | float | np.number) or isinstance(value, bool):
         raise ValueError(f"`{name}` is {value!r}, expected {expected}.")
     found = concrete(value)
-    if found is not None and not (
-        np.isfinite(found) and found >= 0 and found < below and not (strictly and found == 0)
-    ):
+    if found is not None and not np.isfinite(found):
         raise ValueError(f"`{name}` is {value!r}, expected {expected}.")
     return jnp.asarray(value, float)
 

@@ -69,7 +69,7 @@ class CNN(Network):
         """
         checks.choice("readout", readout, get_args(Readout))
         checks.choice("padding", padding, PADDINGS)
-        checks.integer("out_size", out_size)
+        out_size = checks.size("out_size", out_size)
         if readout_std is not None:
             checks.nonnegative_number("readout_std", readout_std)
         self.in_shape = image_shape("in_shape", in_shape)
@@ -80,6 +80,7 @@ class CNN(Network):
         phi = activation_function(activation)
         shared = {"parameterization": parameterization, "bias_std": bias_std}
 
+        checks.key("key", key)
         *keys, readout_key = jr.split(key, len(sizes) + 1)
         layers: list[Any] = []
         for i, layer_key in enumerate(keys):

@@ -135,7 +135,7 @@ def _check_options(
     n_train: int | None, n_test: int | None, seed: int, normalize: str | None
 ) -> None:
     checks.choice("normalize", normalize, NORMALIZATIONS)
-    checks.integer("seed", seed, least=0)
+    seed = checks.integer("seed", seed, least=0, most=None)
     for argument, count in (("n_train", n_train), ("n_test", n_test)):
         if count is not None:
             checks.integer(argument, count)
@@ -199,6 +199,7 @@ def _kept_classes(source: Source, classes: Sequence[int] | None) -> tuple[int, .
     present = tuple(sorted({int(label) for part in parts for label in np.unique(part.labels)}))
     if classes is None:
         return present
+    checks.sequence("classes", classes, "a sequence of labels")
     for label in classes:
         checks.integer("classes", label, least=0)
     kept = tuple(int(label) for label in classes)

@@ -22,7 +22,14 @@ from zoo import checks
 from zoo.convolution import convolve, Padding, PADDINGS, per_axis
 from zoo.limits.affine import AffineRule, Window
 from zoo.limits.widths import Widths
-from zoo.parameterization import LayerScaling, NTK, Parameterization, Role, TensorScaling
+from zoo.parameterization import (
+    check_parameterization,
+    LayerScaling,
+    NTK,
+    Parameterization,
+    Role,
+    TensorScaling,
+)
 
 
 @dataclass(frozen=True)
@@ -190,10 +197,10 @@ class Dense(AffineLayer):
 
         **Raises:** `ValueError` for sizes below 1, a negative or non-finite std, an unknown role.
         """
-        checks.integer("in_size", in_size)
-        checks.integer("out_size", out_size)
+        in_size = checks.size("in_size", in_size)
+        out_size = checks.size("out_size", out_size)
         self.role = role
-        self.parameterization = _checked(parameterization)
+        self.parameterization = check_parameterization("parameterization", parameterization)
         self.weight_std, self.bias_std = _stds(weight_std, bias_std)
         self.weight, self.bias = _initial(self, (out_size, in_size), key)
 
@@ -258,14 +265,15 @@ class Conv(AffineLayer):
         **Raises:** `ValueError` for sizes below 1, a stride of another length, an unknown padding
         or role, a negative or non-finite std.
         """
-        checks.integer("in_channels", in_channels)
-        checks.integer("out_channels", out_channels)
+        in_channels = checks.size("in_channels", in_channels)
+        out_channels = checks.size("out_channels", out_channels)
         checks.choice("padding", padding, PADDINGS)
+        checks.sequence("kernel_size", kernel_size, "a length for each spatial axis")
         kernel = per_axis("kernel_size", kernel_size, len(kernel_size))
         self.stride = per_axis("stride", stride, len(kernel))
         self.padding = padding
         self.role = role
-        self.parameterization = _checked(parameterization)
+        self.parameterization = check_parameterization("parameterization", parameterization)
         self.weight_std, self.bias_std = _stds(weight_std, bias_std)
         self.weight, self.bias = _initial(self, (out_channels, in_channels, *kernel), key)
 
@@ -300,15 +308,6 @@ class Conv(AffineLayer):
         return z + self.bias_multiplier * self.bias.reshape(-1, *axes)
 
 
-def _checked(parameterization: Parameterization) -> Parameterization:
-    if not isinstance(parameterization, Parameterization):
-        raise TypeError(
-            f"`parameterization` is {parameterization!r}, expected a `zoo.Parameterization` "
-            "such as `zoo.NTK` (by name: `zoo.PARAMETERIZATIONS`)."
-        )
-    return parameterization
-
-
 def _stds(weight_std: float, bias_std: float | None) -> tuple[float, float | None]:
     checks.nonnegative_number("weight_std", weight_std)
     if bias_std is not None:
@@ -322,6 +321,7 @@ def _initial(
     """Normal draws of the layer's initial scales."""
     fans = {"fan_in": math.prod(shape[1:]), "fan_out": shape[0]}
     scaling = layer.scaling
+    checks.key("key", key)
     weight_key, bias_key = jr.split(key)
     weight = scaling.weight.init(std=layer.weight_std, **fans) * jr.normal(weight_key, shape)
     if layer.bias_std is None:

@@ -67,6 +67,7 @@ class MLP(Network):
         widths = layer_sizes("width", width, depth)
         phi = activation_function(activation)
         sizes = (in_size, *widths, out_size)
+        checks.key("key", key)
         keys = jr.split(key, len(sizes) - 1)
         layers: list[Any] = [Flatten()]
         for i, layer_key in enumerate(keys):

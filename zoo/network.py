@@ -49,20 +49,20 @@ def layer_sizes(name: str, size: int | Sequence[int], depth: int | None) -> tupl
     """
     if isinstance(size, Sequence):
         for i, entry in enumerate(size):
-            checks.integer(f"{name}[{i}]", entry)
+            checks.size(f"{name}[{i}]", entry)
         if depth is not None and depth != len(size):
             raise ValueError(
                 f"`depth` is {depth} but `{name}` lists {len(size)} hidden layers, expected the "
                 "same number (or leave `depth` out)."
             )
         return tuple(size)
-    checks.integer(name, size)
+    checks.size(name, size)
     if depth is None:
         raise ValueError(
             f"`depth` is missing: `{name}={size}` is one number for all hidden layers, expected "
             "`depth` to say how many there are (or a sequence, one number a layer)."
         )
-    checks.integer("depth", depth, least=0)
+    depth = checks.integer("depth", depth, least=0)
     return (size,) * depth
 
 
@@ -82,5 +82,5 @@ def image_shape(name: str, shape: Sequence[int]) -> tuple[int, ...]:
             "(3, 32, 32)."
         )
     for i, entry in enumerate(shape):
-        checks.integer(f"{name}[{i}]", entry)
+        checks.size(f"{name}[{i}]", entry)
     return tuple(int(entry) for entry in shape)

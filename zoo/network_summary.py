@@ -95,8 +95,10 @@ def summary(model: Callable[[Array], Array], in_shape: Sequence[int]) -> Summary
 
     **Raises:** `ValueError` where `in_shape` is no shape or the model does not take it.
     """
+    checks.function("model", model, "a callable PyTree")
+    checks.sequence("in_shape", in_shape, "the shape of one example")
     for i, entry in enumerate(in_shape):
-        checks.integer(f"in_shape[{i}]", entry)
+        checks.size(f"in_shape[{i}]", entry)
     rows: list[LayerRow] = []
 
     def traced(model: Callable[[Array], Array], x: Array) -> Array:
@@ -106,7 +108,9 @@ def summary(model: Callable[[Array], Array], in_shape: Sequence[int]) -> Summary
 
     arrays = jax.tree.leaves(eqx.filter_eval_shape(eqx.filter, model, eqx.is_array))
     floats = jax.tree.leaves(eqx.filter_eval_shape(parameters_of, model))
-    dtype = jnp.result_type(*(array.dtype for array in floats)) if floats else float
+    dtype = (
+        jnp.result_type(*(jnp.finfo(array.dtype).dtype for array in floats)) if floats else float
+    )
     example = jax.ShapeDtypeStruct(tuple(in_shape), dtype)
     outputs = eqx.filter_eval_shape(traced, model, example)
     owned = {(row.path, t.name): t for row in rows for t in row.tensors}

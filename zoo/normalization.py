@@ -20,7 +20,7 @@ from zoo.frozen import Frozen
 from zoo.layers import ParameterizedLayer, TensorPlace
 from zoo.limits.layers import NormRule
 from zoo.limits.widths import NoLimitError, Widths
-from zoo.parameterization import NTK, Parameterization, Role
+from zoo.parameterization import check_parameterization, NTK, Parameterization, Role
 
 _TENSORS = {
     "scale": TensorPlace("bias", std=1.0, start=1.0),
@@ -88,13 +88,14 @@ class GroupNorm(_ChannelNorm):
 
         **Raises:** `ValueError` for sizes below 1, groups that do not divide the channels.
         """
-        checks.integer("channels", channels)
-        checks.integer("groups", groups)
+        channels = checks.size("channels", channels)
+        groups = checks.integer("groups", groups)
         if channels % groups:
             raise ValueError(f"`groups` is {groups}, expected a divisor of `channels` {channels}.")
         checks.nonnegative_number("epsilon", epsilon)
         self.groups, self.epsilon = groups, float(epsilon)
-        self.role, self.parameterization = role, parameterization
+        self.role = role
+        self.parameterization = check_parameterization("parameterization", parameterization)
         self.scale, self.shift = _initial(self, channels)
 
     def like(self, parameterization: Parameterization) -> "GroupNorm":
@@ -163,13 +164,14 @@ class BatchNorm(_ChannelNorm):
 
         **Raises:** `ValueError` for sizes below 1, a momentum outside [0, 1].
         """
-        checks.integer("channels", channels)
+        channels = checks.size("channels", channels)
         checks.nonnegative_number("momentum", momentum)
         if momentum > 1:
             raise ValueError(f"`momentum` is {momentum}, expected a number from 0 to 1.")
         checks.nonnegative_number("epsilon", epsilon)
         self.momentum, self.epsilon = float(momentum), float(epsilon)
-        self.role, self.parameterization = role, parameterization
+        self.role = role
+        self.parameterization = check_parameterization("parameterization", parameterization)
         self.scale, self.shift = _initial(self, channels)
         self._statistics = Frozen((jnp.zeros(channels), jnp.ones(channels)))
 

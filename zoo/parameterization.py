@@ -14,7 +14,7 @@ exponents is section 9 of docs/theory.md.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from zoo import checks
 
@@ -89,6 +89,16 @@ class Parameterization:
         """The scaling of a layer with this role."""
         checks.choice("role", role, ("input", "hidden", "readout"))
         return getattr(self, role)
+
+
+def check_parameterization(name: str, value: Any) -> Parameterization:
+    """`value` itself.
+
+    **Raises:** `TypeError` where it is no `Parameterization`.
+    """
+    expected = "a `zoo.Parameterization` such as `zoo.NTK` (by name: `zoo.PARAMETERIZATIONS`)"
+    checks.instance(name, value, Parameterization, expected)
+    return value
 
 
 _NTK_LAYER = LayerScaling(

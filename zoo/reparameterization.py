@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 from zoo import checks
 from zoo.frozen import Frozen
 from zoo.layers import ParameterizedLayer
-from zoo.parameterization import Parameterization
+from zoo.parameterization import check_parameterization, Parameterization
 from zoo.trainable import parameters
 
 _Model = TypeVar("_Model")
@@ -31,6 +31,8 @@ def reparameterize(model: _Model, parameterization: Parameterization) -> _Model:
 
     **Raises:** `ValueError` where a layer of zero std has no multiplier to divide by.
     """
+    checks.function("model", model, "a model of zoo layers")
+    check_parameterization("parameterization", parameterization)
 
     def moved(layer: ParameterizedLayer) -> ParameterizedLayer:
         tensors = {}
@@ -68,6 +70,8 @@ def learning_rates(
     layer of zero std.
     """
     checks.choice("optimizer", optimizer, ("sgd", "adam"))
+    if equivalent_to is not None:
+        check_parameterization("equivalent_to", equivalent_to)
     if equivalent_to is not None and optimizer == "adam":
         raise ValueError(
             '`equivalent_to` was given with `optimizer="adam"`, expected "sgd": Adam divides the '

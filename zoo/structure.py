@@ -10,6 +10,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
+from zoo import checks
 from zoo.limits.composition import ResidualRule, SequentialRule
 from zoo.limits.layers import FlattenRule, PoolRule
 from zoo.limits.rule import rule_of
@@ -28,7 +29,12 @@ class Sequential(eqx.Module):
         """**Arguments:**
 
         - `layers`: callables of one array, in the order they are applied.
+
+        **Raises:** `TypeError` for what is no sequence, or a layer that cannot be called.
         """
+        checks.sequence("layers", layers, "a sequence of layers")
+        for i, layer in enumerate(layers):
+            checks.function(f"layers[{i}]", layer, "a callable of one array")
         self.layers = tuple(layers)
 
     def __call__(self, a: Shaped[Array, "..."]) -> Float[Array, "..."]:

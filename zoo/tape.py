@@ -14,6 +14,7 @@ import jax
 from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, Float
 
+from zoo import checks
 from zoo.activations import Activation
 from zoo.frozen import Frozen
 from zoo.layers import ParameterizedLayer
@@ -48,6 +49,8 @@ def record(
     **Raises:** `ValueError` where the model is another program with stand-ins for its layers, which
     are of subclasses of the layers' types.
     """
+    checks.function("model", model, "a callable PyTree")
+    x = checks.as_array("x", x, "one example")
     arrays, static = eqx.partition(model, eqx.is_array)
 
     def program(tape: list[LayerCall] | None) -> ClosedJaxpr:

@@ -37,6 +37,7 @@ def forward_train(
     **Raises:** `TypeError` for a module that holds a `BatchNorm` and has no such method, or where
     `xs` holds no real numbers; `ValueError` for an empty batch.
     """
+    checks.function("model", model, "a callable PyTree")
     xs = checks.examples("xs", xs, half="kept")
     run: Any = getattr(model, "forward_train", None)
     if run is not None:

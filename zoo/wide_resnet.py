@@ -72,20 +72,21 @@ class WideResNet(Network):
         are not positive integers, a std that is not a finite number >= 0, an unknown norm or
         activation; `TypeError` for a parameterization or an activation that is none.
         """
-        checks.integer("depth", depth)
+        depth = checks.integer("depth", depth)
         if depth < 10 or depth % 6 != 4:
             raise ValueError(
                 f"`depth` is {depth}, expected 6 n + 4 with n blocks a group: 10, 16, 22, 28, ..."
             )
-        checks.integer("out_size", out_size)
-        checks.integer("widen", widen)
-        checks.integer("base_channels", base_channels)
+        out_size = checks.size("out_size", out_size)
+        widen = checks.size("widen", widen)
+        base_channels = checks.size("base_channels", base_channels)
         checks.choice("norm", norm, (None, *get_args(Norm)))
         if readout_std is not None:
             checks.nonnegative_number("readout_std", readout_std)
         self.in_shape = image_shape("in_shape", in_shape)
         channels_in, *space = self.in_shape
         blocks = (depth - 4) // 6
+        checks.key("key", key)
         first_key, readout_key, *block_keys = jr.split(key, 2 + 3 * blocks)
         layers = _Layers(
             axes=len(space),

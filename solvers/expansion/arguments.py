@@ -4,9 +4,9 @@ from typing import Any
 
 from jaxtyping import ArrayLike, Shaped
 
-from corrections.parameters import Metric, Model
+from corrections.parameters import check_pairs, Metric, Model, Pairs
 from solvers.losses import MeanSquaredError
-from solvers.problem import check_matrix_free_only, check_pairs, check_problem, Pairs, Problem
+from solvers.problem import check_matrix_free_only, check_problem, Problem
 from zoo import checks
 
 PairsOfExamples = tuple[Shaped[ArrayLike, "n1 ..."], Shaped[ArrayLike, "n2 ..."]]
@@ -29,7 +29,7 @@ def check_expansion(
     """
     check_matrix_free_only(dense, kernel_pairs=kernel_pairs, batch_size=batch_size)
     if batch_size is not None:
-        checks.integer("batch_size", batch_size)
+        batch_size = checks.integer("batch_size", batch_size)
     loss = MeanSquaredError()
     problem = check_problem(
         model, x, y, [0.0], loss=loss, x_test=x_test, metric=metric, forward_mode=True

@@ -41,5 +41,8 @@ def edges(start: float, end: float, fastest: float) -> np.ndarray:
     found = [start]
     while (left := end - found[-1]) > 0:
         length = max(shortest, min(found[-1], left / 2))
-        found.append(end if length >= left * (1 - 1e-9) else found[-1] + length)
+        following = found[-1] + length
+        # Shorter than what rounding tells from the last edge: nothing is left to be told apart.
+        ends = length >= left * (1 - 1e-9) or following == found[-1]
+        found.append(end if ends else following)
     return np.array(found)

@@ -6,9 +6,9 @@ from jaxtyping import Array, Float
 
 from corrections import ntk
 from corrections.krylov import extreme_eigenpairs
-from corrections.parameters import Metric, Model, Params
+from corrections.parameters import Metric, Model, Pairs, Params
 from solvers.path_products import PathProducts
-from solvers.problem import Pairs, Problem
+from solvers.problem import Problem
 
 
 def products_of(

@@ -1,0 +1,13 @@
+"""Functions of `corrections` with hostile values: right, refused by name, or marked as failed."""
+
+import pytest
+
+import corrections
+from tests.hostile import judge
+from tests.hostile.known import parameters
+
+
+@pytest.mark.parametrize("cell", parameters(corrections))
+def test_hostile_values_are_refused_by_name_or_right(cell):
+    wrong = judge.outcome(cell)
+    assert wrong is None, f"{cell} {wrong}"
