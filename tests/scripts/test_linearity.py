@@ -32,7 +32,7 @@ BANDS = {
 
 @pytest.mark.slow
 def test_laws_hold_at_their_full_size(tmp_path):
-    """The whole run of `python -m scripts linearity`, some minutes."""
+    """The whole run of `finite-width linearity`, some minutes."""
     found, _ = run(tmp_path)
     slopes = {}
     for name, values in found.data_vars.items():

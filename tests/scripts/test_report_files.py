@@ -89,8 +89,8 @@ def test_the_page_stands_alone(reported):
     assert inner <= set(outline.identifiers)
     assert outline.tags.count("figure") == 7
     assert outline.tags.count("h1") == 1
-    assert "python -m scripts study --name synthetic" in text
-    assert f"python -m scripts report {run}" in text
+    assert "finite-width study --name synthetic" in text
+    assert f"finite-width report {run}" in text
     assert "cpu:0 (cpu)" in text
     assert "0123abc" in text
     assert file.stat().st_size < 3e6
@@ -106,7 +106,7 @@ def few_figures(monkeypatch) -> None:
 @pytest.mark.usefixtures("few_figures")
 def test_text_is_escaped_and_what_is_made_no_more_is_removed(small, tmp_path):
     data = small.copy(deep=True)
-    data.attrs["command"] = "python -m scripts study --name '<script>alert(1)</script>'"
+    data.attrs["command"] = "finite-width study --name '<script>alert(1)</script>'"
     stop(data, "order 4", 5.0, "It <b>diverged</b>.", width=64, seed=0)
     text = report.write(tmp_path, {"<i>run</i>": data})[0].read_text(encoding="utf-8")
     assert not {"script", "b", "i"} & set(Outline(text).tags)

@@ -92,7 +92,7 @@ def run_report(config: ReportConfig, console: Console | None = None) -> list[Pat
     config.check()
     console = ready(console)
     runs = {name: storage.read(run) for name, run in zip(config.names, config.runs, strict=True)}
-    parts = ["python", "-m", "scripts", "report", *map(str, config.runs)]
+    parts = ["finite-width", "report", *map(str, config.runs)]
     if config.out is not None:
         parts += ["--out", str(config.out)]
     files = write(config.folder, runs, rebuild=shlex.join(parts))
@@ -131,7 +131,7 @@ def write(
     comparison = compared(runs) if len(runs) > 1 else []
     made = {name: tables(dataset) for name, dataset in runs.items()}
     papers = {name: _papers(dataset) for name, dataset in runs.items()}
-    command = rebuild or shlex.join(["python", "-m", "scripts", "report", str(folder)])
+    command = rebuild or shlex.join(["finite-width", "report", str(folder)])
     text = page(runs, papers, made, comparison, command)
     before = _reported(folder)
     written = [_replace(folder / PAGE, encoded(text))]
