@@ -19,7 +19,7 @@ def mean(values: xr.DataArray) -> xr.DataArray:
     with np.errstate(divide="ignore"):
         logs = xr.apply_ufunc(np.log, values)
     found = xr.apply_ufunc(np.exp, logs.where(np.isfinite(values)).mean("seed"))
-    return found.where(~np.isinf(values).any("seed"), np.inf)
+    return found.where(~(values == np.inf).any("seed"), np.inf)
 
 
 def ensemble_mean(values: xr.DataArray) -> xr.DataArray:
