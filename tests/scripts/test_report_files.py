@@ -132,6 +132,14 @@ def test_runs_are_compared_side_by_side(small):
     assert settings(other)["tolerance"] == 0.2
 
 
+def test_exponents_are_compared_only_where_there_are_some(small):
+    two = small.isel(width=[0, 1])
+    stems = [table.stem for table in compared({"first": two, "second": two})]
+    assert stems == ["compared_errors", "compared_settings"]
+    _, exponents, _ = compared({"first": small, "second": two})
+    assert list(exponents.shown) == ["group", "quantity", "first"]
+
+
 def test_a_case_that_one_run_lacks_is_missing_in_its_column(small):
     other = small.copy(deep=True)
     leave_out(other, width=1024)
