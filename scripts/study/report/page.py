@@ -67,11 +67,15 @@ def page(
 
 
 def typeset(text: object) -> Markup:
-    """Escaped text with powers, indices and minus signs as they are printed."""
+    """Escaped text with powers, indices and minus signs as they are printed, and numbers whole."""
     said = str(escape(text))
     said = re.sub(r"(?<![\w.&#])-(?=\d)", "\N{MINUS SIGN}", said)
     said = re.sub(r"(?<![\w.-])([\d.]*\d)e(-|\+)?(\d+)\b", _power, said)
     said = re.sub(r"width\^(\N{MINUS SIGN}?-?[\d.]*\d)", _raised, said)
+    said = re.sub(r"\[(\S+), (\S+)\]", "[\\1,\N{NO-BREAK SPACE}\\2]", said)
+    said = re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", said)
+    said = re.sub(r"\bt = (?=[\d.])", "t\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}", said)
+    said = said.replace("/lambda_max", "/\N{WORD JOINER}lambda_max")
     said = said.replace("lambda_max", "λ<sub>max</sub>")
     return Markup(re.sub(r"\b([OΘ])_([34])\b", r"\1<sub>\2</sub>", said))
 

@@ -146,16 +146,16 @@ def learning_curves(axis: Axes, group: Group) -> Drawn:
     data = group.data
     loss = in_finished(data, "train_loss").sel(solve=NETWORK)
     limit, spread = data["limit_loss_mean"], data["limit_loss_std"]
-    drawn = _band(axis, limit, spread, ORANGE, 0.3, 1.8)
-    drawn.append((LIMIT_ENSEMBLE, limit.values))
+    bands = _band(axis, limit, spread, ORANGE, 0.3, 1.8)
+    drawn: Drawn = [(LIMIT_ENSEMBLE, limit.values)]
     for i, width in enumerate(group.widths):
         chosen, opacity = loss.sel(width=width), shade(i, len(group.widths))
         mean, deviation = _moments(chosen)
-        drawn += _band(axis, mean, deviation, BLUE, 0.18 * opacity, 1.4, opacity)
+        bands += _band(axis, mean, deviation, BLUE, 0.18 * opacity, 1.4, opacity)
         drawn += _shaded(group, i, mean.values)
     axis.set_xlabel(TIME)
     axis.set_ylabel("training loss")
-    return drawn
+    return drawn + bands
 
 
 def loss_ceiling(dataset: xr.Dataset) -> float:
@@ -169,14 +169,14 @@ def loss_on_test_points(axis: Axes, group: Group) -> Drawn:
     data = group.data.isel(width=0)
     loss = in_finished(data, "test_loss")
     mean, deviation = _moments(loss.sel(solve=NETWORK))
-    drawn = _band(axis, mean, deviation, COLOURS[NETWORK], 0.15, 1.8)
-    drawn.append((Key(NETWORK, COLOURS[NETWORK]), mean.values))
+    bands = _band(axis, mean, deviation, COLOURS[NETWORK], 0.15, 1.8)
+    drawn: Drawn = [(Key(NETWORK, COLOURS[NETWORK]), mean.values)]
     for name in predictions(data):
         values = _positive(over_seeds.ensemble_mean(loss.sel(solve=name)))
         drawn.append(_solve_in_time(axis, name, values, _WIDEST))
     axis.set_xlabel(TIME)
     axis.set_ylabel(f"test loss at width {group.widths[0]}")
-    return drawn
+    return drawn + bands
 
 
 def some_widths(group: Group) -> list[int]:

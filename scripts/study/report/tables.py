@@ -147,7 +147,10 @@ def error_table(dataset: xr.Dataset) -> Table:
 
 
 def exponent_table(dataset: xr.Dataset) -> Table:
-    """Powers of the width with their intervals, a row a group and quantity."""
+    """Powers of the width with their intervals, a row a group and quantity.
+
+    Shown with the groups or the quantities in the columns, whichever are fewer.
+    """
     numbers = []
     for group in groups(dataset):
         fitted = exponents(group)
@@ -162,7 +165,11 @@ def exponent_table(dataset: xr.Dataset) -> Table:
     for row in numbers:
         said = written(row["exponent"], row["low"], row["high"])
         wide.setdefault(row["group"], {})[row["quantity"]] = said
-    shown = pd.DataFrame(wide).T.fillna(MISSING).rename_axis("group").reset_index()
+    by_quantity = pd.DataFrame(wide).fillna(MISSING)
+    few_groups = by_quantity.shape[1] < by_quantity.shape[0]
+    shown = (
+        by_quantity.rename_axis("quantity") if few_groups else by_quantity.T.rename_axis("group")
+    ).reset_index()
     intervals = (
         ", with the 95 % bootstrap interval over seeds (too short with few)"
         if bool(found["low"].notnull().any())
