@@ -94,17 +94,19 @@ def test_times_are_written_with_their_bounds():
 
 def test_the_page_typesets_and_escapes():
     assert typeset("1.2e-3 <b>") == "1.2·10<sup>−3</sup> &lt;b&gt;"
-    assert (
-        typeset("width^-1.00 [-1.10, -0.90]")
-        == "width<sup>−1.00</sup> [−1.10,\N{NO-BREAK SPACE}−0.90]"
-    )
+    assert typeset("size of O_3") == "size of O<sub>3</sub>"
+    assert typeset("digits-0f4a1e07") == "digits-0f4a1e07"
+    assert typeset("digits-12e34567") == "digits-12e34567"
+
+
+def test_lines_of_the_page_do_not_break_within_a_number():
     space, joiner = "\N{NO-BREAK SPACE}", "\N{WORD JOINER}"
     time = f"t{space}={space}1/{joiner}λ<sub>max</sub>, MLP-2"
     assert typeset("t = 1/lambda_max, MLP-2") == time
     assert typeset("1.5 % of") == f"1.5{space}% of"
-    assert typeset("size of O_3") == "size of O<sub>3</sub>"
-    assert typeset("digits-0f4a1e07") == "digits-0f4a1e07"
-    assert typeset("digits-12e34567") == "digits-12e34567"
+    power = f"width<sup>−1.00</sup> [−1.10,{space}−0.90]"
+    assert typeset("width^-1.00 [-1.10, -0.90]") == power
+    assert typeset("frozen NTK / order 3") == f"frozen NTK{space}/ order{space}3"
 
 
 def test_latex_tables_compile_to_as_many_cells_as_they_have_columns(data):

@@ -73,6 +73,8 @@ def typeset(text: object) -> Markup:
     said = re.sub(r"(?<![\w.-])([\d.]*\d)e(-|\+)?(\d+)\b", _power, said)
     said = re.sub(r"width\^(\N{MINUS SIGN}?-?[\d.]*\d)", _raised, said)
     said = re.sub(r"\[(\S+), (\S+)\]", "[\\1,\N{NO-BREAK SPACE}\\2]", said)
+    said = re.sub(r"\b(order|Taylor) (?=\d)", "\\1\N{NO-BREAK SPACE}", said)
+    said = re.sub(r" / (?=[^\W\d])", "\N{NO-BREAK SPACE}/ ", said)
     said = re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", said)
     said = re.sub(r"\bt = (?=[\d.])", "t\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}", said)
     said = said.replace("/lambda_max", "/\N{WORD JOINER}lambda_max")
