@@ -194,6 +194,16 @@ def test_captions_presuppose_nothing_that_is_not_drawn(picture):
     assert picture.caption.text([]) == picture.caption.always
 
 
+@pytest.mark.parametrize("groups_of", [_ONE, {}], ids=["one panel", "four"])
+@pytest.mark.parametrize("stem", ["error_in_time", "error_in_width"])
+def test_the_key_fits_the_paper(stem, groups_of):
+    figure = figures.grid(NAMED[stem], study_data(**groups_of)).figure
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.width <= figure.bbox.width
+    assert len(legend.get_texts()) > 5
+
+
 def test_bands_of_networks_take_three_seeds():
     def bands(seeds):
         figure = figures.grid(NAMED["test_loss"], study_data(seeds=seeds, **_ONE)).figure

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -9,6 +10,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from scripts.__main__ import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,6 +43,17 @@ def test_the_command_is_a_function_of_the_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     module, _, function = project["scripts"]["finite-width"].partition(":")
     assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_commands_are_written_as_they_are_installed():
+    """`python -m scripts` is there in a clone only."""
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "scripts").rglob("*")]
+    commands = "|".join(COMMANDS)
+    old = re.compile(rf"python\W+-m\W+scripts\W+({commands})\b")
+    files = [page for page in pages if page.suffix in (".md", ".py", ".jinja")]
+    found = [str(file) for file in files if old.search(file.read_text(encoding="utf-8"))]
+    assert len(files) > 50
+    assert found == []
 
 
 def test_a_wheel_has_every_file_of_the_packages_and_the_command(tmp_path):

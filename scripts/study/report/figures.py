@@ -187,21 +187,29 @@ def grid(picture: Picture, dataset: xr.Dataset) -> Paper:
         if picture.label is not None:
             picture.label(axis, group)
     keys = _within(figure.axes, drawn)
-    if keys:
-        figure.legend(
-            [key.handle() for key in keys],
-            [key.label for key in keys],
-            loc="outside lower center",
-            ncols=min(len(keys), 3 * columns),
-            frameon=False,
-            fontsize=SIZE,
-            labelcolor=INK,
-        )
+    _explain(figure, keys)
     limits = {
         group.label: (axis.get_xlim(), axis.get_ylim())
         for group, axis in zip(shown, figure.axes, strict=True)
     }
     return Paper(figure, keys, picture.caption.text(keys), limits)
+
+
+def _explain(figure: Figure, keys: list[Key]) -> None:
+    """Writes the key below, in as many columns as the figure is wide enough for."""
+    for columns in range(len(keys), 0, -1):
+        legend = figure.legend(
+            [key.handle() for key in keys],
+            [key.label for key in keys],
+            loc="outside lower center",
+            ncols=columns,
+            frameon=False,
+            fontsize=SIZE,
+            labelcolor=INK,
+        )
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def columns_of(dataset: xr.Dataset) -> int:

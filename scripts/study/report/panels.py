@@ -41,7 +41,7 @@ Drawn = list[tuple[Key, np.ndarray]]
 """What a panel shows: entries of the figure's key, each with the heights at which it is drawn."""
 TOLERANCE = Key("tolerance", FAINT, width=0.8)
 REFERENCE = Key("reference time", FAINT, ":", width=0.8)
-FITTED = Key("fitted power of the width, with its exponent", FAINT, width=1.2)
+FITTED = Key("fitted power, with its exponent", FAINT, width=1.2)
 DEVIATION = Key("one standard deviation", FAINT, width=7.0, alpha=0.5)
 LIMIT = Key("infinite width", INK, "--", width=1.4)
 LIMIT_ENSEMBLE = Key("infinite width", ORANGE, width=1.8)
