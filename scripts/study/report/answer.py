@@ -315,14 +315,11 @@ def ranking(dataset: xr.Dataset) -> Answer:
         said.append(f"Width {rows['width'].values[0]}: {'; '.join(order)}.")
     if not said:
         return Answer(topic, ())
-    opening = (
-        "By the frozen NTK's error at the reference time over how far the logits move, each at a "
-        "width that all have in common"
-        + (
-            ":"
-            if set(table["among"].values) == {"all"}
-            else "; the architectures have none, and are not ranked against each other:"
-        )
+    opening = "By the frozen NTK's error at the reference time over how far the logits move, " + (
+        "at the widest width in common:"
+        if set(table["among"].values) == {"all"}
+        else "the groups of each architecture at their widest width in common; architectures "
+        "have none, and are not ranked against each other:"
     )
     measures = foretold(dataset).dropna("measure", subset=["correlation"])
     measures = measures.sortby("correlation", ascending=False)
