@@ -70,7 +70,8 @@ def ntk(
     **Raises:** `ValueError` / `TypeError` for an input that is empty, not finite or not real,
     a model that does not give a vector, a metric that does not fit, an unknown `outputs` or
     `method`, a `batch_size` below 1; `ValueError` for "structured" where a layer's rule does not
-    apply, with each such layer and why; `MemoryError` for a kernel that is larger than the memory.
+    apply, with each such layer and why, and for a kernel that overflows its type; `MemoryError` for
+    one that is larger than the memory.
 
     Source: Jacot, Gabriel & Hongler (2018), section 4; for the metric docs/theory.md, section 1.
     """
@@ -83,7 +84,9 @@ def ntk(
     check_parameters(model)
     check_metric(model, metric)
     traced = checks.is_traced((model, x1, x2, metric))
-    return _ntk(model, x1, x2, metric, outputs, method, batch_size, shards_of(x1), traced)
+    kernel = _ntk(model, x1, x2, metric, outputs, method, batch_size, shards_of(x1), traced)
+    checks.computed("`model`, `x1`, `x2` or `metric`", kernel)
+    return kernel
 
 
 @full_precision
@@ -115,7 +118,9 @@ def nngp(
     x2 = None if x2 is None else checks.batch("x2", x2)
     check_parameters(model)
     inner, factor = without_transforms(model)
-    return factor * _nngp(inner, x1, x2)
+    kernel = factor * _nngp(inner, x1, x2)
+    checks.computed("`model`, `x1` or `x2`", kernel)
+    return kernel
 
 
 @eqx.filter_jit

@@ -16,7 +16,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from corrections.kernel import nngp, ntk
-from corrections.parameters import Metric, Model
+from corrections.parameters import check_metric, check_parameters, Metric, Model
 from zoo import checks
 
 
@@ -74,11 +74,14 @@ def monte_carlo_kernels(
     for name, fn in (("model_fn", model_fn), ("metric_fn", metric_fn)):
         if not callable(fn) and not (name == "metric_fn" and fn is None):
             raise TypeError(f"`{name}` is {fn!r}, expected a function.")
+    checks.key("key", key)
     x1 = checks.batch("x1", x1)
     moments = None
     for count, sample_key in enumerate(jr.split(key, n_samples), start=1):
         model = model_fn(sample_key)
+        check_parameters(model, "model_fn(key)")
         metric = None if metric_fn is None else metric_fn(model)
+        check_metric(model, metric, "metric_fn(model)")
         options = {"metric": metric, "outputs": "mean", "batch_size": batch_size}
         draw = jnp.stack([nngp(model, x1, x2), ntk(model, x1, x2, **options)])
         moments = _updated(moments, draw, count)

@@ -199,7 +199,7 @@ def _shapes(tree: PyTree) -> str:
     return ", ".join(str(jnp.shape(leaf)) for leaf in jax.tree.leaves(tree)) or "none"
 
 
-def check_metric(model: Model, metric: Metric | None) -> None:
+def check_metric(model: Model, metric: Metric | None, name: str = "metric") -> None:
     """**Raises:** `ValueError` / `TypeError` where `metric` does not fit the parameters of `model`
     or has entries that are negative, not finite or no real numbers.
     """
@@ -207,9 +207,9 @@ def check_metric(model: Model, metric: Metric | None) -> None:
         return
     for leaf in jax.tree.leaves(metric):
         if not isinstance(leaf, int | float) and not eqx.is_array(leaf):
-            raise TypeError(f"`metric` has the leaf {leaf!r}, expected numbers or arrays >= 0.")
+            raise TypeError(f"`{name}` has the leaf {leaf!r}, expected numbers or arrays >= 0.")
         if jnp.iscomplexobj(leaf):
-            raise TypeError("`metric` has a complex leaf, expected real numbers >= 0.")
+            raise TypeError(f"`{name}` has a complex leaf, expected real numbers >= 0.")
     params, _ = split(model)
     try:
         fits = jax.tree.leaves(
@@ -223,18 +223,18 @@ def check_metric(model: Model, metric: Metric | None) -> None:
         )
     except ValueError as error:
         raise ValueError(
-            "`metric` does not match the parameters, expected a PyTree prefix of "
+            f"`{name}` does not match the parameters, expected a PyTree prefix of "
             f"`zoo.parameters(model)`: {error}"
         ) from error
     if not all(fits):
         raise ValueError(
-            "`metric` has a leaf whose shape is not that of its parameter, expected one number, or "
+            f"`{name}` has a leaf whose shape is not that of its parameter, expected one number, or "
             "an array of the parameter's shape, a leaf."
         )
     for leaf in jax.tree.leaves(metric):
-        checks.finite("metric", leaf)
+        checks.finite(name, leaf)
         values = checks.concrete(leaf)
         if values is not None and bool(np.any(values < 0)):
             raise ValueError(
-                f"`metric` has the entry {values.min()}, expected learning-rate multipliers >= 0."
+                f"`{name}` has the entry {values.min()}, expected learning-rate multipliers >= 0."
             )

@@ -1,4 +1,4 @@
-"""The command line: `python -m scripts`, the same as `finite-width`.
+"""The command line: `finite-width`, the same as `python -m scripts` in a clone.
 
 What a command needs is imported when it is asked for, and what is wrong with a study shows before
 JAX is imported.

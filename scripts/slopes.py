@@ -1,18 +1,23 @@
-"""Powers of the width."""
+"""Powers of the width, and how few sizes and seeds say nothing of one."""
 
 import numpy as np
 import xarray as xr
+
+FEWEST = 3
+"""The fewest sizes that a power is fitted to, and the fewest seeds that an interval or a spread is
+told of: through two points goes a line of any slope, and two draws have no spread to speak of.
+"""
 
 
 def slope_in_width(values: xr.DataArray) -> xr.DataArray:
     """The fitted slope of log value against log width, for each of the other coordinates.
 
-    Values that are not finite and positive are left out; NaN where fewer than two remain.
+    Values that are not finite and positive are left out; NaN where fewer than `FEWEST` remain.
     """
 
     def fit(values: np.ndarray, widths: np.ndarray) -> float:
         usable = np.isfinite(values) & (values > 0)
-        if usable.sum() < 2:
+        if usable.sum() < FEWEST:
             return float("nan")
         return float(np.polyfit(np.log(widths[usable]), np.log(values[usable]), 1)[0])
 
@@ -40,10 +45,11 @@ def slope_interval(
     - `level`: of the interval, two-sided.
     - `resamples`: of the seeds.
 
-    **Returns:** the slope, and the two ends of its interval; NaN where fewer than two sizes remain.
+    **Returns:** the slope, and the two ends of its interval; all NaN where fewer than `FEWEST`
+    sizes remain, the ends where fewer seeds do.
     """
-    drawn_at_all = values.transpose(abscissa, "seed").where(values > 0).dropna("seed", how="all")
-    logs = np.log(drawn_at_all.values)
+    usable = values.transpose(abscissa, "seed").where(np.isfinite(values) & (values > 0))
+    logs = np.log(usable.dropna("seed", how="all").values)
     sizes = np.log(values[abscissa].values.astype(float))
 
     def fit(seeds: np.ndarray) -> np.ndarray:
@@ -56,12 +62,20 @@ def slope_interval(
         centred = sizes[:, None] - np.where(usable, sizes[:, None], 0).sum(axis=0) / number
         centred = np.where(usable, centred, 0)
         spread = (centred**2).sum(axis=0)
-        fitted = usable.sum(axis=0) >= 2
+        fitted = usable.sum(axis=0) >= FEWEST
         slopes = (centred * means).sum(axis=0) / np.where(fitted, spread, 1)
         return np.where(fitted, slopes, np.nan)
 
     count = logs.shape[1]
+    slope = float(fit(np.arange(count)[None])[0])
+    if np.isnan(slope) or count < FEWEST:
+        return slope, np.nan, np.nan
     draws = np.random.default_rng(0).integers(0, count, (resamples, count))
     tail = (1 - level) / 2
     low, high = np.nanquantile(fit(draws), [tail, 1 - tail])
-    return float(fit(np.arange(count)[None])[0]), float(low), float(high)
+    return slope, float(low), float(high)
+
+
+def written(slope: float, low: float, high: float) -> str:
+    """A slope with its interval, where there is one."""
+    return f"{slope:.2f}" + (f" [{low:.2f}, {high:.2f}]" if np.isfinite([low, high]).all() else "")

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from zoo import checks
 from zoo.norms import norm
 
 _DAMPING = 2 / 13
@@ -53,6 +54,9 @@ class RungeKuttaChebyshev(diffrax.AbstractAdaptiveSolver):
     """
 
     max_stages: int = 4096
+
+    def __check_init__(self) -> None:
+        checks.integer("max_stages", self.max_stages, least=2)
 
     term_structure: ClassVar = diffrax.AbstractTerm
     interpolation_cls: ClassVar[Callable[..., Any]] = (

@@ -236,7 +236,7 @@ def measured(
         "PYTHONPATH": str(_ROOT),
         "JAX_COMPILATION_CACHE_DIR": str(folder / f"cache{run}"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
-        "EQX_ON_ERROR": "nan",  # as `python -m scripts` has it: callbacks would defeat the cache
+        "EQX_ON_ERROR": "nan",  # as the command line has it: callbacks would defeat the cache
     }
     done = subprocess.run(
         [*command, str(folder / "problem.npz"), json.dumps(request)],

@@ -27,7 +27,7 @@ from rich.table import Table
 from scripts import fields, runtime
 from scripts.console import ready
 from scripts.run_folder import create_folder, write_config
-from scripts.slopes import slope_in_width
+from scripts.slopes import FEWEST, slope_in_width
 from solvers import CrossEntropy
 from solvers.losses import mean_loss
 from zoo import (
@@ -172,8 +172,11 @@ def execute(check: CoordinateCheck, *, console: Console | None = None) -> xr.Dat
     write_config(folder, config)
     changes = _measured(config, data, console)
     changes.to_netcdf(folder / "changes.nc", engine="h5netcdf")
-    console.print("Slope of log mean |change| against log width (0 is flat):")
-    console.print(_table(changes))
+    if len(config.widths) < FEWEST:
+        console.print(f"No slopes in width: they take at least {FEWEST} widths.")
+    else:
+        console.print("Slope of log mean |change| against log width (0 is flat):")
+        console.print(_table(changes))
     figure = folder / "coordinate_check.png"
     _draw(changes, config, figure)
     for file in (folder / "changes.nc", folder / "config.json", figure):

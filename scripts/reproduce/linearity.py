@@ -25,6 +25,7 @@ from scripts import fields, runtime
 from scripts.console import ready
 from scripts.reproduce.linearity_report import draw, table
 from scripts.run_folder import create_folder, write_config
+from scripts.slopes import FEWEST
 from solvers import MeanSquaredError, parameter_flow
 from zoo import (
     ACTIVATIONS,
@@ -80,8 +81,12 @@ class LinearityConfig:
         checks.choice("precision", self.precision, ("float32", "float64"))
         for field in ("widths", "alphas"):
             checks.distinct(field, getattr(self, field))
-            if len(getattr(self, field)) < 2:
-                raise ValueError(f"`{field}` has one entry, expected two or more: it fits a slope.")
+            count = len(getattr(self, field))
+            if count < FEWEST:
+                raise ValueError(
+                    f"`{field}` has {count} of the sizes that a slope is fitted to, expected at "
+                    f"least {FEWEST}."
+                )
         for width in (*self.widths, self.alpha_width):
             checks.integer("widths", width)
         for alpha in self.alphas:

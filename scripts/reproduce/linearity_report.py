@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Table
 
-from scripts.slopes import slope_interval
+from scripts.slopes import slope_interval, written
 
 _COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red")
 
@@ -18,23 +18,21 @@ def table(found: xr.Dataset) -> RenderableType:
     """The slope of each law with its interval, beside the one that is expected."""
     shown = Table(
         box=SIMPLE_HEAD,
-        caption="Slope of mean log value against log size, with a 95 % bootstrap interval over "
-        "seeds.",
+        caption="Slope of mean log value against log size, with its 95 % bootstrap interval over "
+        "seeds where there are three.",
         caption_justify="left",
     )
     for heading in ("quantity", "network", "against"):
         shown.add_column(heading)
-    for heading in ("slope", "95 %", "theory"):
+    for heading in ("slope", "theory"):
         shown.add_column(heading, justify="right")
     for values in found.data_vars.values():
         against = _abscissa(values)
-        slope, low, high = slope_interval(values, against)
         shown.add_row(
             values.attrs["quantity"],
             values.attrs["network"],
             against,
-            f"{slope:.2f}",
-            f"[{low:.2f}, {high:.2f}]",
+            written(*slope_interval(values, against)),
             f"{values.attrs['slope']:g}",
         )
     return shown
@@ -53,8 +51,7 @@ def draw(found: xr.Dataset, file: Path) -> None:
             sizes = values[against].values
             measured = values.transpose(against, "seed").where(values > 0)
             mean = np.exp(np.nanmean(np.log(measured.values), axis=1))
-            slope, low, high = slope_interval(values, against)
-            label = f"{values.attrs['network']}: {slope:.2f} [{low:.2f}, {high:.2f}]"
+            label = f"{values.attrs['network']}: {written(*slope_interval(values, against))}"
             axis.loglog(sizes, mean, "o-", color=color, label=label)
             axis.loglog(
                 sizes, measured.values, ".", color=color, alpha=0.25, markersize=4, zorder=1

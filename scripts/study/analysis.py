@@ -1,19 +1,21 @@
 """The numbers of a study: errors of predictions, gains of an order on the one below, horizons.
 
 Every function takes the results (`scripts.study.read`) or the part of them that is one
-group, with dimensions kept by name, and returns labelled arrays. Medians are over the seeds that
-are finished. A prediction that stopped early while the network went on has an infinite error from
-there on: it counts in medians as worse than any number.
+group, with dimensions kept by name, and returns labelled arrays. What is counted are cells, each
+one network: a group, a width and a seed. Means are geometric, over the seeds that are finished
+(`over_seeds`). A prediction that stopped early while the network went on has an infinite error from
+there on: worse than any number, in its cell and in the mean.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from scripts.study import over_seeds
 from scripts.study.config import FROZEN, NETWORK
 from zoo import ACTIVATIONS
 
@@ -25,8 +27,6 @@ COMPUTED = "computed"
 GROUPING = ("architecture", "activation", "loss", "parameterization")
 """The coordinates that a width is compared within."""
 _DERIVATIVES = 3  # that order 4 takes
-_STOPPED = 1e6
-"""The logarithm of a ratio that is infinite."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,54 @@ class Group:
 
 @dataclass(frozen=True)
 class Exceptional:
-    """A width at which an order is no closer to the network than the one below."""
+    """A cell in which an order is no closer to the network than the one below.
+
+    `errors` are those of the order below and of the order.
+    """
 
     group: Group
     width: int
+    seed: int
     worse: str
     better: str
-    gain: float
     errors: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Tally:
+    """In how many cells one prediction is closer to the network than another.
+
+    - `gains`: of each cell in which the network is known, how many times closer.
+    - `cells`: finished, those among them in which the network stopped before.
+    """
+
+    gains: np.ndarray
+    cells: int
+
+    @property
+    def known(self) -> int:
+        """The cells in which the two can be compared."""
+        return len(self.gains)
+
+    @property
+    def closer(self) -> int:
+        """The cells in which the one is closer."""
+        return int((self.gains > 1).sum())
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether it is in all that can be compared."""
+        return self.closer == self.known
+
+    @property
+    def of_both(self) -> np.ndarray:
+        """The gains of the cells in which neither stopped."""
+        return self.gains[np.isfinite(self.gains) & (self.gains > 0)]
+
+    @property
+    def mean(self) -> float:
+        """The geometric mean of `of_both`; NaN where there is none."""
+        return float(np.exp(np.log(self.of_both).mean())) if self.of_both.size else np.nan
 
 
 @dataclass(frozen=True)
@@ -126,22 +166,28 @@ def _groups(dataset: xr.Dataset) -> Iterator[Group]:
             yield Group(", ".join(name.replace("_", " ") for name in names), data)
 
 
+def in_finished(dataset: xr.Dataset, name: str) -> xr.DataArray:
+    """A variable over solves and times: NaN in cells that are not finished, and infinite where a
+    solve stopped while the network went on.
+    """
+    values = dataset[name].where(dataset["finished"].astype(bool))
+    stopped = dataset["breakdown_time"].notnull() & values.isnull()
+    known = dataset[name].sel(solve=NETWORK, drop=True).notnull()
+    return values.where(~(stopped & known), np.inf)
+
+
 def errors(dataset: xr.Dataset) -> xr.DataArray:
     """Test-logit RMSE of each prediction, by cell and time.
 
     Infinite where the prediction stopped while the network went on; NaN where there is nothing to
     compare.
     """
-    rmse = dataset["test_rmse"].where(dataset["finished"].astype(bool))
-    stopped = dataset["breakdown_time"].notnull() & rmse.isnull()
-    known = dataset["test_rmse"].sel(solve=NETWORK, drop=True).notnull()
-    found = rmse.where(~(stopped & known), np.inf)
-    return found.sel(solve=predictions(dataset))
+    return in_finished(dataset, "test_rmse").sel(solve=predictions(dataset))
 
 
-def median_error(dataset: xr.Dataset) -> xr.DataArray:
-    """`errors`, the median over seeds."""
-    return errors(dataset).median("seed")
+def mean_error(dataset: xr.Dataset) -> xr.DataArray:
+    """`errors`, the mean over seeds."""
+    return over_seeds.mean(errors(dataset))
 
 
 def displacement(dataset: xr.Dataset) -> xr.DataArray:
@@ -156,43 +202,63 @@ def displacement(dataset: xr.Dataset) -> xr.DataArray:
 
 
 def relative_error(dataset: xr.Dataset) -> xr.DataArray:
-    """`errors` over `displacement`: without units, comparable between architectures."""
+    """`errors` over `displacement`, by cell: without units, comparable between architectures."""
     return errors(dataset) / displacement(dataset)
 
 
 def gain(dataset: xr.Dataset, worse: str, better: str) -> xr.DataArray:
-    """How many times closer to the network one prediction is than another.
+    """How many times closer to the network one prediction is than another: the ratio of their
+    `mean_error`, which is the mean of the seeds' ratios; NaN where both stopped in some seed.
+    """
+    found = mean_error(dataset)
+    return _ratio(found.sel(solve=worse, drop=True), found.sel(solve=better, drop=True))
 
-    The median over seeds of each seed's ratio of errors, of two in the middle their geometric mean:
-    the gain of one over the other is 1 over that of the other over the one. A ratio is 0 where the
-    better one stopped, infinite where the worse one did, 1 where both did.
+
+def gains(dataset: xr.Dataset, worse: str, better: str) -> xr.DataArray:
+    """The ratio of two predictions' errors in each cell: 0 where the better one stopped, infinite
+    where the worse one did, 1 where both did.
     """
     found = errors(dataset)
     above, below = found.sel(solve=worse, drop=True), found.sel(solve=better, drop=True)
-    ratio = (above / below).where(~(np.isinf(above) & np.isinf(below)), 1.0)
-    with np.errstate(divide="ignore", over="ignore"):
-        # Finite in place of infinite: one seed in which each stopped is a draw.
-        logs = xr.apply_ufunc(np.log, ratio).clip(-_STOPPED, _STOPPED)
-        return xr.apply_ufunc(np.exp, logs.median("seed"))
+    return _ratio(above, below).where(above != below, 1.0)
+
+
+def tally(found: Sequence[Group], worse: str, better: str, time: float) -> Tally:
+    """In how many cells of some groups one prediction is closer to the network than another."""
+    each = [one for group in found for one in tally_by_width(group, worse, better, time)]
+    joined = [one.gains for one in each]
+    return Tally(np.concatenate(joined or [np.zeros(0)]), sum(one.cells for one in each))
+
+
+def tally_by_width(group: Group, worse: str, better: str, time: float) -> list[Tally]:
+    """The same for each width of a group."""
+    ratios = gains(group.data, worse, better).sel(time=time).transpose("width", "seed").values
+    cells = group.data["finished"].astype(bool).sum("seed").values
+    return [Tally(row[~np.isnan(row)], int(n)) for row, n in zip(ratios, cells, strict=True)]
 
 
 def exceptions(dataset: xr.Dataset) -> list[Exceptional]:
-    """Where order 3 does not beat the frozen NTK, or order 4 order 3, at the reference time.
-
-    Medians over seeds; activations that are not smooth are among them (`Group.smooth` tells).
+    """The cells in which order 3 does not beat the frozen NTK, or order 4 order 3, at the
+    reference time; activations that are not smooth are among them (`Group.smooth` tells).
     """
     at = settings(dataset)["reference_time"]
     found = []
     for group in groups(dataset):
-        error = median_error(group.data).sel(time=at)
+        error = errors(group.data).sel(time=at)
         for worse, better in pairs(dataset):
-            gains = gain(group.data, worse, better).sel(time=at)
-            for width in group.widths:
-                value = float(gains.sel(width=width))
-                if value <= 1:
-                    both = error.sel(width=width, solve=[worse, better]).values
-                    pair = (float(both[0]), float(both[1]))
-                    found.append(Exceptional(group, width, worse, better, value, pair))
+            ratios = gains(group.data, worse, better).sel(time=at).transpose("width", "seed")
+            for w, s in np.argwhere(ratios.values <= 1):
+                both = error.isel(width=w, seed=s).sel(solve=[worse, better]).values
+                found.append(
+                    Exceptional(
+                        group,
+                        width=group.widths[w],
+                        seed=int(group.data["seed"][s]),
+                        worse=worse,
+                        better=better,
+                        errors=(float(both[0]), float(both[1])),
+                    )
+                )
     return found
 
 
@@ -219,14 +285,16 @@ def horizons(dataset: xr.Dataset) -> xr.DataArray:
     )
 
 
-def median_horizon(dataset: xr.Dataset) -> xr.DataArray:
-    """`horizons`, the median over seeds; of two in the middle the shorter: half the seeds are good
-    up to there at least.
+def mean_horizon(dataset: xr.Dataset) -> xr.Dataset:
+    """`horizons` over seeds:
+
+    - `time`: the mean, in which a prediction that is good beyond the last time counts with that.
+    - `beyond`: the number of seeds in which it is; where there is one the mean is a lower bound.
     """
     found = horizons(dataset)
-    return xr.apply_ufunc(
-        _lower_median, found, input_core_dims=[["seed"]], vectorize=True, output_dtypes=[float]
-    )
+    last = float(dataset["time"].values[-1])
+    beyond = found == np.inf
+    return xr.Dataset({"time": over_seeds.mean(found.clip(max=last)), "beyond": beyond.sum("seed")})
 
 
 def breakdowns(dataset: xr.Dataset) -> list[Breakdown]:
@@ -252,6 +320,13 @@ def breakdowns(dataset: xr.Dataset) -> list[Breakdown]:
     return found
 
 
+def attempted(dataset: xr.Dataset) -> xr.DataArray:
+    """The finished cells in which each solve was tried."""
+    begun = dataset["test_logits"].isel(time=0, drop=True).notnull().any(["test_point", "output"])
+    stopped = dataset["breakdown_time"].notnull() | (dataset["outcome"] != "")
+    return (begun | stopped) & dataset["finished"].astype(bool)
+
+
 def _last_known(values: xr.DataArray) -> xr.DataArray:
     """The value at the last time that is not NaN; NaN where there is none."""
     position = xr.DataArray(np.arange(values.sizes["time"]), dims="time")
@@ -259,9 +334,9 @@ def _last_known(values: xr.DataArray) -> xr.DataArray:
     return values.isel(time=last.astype(int)).drop_vars("time")
 
 
-def _lower_median(values: np.ndarray) -> float:
-    known = np.sort(values[~np.isnan(values)])
-    return float(known[(len(known) - 1) // 2]) if len(known) else np.nan
+def _ratio(above: xr.DataArray, below: xr.DataArray) -> xr.DataArray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return above / below
 
 
 def _horizon(error: np.ndarray, tolerated: float, stopped: float, times: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""The arguments of `python -m scripts study`: a preset, a file, and fields on top of them."""
+"""The arguments of `finite-width study`: a preset, a file, and fields on top of them."""
 
 import argparse
 from collections.abc import Sequence

@@ -255,7 +255,7 @@ class StudyConfig:
     def command(self) -> str:
         """The command that runs this study again."""
         default = StudyConfig().choices()
-        words = ["python", "-m", "scripts", "study"]
+        words = ["finite-width", "study"]
         for field, value in self.choices().items():
             if field in _OF_THE_MACHINE or value == default[field]:
                 continue

@@ -4,7 +4,8 @@ import numpy as np
 import xarray as xr
 from scipy.stats import rankdata
 
-from scripts.slopes import slope_interval
+from scripts.slopes import FEWEST, slope_interval
+from scripts.study import over_seeds
 from scripts.study.analysis import (
     errors,
     Group,
@@ -20,8 +21,6 @@ ERROR = "error of "
 KERNEL_CHANGE = "kernel change"
 MEASURES = ("limit_distance", "o3_size", "o4_size", "kappa", "hessian_norm")
 """What is known of a cell at the start, of which an exponent in the width is fitted."""
-SEEDS_OF_AN_ENSEMBLE = 3
-"""The fewest seeds whose mean and spread are compared with the infinite ensemble's."""
 AGREES = 1.96
 """In units of its sampling error: a difference that 95 % of the ensembles stay below."""
 
@@ -29,13 +28,14 @@ AGREES = 1.96
 def sizes(group: Group) -> dict[str, xr.DataArray]:
     """What is fitted with a power of the width, each over width and seed.
 
-    The error of each prediction at the reference time, the kernel change of the network at the
-    end, and `MEASURES`.
+    The error of each prediction at the reference time, but for widths at which it stopped in some
+    seed, the kernel change of the network at the end, and `MEASURES`.
     """
     data = group.data
     at = settings(data)["reference_time"]
     finished = data["finished"].astype(bool)
     found = errors(data).sel(time=at)
+    found = found.where(~(found == np.inf).any("seed"))
     result = {f"{ERROR}{name}": found.sel(solve=name) for name in predictions(data)}
     change = data["kernel_change"].sel(solve=NETWORK).isel(time=-1)
     result[KERNEL_CHANGE] = change.where(finished)
@@ -45,18 +45,12 @@ def sizes(group: Group) -> dict[str, xr.DataArray]:
 def exponents(group: Group, *, level: float = 0.95) -> xr.Dataset:
     """The fitted power of the width of each of `sizes`, with a bootstrap interval over seeds.
 
-    Variables over "quantity": `exponent`, `low`, `high` (NaN with one seed; few seeds make the
-    interval too short). NaN where fewer than two widths have a positive, finite value.
+    Variables over "quantity": `exponent`, `low`, `high`; which of them are NaN for want of widths
+    or seeds: `slope_interval`.
     """
-    rows = {}
-    for name, values in sizes(group).items():
-        usable = values.where(np.isfinite(values) & (values > 0))
-        if int(usable.notnull().any("seed").sum()) < 2:
-            rows[name] = (np.nan,) * 3
-            continue
-        slope, low, high = slope_interval(usable, "width", level=level)
-        several = int(usable.notnull().any("width").sum()) > 1
-        rows[name] = (slope, low, high) if several else (slope, np.nan, np.nan)
+    rows = {
+        name: slope_interval(values, "width", level=level) for name, values in sizes(group).items()
+    }
     table = np.array(list(rows.values()))
     names = ("exponent", "low", "high")
     return xr.Dataset(
@@ -66,61 +60,103 @@ def exponents(group: Group, *, level: float = 0.95) -> xr.Dataset:
 
 
 def linearity(dataset: xr.Dataset) -> xr.Dataset:
-    """The groups, the most linear first, over "group".
+    """The groups, the most linear first, over "group": only what is of one width is ranked.
 
-    The order is that of `relative_error`: the frozen NTK's error at the reference time over how far
-    training moved the logits, at the widest finished width of the group, the median over seeds. A
-    network is as linear as its linearization is right; the other measures are there to compare
-    with: `kappa`, `o3_size`, `kernel_change` (at the end).
+    A network is as linear as its linearization is right: the order is that of `relative_error` of
+    the frozen NTK at the reference time, the mean over seeds. Where all groups have a width in
+    common, `among` is "all" and they are ranked at the widest such; else the groups of each
+    architecture (`among`) are, at the widest that they have in common. `rank` counts from 1; NaN
+    where there is no other group of that width or the error is not known. The other measures are
+    there to compare with: `kappa`, `o3_size`, `kernel_change` (at the end).
     """
-    found = groups(dataset)
-    at = settings(dataset)["reference_time"]
     rows = []
-    for group in found:
-        data = group.data
-        finished = data["finished"].astype(bool)
-        widest = data["width"].values[-1]
-        relative = np.nan
-        if FROZEN in predictions(data):
-            error = relative_error(data).sel(solve=FROZEN, time=at, width=widest)
-            relative = float(error.median("seed"))
-        change = data["kernel_change"].sel(solve=NETWORK).isel(time=-1)
-        measured = [data["kappa"], data["o3_size"], change]
-        medians = [m.where(finished).sel(width=widest).median("seed").item() for m in measured]
-        rows.append((int(widest), relative, *medians))
-    # An array sorts NaN last.
-    order = np.argsort(np.array([row[1] for row in rows]), kind="stable")
-    names = ("width", "relative_error", "kappa", "o3_size", KERNEL_CHANGE.replace(" ", "_"))
+    for among, found, width in _comparable(groups(dataset)):
+        measured = [_linearity(group, width or group.widths[-1]) for group in found]
+        errors = np.array([row["relative_error"] for row in measured])
+        comparable = width is not None
+        # An array sorts NaN last.
+        order = np.argsort(errors, kind="stable") if comparable else range(len(found))
+        ranked = comparable and (~np.isnan(errors)).sum() > 1
+        for place, i in enumerate(order, start=1):
+            rank = place if ranked and not np.isnan(errors[i]) else np.nan
+            rows.append({"among": among, "rank": rank, "label": found[i].label} | measured[i])
+    names = ("among", "rank", "width", "relative_error", "kappa", "o3_size", "kernel_change")
     return xr.Dataset(
-        {name: ("group", [rows[i][column] for i in order]) for column, name in enumerate(names)},
-        coords={"group": [found[i].label for i in order]},
+        {name: ("group", [row[name] for row in rows]) for name in names},
+        coords={"group": [row["label"] for row in rows]},
     )
 
 
-def foretold(dataset: xr.Dataset) -> xr.DataArray:
+def _comparable(found: list[Group]) -> list[tuple[str, list[Group], int | None]]:
+    """Groups that are ranked with each other, with their widest common width (None: there is none).
+
+    All of them; else those of each architecture.
+    """
+    if (width := _common_width(found)) is not None:
+        return [("all", found, width)]
+    alike: dict[str, list[Group]] = {}
+    for group in found:
+        alike.setdefault(group.key["architecture"], []).append(group)
+    return [(name, those, _common_width(those)) for name, those in alike.items()]
+
+
+def _common_width(found: list[Group]) -> int | None:
+    return max(set.intersection(*(set(group.widths) for group in found)), default=None)
+
+
+def _linearity(group: Group, width: int) -> dict[str, float]:
+    """The width, the frozen NTK's relative error there, and what else tells of linearity."""
+    data = group.data
+    at = settings(data)["reference_time"]
+    relative = np.nan
+    if FROZEN in predictions(data):
+        error = relative_error(data).sel(solve=FROZEN, time=at, width=width)
+        relative = float(over_seeds.mean(error))
+    measured = {
+        "kappa": data["kappa"],
+        "o3_size": data["o3_size"],
+        "kernel_change": data["kernel_change"].sel(solve=NETWORK).isel(time=-1),
+    }
+    finished = data["finished"].astype(bool)
+    return {"width": width, "relative_error": relative} | {
+        name: float(over_seeds.mean(values.where(finished).sel(width=width)))
+        for name, values in measured.items()
+    }
+
+
+def foretold(dataset: xr.Dataset) -> xr.Dataset:
     """How well each of `MEASURES` orders the cells by the frozen NTK's relative error.
 
-    Spearman's rank correlation over finished cells, at the reference time; NaN where fewer than
-    three cells have both, or all have the same.
+    Over "measure": `correlation`, Spearman's rank correlation over finished cells, at the reference
+    time, and `cells`, how many have both. NaN where fewer than three have, or all have the same.
     """
     at = settings(dataset)["reference_time"]
-    if FROZEN not in predictions(dataset):
-        return xr.DataArray([np.nan] * len(MEASURES), coords={"measure": list(MEASURES)})
-    error = relative_error(dataset).sel(solve=FROZEN, time=at).values.ravel()
-    found = []
-    for name in MEASURES:
-        values = dataset[name].where(dataset["finished"].astype(bool)).values.ravel()
-        both = np.isfinite(values) & ~np.isnan(error)
-        pair = np.stack([rankdata(error[both]), rankdata(values[both])])
-        varied = both.sum() >= 3 and (pair.std(axis=1) > 0).all()
-        found.append(float(np.corrcoef(pair)[0, 1]) if varied else np.nan)
-    return xr.DataArray(found, coords={"measure": list(MEASURES)})
+    rows = [(np.nan, 0)] * len(MEASURES)
+    if FROZEN in predictions(dataset):
+        error = relative_error(dataset).sel(solve=FROZEN, time=at).values.ravel()
+        finished = dataset["finished"].astype(bool)
+        rows = [
+            _rank_correlation(error, dataset[n].where(finished).values.ravel()) for n in MEASURES
+        ]
+    names = ("correlation", "cells")
+    return xr.Dataset(
+        {name: ("measure", [row[i] for row in rows]) for i, name in enumerate(names)},
+        coords={"measure": list(MEASURES)},
+    )
+
+
+def _rank_correlation(error: np.ndarray, values: np.ndarray) -> tuple[float, int]:
+    both = np.isfinite(values) & ~np.isnan(error)
+    count = int(both.sum())
+    pair = np.stack([rankdata(error[both]), rankdata(values[both])])
+    varied = count >= 3 and (pair.std(axis=1) > 0).all()
+    return (float(np.corrcoef(pair)[0, 1]) if varied else np.nan), count
 
 
 def ensemble(group: Group) -> xr.Dataset:
     """Mean and spread over seeds of the network's test logits, against the infinite ensemble's.
 
-    Over width and time, NaN with fewer than three seeds or where there is no infinite ensemble:
+    Over width and time, NaN with fewer than `FEWEST` seeds or where there is no infinite ensemble:
 
     - `seeds`: S, the networks of each width that came so far.
     - `mean_distance`: RMS of (mean over seeds - infinite mean) / RMS of the infinite standard
@@ -136,7 +172,7 @@ def ensemble(group: Group) -> xr.Dataset:
     over = ["test_point", "output"]
     logits = data["test_logits"].sel(solve=NETWORK).where(data["finished"].astype(bool))
     seeds = logits.notnull().all(over).sum("seed")
-    enough = seeds >= SEEDS_OF_AN_ENSEMBLE
+    enough = seeds >= FEWEST
     spread = _rms(data["limit_std"], over)
     spread = spread.where(spread > 0)
     distance = (_rms(logits.mean("seed") - data["limit_mean"], over) / spread).where(enough)

@@ -218,7 +218,7 @@ def study_data(
         "title": "finite-width study on digits",
         "config": json.dumps(config),
         "provenance": json.dumps([session]),
-        "command": f"python -m scripts study --name {name}",
+        "command": f"finite-width study --name {name}",
     }
     return data
 

@@ -92,7 +92,7 @@ def test_a_study_and_a_report_end_where_signs_are_missing(tmp_path, monkeypatch)
     assert "runs to ?/report.html" in printed(to).replace("\n", "")
 
 
-TINY = {"widths": (4, 8), "seeds": 1}
+TINY = {"widths": (4, 6, 8), "seeds": 1}
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,13 @@ TINY = {"widths": (4, 8), "seeds": 1}
         pytest.param(
             linearity,
             LinearityConfig,
-            {**TINY, "alphas": (4.0, 8.0), "n_train": 3, "n_hessian": 1, "bottleneck_seeds": 1}
+            {
+                **TINY,
+                "alphas": (4.0, 8.0, 16.0),
+                "n_train": 3,
+                "n_hessian": 1,
+                "bottleneck_seeds": 1,
+            }
             | {"alpha_width": 8, "time": 1.0},
             marks=pytest.mark.slow,
         ),

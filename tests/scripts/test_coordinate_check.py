@@ -25,7 +25,7 @@ def test_mup_is_flat_in_width_and_standard_is_not(tmp_path):
 
     STANDARD: SGD moves layer l > 1 and the outputs by up to the width's first power, Adam too.
     """
-    changes, printed = run(tmp_path, seeds=3, widths=(64, 1024))
+    changes, printed = run(tmp_path, seeds=3, widths=(64, 256, 1024))
     slopes = slope_in_width(changes.mean("seed"))
     for optimizer in ("sgd", "adam"):
         mup = slopes.sel(parameterization="MUP", optimizer=optimizer)

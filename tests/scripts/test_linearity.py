@@ -7,7 +7,7 @@ import xarray as xr
 from rich.console import Console
 
 from scripts.reproduce import linearity, LinearityConfig
-from scripts.slopes import slope_interval
+from scripts.slopes import slope_in_width, slope_interval, written
 
 
 def run(tmp_path, **options):
@@ -32,7 +32,7 @@ BANDS = {
 
 @pytest.mark.slow
 def test_laws_hold_at_their_full_size(tmp_path):
-    """The whole run of `python -m scripts linearity`, some minutes."""
+    """The whole run of `finite-width linearity`, some minutes."""
     found, _ = run(tmp_path)
     slopes = {}
     for name, values in found.data_vars.items():
@@ -46,7 +46,13 @@ def test_laws_hold_at_their_full_size(tmp_path):
 
 @pytest.mark.slow
 def test_a_small_run_leaves_its_files(tmp_path):
-    options = {"widths": (4, 8), "alphas": (4.0, 8.0), "seeds": 2, "n_train": 3, "n_hessian": 1}
+    options = {
+        "widths": (4, 6, 8),
+        "alphas": (4.0, 8.0, 16.0),
+        "seeds": 2,
+        "n_train": 3,
+        "n_hessian": 1,
+    }
     options["bottleneck_seeds"] = 3
     found, printed = run(tmp_path, alpha_width=8, time=1.0, **options)
     assert set(found.data_vars) == set(BANDS)
@@ -55,31 +61,52 @@ def test_a_small_run_leaves_its_files(tmp_path):
     folder = tmp_path / "linearity"
     on_disk = xr.load_dataset(folder / "linearity.nc", engine="h5netcdf")
     xr.testing.assert_equal(on_disk, found)
-    assert json.loads((folder / "config.json").read_text())["config"]["widths"] == [4, 8]
+    assert json.loads((folder / "config.json").read_text())["config"]["widths"] == [4, 6, 8]
     assert (folder / "linearity.png").stat().st_size > 10_000
     assert "STANDARD, one hidden layer" in printed
 
 
 def test_slope_of_a_power_law_with_its_interval():
     """Exact where there is no noise; seeds that failed are left out."""
-    sizes, seeds = np.array([2.0, 4.0, 8.0]), np.array([1.0, 3.0, 10.0])
+    sizes, seeds = np.array([2.0, 4.0, 8.0]), np.array([1.0, 3.0, 10.0, 2.0])
     values = xr.DataArray(
         sizes[:, None] ** -0.7 * seeds, dims=("width", "seed"), coords={"width": sizes}
     )
     np.testing.assert_allclose(slope_interval(values, "width"), -0.7, rtol=1e-12)
-    noise = np.exp(np.random.default_rng(0).normal(scale=0.3, size=values.shape))
-    slope, low, high = slope_interval(values * noise, "width")
+    noise = np.exp(np.random.default_rng(0).normal(scale=0.3, size=(3, 3)))
+    slope, low, high = slope_interval(values[:, :3] * noise, "width")
     assert low < slope < high
     assert low < -0.7 < high
+    assert written(slope, low, high) == f"{slope:.2f} [{low:.2f}, {high:.2f}]"
     one_failed = values.copy()
     one_failed[:, 1] = np.nan
     np.testing.assert_allclose(slope_interval(one_failed, "width"), -0.7, rtol=1e-12)
 
 
+def test_two_sizes_have_no_slope_and_two_seeds_no_interval():
+    sizes = np.array([2.0, 4.0, 8.0])
+    values = xr.DataArray(
+        sizes[:, None] ** -0.7 * np.array([1.0, 3.0, 10.0]),
+        dims=("width", "seed"),
+        coords={"width": sizes},
+    )
+    assert np.isnan(slope_interval(values[:2], "width")).all()
+    assert np.isnan(slope_in_width(values[:2])).all()
+    without_last = values.where(values["width"] < 8)
+    assert np.isnan(slope_interval(without_last, "width")).all()
+    slope, *ends = slope_interval(values[:, :2], "width")
+    np.testing.assert_allclose(slope, -0.7, rtol=1e-12)
+    assert np.isnan(ends).all()
+    assert written(slope, *ends) == "-0.70"
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"widths": (8,)}, "`widths` has one entry, expected two or more"),
+        (
+            {"widths": (8,)},
+            "`widths` has 1 of the sizes that a slope is fitted to, expected at least 3",
+        ),
         ({"alphas": (1.0, 1.0)}, r"`alphas` is \(1.0, 1.0\), expected different values"),
         ({"seeds": 0}, "`seeds` is 0, expected an integer >= 1"),
         ({"n_hessian": 9}, "`n_hessian` is 9, expected at most `n_train` 8"),

@@ -89,8 +89,8 @@ def test_the_page_stands_alone(reported):
     assert inner <= set(outline.identifiers)
     assert outline.tags.count("figure") == 7
     assert outline.tags.count("h1") == 1
-    assert "python -m scripts study --name synthetic" in text
-    assert f"python -m scripts report {run}" in text
+    assert "finite-width study --name synthetic" in text
+    assert f"finite-width report {run}" in text
     assert "cpu:0 (cpu)" in text
     assert "0123abc" in text
     assert file.stat().st_size < 3e6
@@ -106,7 +106,7 @@ def few_figures(monkeypatch) -> None:
 @pytest.mark.usefixtures("few_figures")
 def test_text_is_escaped_and_what_is_made_no_more_is_removed(small, tmp_path):
     data = small.copy(deep=True)
-    data.attrs["command"] = "python -m scripts study --name '<script>alert(1)</script>'"
+    data.attrs["command"] = "finite-width study --name '<script>alert(1)</script>'"
     stop(data, "order 4", 5.0, "It <b>diverged</b>.", width=64, seed=0)
     text = report.write(tmp_path, {"<i>run</i>": data})[0].read_text(encoding="utf-8")
     assert not {"script", "b", "i"} & set(Outline(text).tags)
@@ -130,6 +130,14 @@ def test_runs_are_compared_side_by_side(small):
     np.testing.assert_allclose(exponents.numbers["second"], exponents.numbers["first"], atol=1e-9)
     assert changed.shown.values.tolist() == [["tolerance", "0.1", "0.2"]]
     assert settings(other)["tolerance"] == 0.2
+
+
+def test_exponents_are_compared_only_where_there_are_some(small):
+    two = small.isel(width=[0, 1])
+    stems = [table.stem for table in compared({"first": two, "second": two})]
+    assert stems == ["compared_errors", "compared_settings"]
+    _, exponents, _ = compared({"first": small, "second": two})
+    assert list(exponents.shown) == ["group", "quantity", "first"]
 
 
 def test_a_case_that_one_run_lacks_is_missing_in_its_column(small):

@@ -34,7 +34,7 @@ _ARGUMENTS = (
     "--disable-component-update",
     "--disable-sync",
 )
-_SCREENS = {"desktop": (1280, 900), "phone": (390, 844)}
+_SCREENS = {"wide": (1920, 1080), "desktop": (1440, 900), "phone": (390, 844)}
 _GROUPS = 2
 _PANELS = _GROUPS * 7  # figures
 
@@ -124,7 +124,8 @@ def test_text_of_figures_is_large_enough_to_read(opened):
     assert 8 * scale >= 9
 
 
-def test_wide_tables_scroll_in_their_own_box(opened):
+def test_tables_fit_the_screen_without_scrolling(opened):
+    """On a phone a row is a card, each of whose figures has its name beside it."""
     page, *_ = opened
     boxes = page.locator(".scroll")
     assert boxes.count() >= 5
@@ -132,12 +133,26 @@ def test_wide_tables_scroll_in_their_own_box(opened):
     for i in range(boxes.count()):
         box = boxes.nth(i).bounding_box()
         assert box["x"] + box["width"] <= screen
-    scrolled = [
-        boxes.nth(i).evaluate("box => { box.scrollLeft = 50; return box.scrollLeft }")
-        for i in range(boxes.count())
-    ]
-    if screen < 500:
-        assert max(scrolled) == 50
+        hidden = boxes.nth(i).evaluate(
+            """box => [box, ...box.querySelectorAll('th, td')].map(
+              part => part.scrollWidth - part.clientWidth)"""
+        )
+        assert max(hidden) <= 0
+    named = page.locator(".scroll td .name").first.is_visible()
+    assert named == (screen < 500)
+    assert page.locator(".scroll thead").first.is_visible() != named
+
+
+def test_a_wide_screen_is_used_to_its_right_end(opened):
+    """Answers, figures, tables and what reproduces them each reach into the last quarter."""
+    page, *_ = opened
+    screen = page.viewport_size["width"]
+    for part in (".answers p", ".panel svg", ".table table", ".beside pre, .beside summary"):
+        ends = page.locator(part).evaluate_all(
+            "parts => parts.map(part => part.getBoundingClientRect().right)"
+        )
+        assert max(ends) > 0.75 * screen, part
+        assert max(ends) <= screen
 
 
 def test_text_contrasts_with_its_ground(opened):

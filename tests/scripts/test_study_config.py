@@ -181,8 +181,8 @@ def test_the_command_of_a_study_is_that_study(preset):
         times=(1, 3),
     )
     words = shlex.split(config.command())
-    assert words[:4] == ["python", "-m", "scripts", "study"]
-    assert parse(words[4:]).config == config
+    assert words[:2] == ["finite-width", "study"]
+    assert parse(words[2:]).config == config
 
 
 def test_a_name_by_default_says_which_choices_they_are():
@@ -271,7 +271,7 @@ def test_a_dry_run_lists_the_cells_and_writes_nothing(tmp_path):
     result = command_line("study", "--dry-run", "--out", str(tmp_path / "runs"), COLUMNS="100")
     assert result.returncode == 0, result.stderr
     said = " ".join(result.stdout.split())
-    for part in ("WideResNet-10", "72 cells", "minutes on", "python -m scripts study"):
+    for part in ("WideResNet-10", "72 cells", "minutes on", "finite-width study"):
         assert part in said
     assert list(tmp_path.iterdir()) == []
 

@@ -53,6 +53,12 @@ class HermiteDual(Dual):
         """**Raises:** `TypeError` / `ValueError` for a function or terms that are none."""
         if not callable(self.function):
             raise TypeError(f"`function` is {self.function!r}, expected a pointwise function.")
+        points = jax.ShapeDtypeStruct((3,), jnp.result_type(float))
+        found = jax.eval_shape(self.function, points)
+        if found != points:
+            raise TypeError(
+                f"`function` gives {found} for {points}, expected as many real numbers."
+            )
         checks.integer("terms", self.terms, least=4)
         if self.terms % 2:
             raise ValueError(f"`terms` is {self.terms}, expected an even number.")

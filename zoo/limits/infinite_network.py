@@ -165,6 +165,9 @@ class InfiniteNetwork(eqx.Module):
         return nngp, ntk
 
 
+_MOST_POWER = 16.0
+
+
 def limit(
     model: Any, *, equivalent_to: Parameterization | None = None, rate_power: int | float = 0
 ) -> InfiniteNetwork:
@@ -203,6 +206,11 @@ def limit(
         )
     if not isinstance(rate_power, int | float) or not np.isfinite(rate_power):
         raise TypeError(f"`rate_power` is {rate_power!r}, expected a finite number.")
+    if abs(rate_power) > _MOST_POWER:
+        raise ValueError(
+            f"`rate_power` is {rate_power!r}, expected one of at most {_MOST_POWER:g}: the width to "
+            "such a power is no number."
+        )
     return InfiniteNetwork(rule_of(model, _widths_of(model, equivalent_to, float(rate_power))))
 
 

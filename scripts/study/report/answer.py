@@ -1,38 +1,48 @@
 """The answer of a study in sentences with numbers."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import xarray as xr
 
+from scripts.slopes import FEWEST, written
 from scripts.study.analysis import (
     Breakdown,
     breakdowns,
     completed,
-    Exceptional,
     exceptions,
-    gain,
-    Group,
     groups,
-    median_horizon,
+    mean_horizon,
     ORDER_3,
     pairs,
     predictions,
-    relative_error,
     settings,
+    tally,
 )
 from scripts.study.config import FROZEN, INFINITE, KERNEL_REGIME
-from scripts.study.report.formats import error, interval, number, quantity, time
-from scripts.study.trends import (
-    AGREES,
-    ensemble,
-    ERROR,
-    exponents,
-    foretold,
-    linearity,
-    SEEDS_OF_AN_ENSEMBLE,
+from scripts.study.report.formats import error, number, quantity, time
+from scripts.study.report.phrases import (
+    counted,
+    exceptional,
+    failures,
+    listed,
+    mean_of,
+    most_linear,
+    named,
+    of_cells,
+    of_frozen,
+    per_cent,
+    per_cents,
+    powers_of,
+    range_of,
+    several_widths,
+    stopped_cells,
+    stopped_early,
+    widths_at,
+    widths_of,
+    with_article,
 )
+from scripts.study.trends import AGREES, ensemble, ERROR, exponents, foretold, linearity
 
 QUESTION = (
     "For which architectures, parameterizations and widths does the kernel picture of training "
@@ -57,6 +67,7 @@ def answers(dataset: xr.Dataset) -> list[Answer]:
         kernel_picture(dataset),
         corrections(dataset),
         against_expectation(dataset),
+        without_derivatives(dataset),
         reach(dataset),
         breaking_down(dataset),
         ranking(dataset),
@@ -73,42 +84,35 @@ def in_short(dataset: xr.Dataset) -> Answer:
     found = groups(dataset)
     said = [f"So far, with {done} of {planned} cells finished:"] if done < planned else []
     if FROZEN in predictions(dataset):
-        relative = [
-            relative_error(group.data).sel(solve=FROZEN, time=at).median("seed").values
-            for group in found
-        ]
-        narrow, wide = (_shares([values[i] for values in relative]) for i in (0, -1))
+        relative = [of_frozen(group) for group in found]
+        narrow, wide = (per_cents([values[i] for values in relative]) for i in (0, -1))
         fitted = [
             float(exponents(group)["exponent"].sel(quantity=f"{ERROR}{FROZEN}")) for group in found
         ]
         powers = np.array([slope for slope in fitted if np.isfinite(slope)])
-        falls = f", and goes like width^{_span(powers)}" if powers.size else ""
+        falls = f", and goes like width^{powers_of(powers)}" if powers.size else ""
         said.append(
             f"At t = {at:g}/lambda_max the frozen NTK's error is {narrow} of how far training "
-            f"moves the test logits at the narrowest widths"
+            f"moves the test logits at the narrowest widths ({widths_at(found, 0)})"
             + (
-                f" and {wide} at the widest{falls}."
-                if _several_widths(found)
+                f" and {wide} at the widest ({widths_at(found, -1)}){falls}."
+                if several_widths(found)
                 else ", the only ones."
             )
         )
+    smooth = [group for group in found if group.smooth]
     for worse, better in pairs(dataset):
-        won = _gains([group for group in found if group.smooth], worse, better, at)
-        if won.size:
+        won = tally(smooth, worse, better, at)
+        if won.known:
             said.append(
-                f"There {better} is closer than {_the(worse)} in {int((won > 1).sum())} of "
-                f"{_counted(won.size, 'case')} with smooth activations, "
-                f"{number(np.median(won))} times in the median."
+                f"There {better} is closer than {with_article(worse)} in {of_cells(won)} with "
+                f"smooth activations, {mean_of(won)}."
             )
-    order = linearity(dataset).dropna("group", subset=["relative_error"])
-    if order.sizes["group"] > 1:
-        first, last = (str(order["group"].values[i]) for i in (0, -1))
-        said.append(f"The most linear is {first}, the least {last}, each at its widest.")
-    stopped = sorted({one.solve for one in breakdowns(dataset)})
-    total = len(breakdowns(dataset))
+    said += most_linear(linearity(dataset))
+    stopped = stopped_early(dataset)
     said.append(
-        f"{_counted(total, 'solve')} stopped early ({_listed(stopped)})."
-        if total
+        f"Solves that stopped early: {stopped}."
+        if stopped
         else f"No solve stopped before the last time, t = {end:g}/lambda_max."
     )
     return Answer("In short", tuple(said), flagged=done < planned)
@@ -122,24 +126,30 @@ def scope(dataset: xr.Dataset) -> Answer:
     counts = f"{config['n_train']} training and {config['n_test']} test points"
     found = groups(dataset)
     each = [
-        f"{architecture} (widths {_listed(_widths_of(found, architecture))})"
+        f"{architecture} (widths {listed(widths_of(found, architecture))})"
         for architecture in dict.fromkeys(group.key["architecture"] for group in found)
     ]
     said = [
-        f"{done} of {planned} cells are finished.",
-        f"Networks: {', '.join(each)}; {_named(dataset, 'activation')}; "
-        f"{_named(dataset, 'loss')}; {_named(dataset, 'parameterization')} parameterization; "
-        f"{_counted(dataset.sizes['seed'], 'seed')}.",
+        f"{done} of {planned} cells are finished; a cell is one network.",
+        f"Networks: {', '.join(each)}; {named(dataset, 'activation')}; "
+        f"{named(dataset, 'loss')}; {named(dataset, 'parameterization')} parameterization; "
+        f"{counted(dataset.sizes['seed'], 'seed')}. Means over seeds are geometric.",
         f"Data: {config['dataset']}, {counts}"
-        + (f" of the classes {_listed(classes)}." if classes else "."),
+        + (f" of the classes {listed(classes)}." if classes else "."),
         f"Every network is trained by gradient flow to t = {end:g}/lambda_max, lambda_max the "
         "largest eigenvalue of its initial tangent kernel over the number of points, and compared "
         "with its predictions on the test points.",
     ]
+    if max((len(group.widths) for group in found), default=0) < FEWEST:
+        said.append(f"No powers of the width are fitted: they take at least {FEWEST} widths.")
+    if dataset.sizes["seed"] < FEWEST:
+        said.append(
+            f"No intervals and no spreads over seeds are told: they take at least {FEWEST} seeds."
+        )
     others = [str(p) for p in dataset["parameterization"].values if p not in KERNEL_REGIME]
     if INFINITE in predictions(dataset) and others:
         said.append(
-            f"In {_listed(others)} parameterization the kernel moves at any width, in training: "
+            f"In {listed(others)} parameterization the kernel moves at any width, in training: "
             "there is no prediction of infinite width."
         )
     return Answer("What was compared", tuple(said), flagged=done < planned)
@@ -150,20 +160,22 @@ def kernel_picture(dataset: xr.Dataset) -> Answer:
     if FROZEN not in predictions(dataset):
         return Answer("Does the kernel picture hold?", ())
     at = settings(dataset)["reference_time"]
-    said = []
+    said, intervals = [], False
     for group in groups(dataset):
-        relative = relative_error(group.data).sel(solve=FROZEN, time=at).median("seed").values
+        relative = of_frozen(group)
         ends = [(group.widths[0], relative[0]), (group.widths[-1], relative[-1])]
         errors = " and ".join(
-            f"{_share(value)} at width {width}" for width, value in dict(ends).items()
+            f"{per_cent(value)} at width {width}" for width, value in dict(ends).items()
         )
         fitted = exponents(group).sel(quantity=f"{ERROR}{FROZEN}")
-        slope = [float(fitted[name]) for name in ("exponent", "low", "high")]
-        power = "" if np.isnan(slope[0]) else f"; it goes like width^{interval(*slope)}"
+        slope, low, high = (float(fitted[name]) for name in ("exponent", "low", "high"))
+        intervals |= np.isfinite(low)
+        power = "" if np.isnan(slope) else f"; it goes like width^{written(slope, low, high)}"
         said.append(f"{group.label}: {errors}{power}.")
     opening = (
         f"Error of the frozen NTK at t = {at:g}/lambda_max, in % of how far training moves the "
-        "network's test logits (median over seeds; 95 % intervals of the powers):"
+        "network's test logits (mean over seeds"
+        + ("; 95 % intervals of the powers):" if intervals else "):")
     )
     return Answer("Does the kernel picture hold?", (opening, *said))
 
@@ -174,90 +186,96 @@ def corrections(dataset: xr.Dataset) -> Answer:
     smooth = [group for group in groups(dataset) if group.smooth]
     said = []
     for worse, better in pairs(dataset):
-        found = _gains(smooth, worse, better, at)
-        if found.size:
-            at_end = _gains(smooth, worse, better, end)
-            won = int((found > 1).sum())
+        found, at_end = (tally(smooth, worse, better, moment) for moment in (at, end))
+        if found.known:
             later = (
-                f"in {int((at_end > 1).sum())} of {at_end.size}, {_range(at_end)} times"
-                if at_end.size
+                f"in {of_cells(at_end)}, {range_of(at_end.gains)} times"
+                if at_end.known
                 else "unknown, since no network came so far"
             )
             said.append(
                 f"At t = {at:g}/lambda_max {better} is closer to the network than "
-                f"{_the(worse)} in {won} of {_counted(found.size, 'smooth case')} (a group and "
-                f"width, medians over seeds): {_range(found)} times closer, "
-                f"{number(np.median(found))} in the median. At the end, t = {end:g}/lambda_max: "
-                f"{later}."
+                f"{with_article(worse)} in {of_cells(found)} with smooth activations: "
+                f"{range_of(found.gains)} times closer, {mean_of(found)}. At the end, "
+                f"t = {end:g}/lambda_max: {later}."
             )
     for name in predictions(dataset):
         if name.startswith("Taylor") and ORDER_3 in predictions(dataset):
-            found = _gains(smooth, name, ORDER_3, at)
-            if found.size:
+            found = tally(smooth, name, ORDER_3, at)
+            if found.of_both.size:
                 said.append(
-                    f"{name} is {number(np.median(found))} times as far from the network as "
-                    f"order 3 in the median ({_range(found)})."
+                    f"{name} is {number(found.mean)} times as far from the network as order 3 in "
+                    f"the mean of {counted(found.of_both.size, 'cell')} "
+                    f"({range_of(found.of_both)})."
                 )
     return Answer("What do the corrections add?", tuple(said))
 
 
 def against_expectation(dataset: xr.Dataset) -> Answer:
-    """Every case in which a higher order is no better, named; or that there is none."""
+    """Every cell in which a higher order is no closer, named; or that there is none."""
     compared = pairs(dataset)
-    if not compared:
-        return Answer("Exceptions", ())
-    found = exceptions(dataset)
-    smooth = [one for one in found if one.group.smooth]
-    rough = [one for one in found if not one.group.smooth]
     at = settings(dataset)["reference_time"]
-    claim = " and ".join(f"{better} beats {_the(worse)}" for worse, better in compared)
-    said = []
-    if smooth:
-        said.append(
-            f"It is not so everywhere that {claim} at t = {at:g}/lambda_max. With smooth "
-            f"activations {_counted(len(smooth), 'case')} "
-            f"{'says' if len(smooth) == 1 else 'say'} otherwise: {_cases(smooth)}."
-        )
-    else:
-        known, cases = _known_cases(dataset)
-        of_them = "every finished case" if known == cases else f"all {known} of {cases} cases known"
-        if known:
-            said.append(
-                f"None with smooth activations: {claim} at t = {at:g}/lambda_max in {of_them} "
-                "(medians over seeds)."
-            )
-    if rough:
-        said.append(
-            "With activations that lack the derivatives, which the orders 3 and 4 presuppose: "
-            f"{_cases(rough)}."
-        )
-    return Answer("Exceptions", tuple(said), flagged=bool(smooth))
+    smooth = [group for group in groups(dataset) if group.smooth]
+    tallies = {pair: tally(smooth, *pair, at) for pair in compared}
+    found = [one for one in exceptions(dataset) if one.group.smooth]
+    if not any(one.known for one in tallies.values()):
+        return Answer("Exceptions", ())
+    where = f"at t = {at:g}/lambda_max"
+    if found:
+        opening = f"With smooth activations, {where}, {failures(tallies)}:"
+        return Answer("Exceptions", (opening, *map(exceptional, found)), flagged=True)
+    each = " and ".join(
+        f"{better} than {with_article(worse)} in {of_cells(tallies[worse, better])}"
+        for worse, better in compared
+    )
+    return Answer("Exceptions", (f"None with smooth activations: {where} closer is {each}.",))
+
+
+def without_derivatives(dataset: xr.Dataset) -> Answer:
+    """The same cells with activations that lack the derivatives which the orders presuppose."""
+    at = settings(dataset)["reference_time"]
+    rough = [group for group in groups(dataset) if not group.smooth]
+    found = [one for one in exceptions(dataset) if not one.group.smooth]
+    topic = "Activations without the derivatives"
+    if not found:
+        return Answer(topic, ())
+    tallies = {pair: tally(rough, *pair, at) for pair in pairs(dataset)}
+    opening = (
+        "With activations that lack the derivatives which the orders 3 and 4 presuppose, at "
+        f"t = {at:g}/lambda_max, {failures(tallies)}:"
+    )
+    return Answer(topic, (opening, *map(exceptional, found)))
 
 
 def reach(dataset: xr.Dataset) -> Answer:
     """How long each prediction stays below the tolerance, at the narrowest and widest widths."""
     share, end = settings(dataset)["tolerance"], float(dataset["time"].values[-1])
-    found = [(group, median_horizon(group.data)) for group in groups(dataset)]
-    places = [(" at the narrowest widths", 0), (" at the widest widths", -1)]
-    if not _several_widths([group for group, _ in found]):
+    found = groups(dataset)
+    held = [mean_horizon(group.data) for group in found]
+    places = [
+        (f" at the narrowest widths ({widths_at(found, 0)})", 0),
+        (f" at the widest ({widths_at(found, -1)})", -1),
+    ]
+    if not several_widths(found):
         places = [("", 0)]
     said = []
     for name in predictions(dataset):
         ends = []
         for where, position in places:
-            values = np.array([float(h.sel(solve=name)[position]) for _, h in found])
-            values = values[~np.isnan(values)]
-            if values.size:
-                low, high = time(values.min(), end), time(values.max(), end)
-                said_range = low if low == high else f"{low} to {high}"
-                ends.append(f"{said_range}{where}")
+            here = [one.sel(solve=name).isel(width=position) for one in held]
+            times = sorted((float(one["time"]), int(one["beyond"])) for one in here)
+            known = [pair for pair in times if not np.isnan(pair[0])]
+            if known:
+                low, high = time(*known[0]), time(*known[-1])
+                ends.append(f"{low if low == high else f'{low} to {high}'}{where}")
         if ends:
             said.append(f"{name}: {', '.join(ends)}.")
     if not said:
         return Answer("How long do they hold?", ())
     opening = (
         f"Time, in 1/lambda_max, until the error exceeds {100 * share:g} % of how far (RMS) the "
-        f"network's test logits move to t = {end:g}, medians over seeds, over all groups:"
+        f"network's test logits move to t = {end:g}: means over seeds, over "
+        f"{counted(len(found), 'group')}, > where some lie beyond the last time:"
     )
     return Answer("How long do they hold?", (opening, *said))
 
@@ -273,38 +291,50 @@ def breaking_down(dataset: xr.Dataset) -> Answer:
     said = []
     for reason, by_group in gathered.items():
         said.append(f"{reason}:")
-        said += [_stopped(solve, label, cases) for (solve, label), cases in by_group.items()]
+        said += [stopped_cells(solve, label, cases) for (solve, label), cases in by_group.items()]
     if not said:
         said = ["No solve stopped early: every prediction reached the last time in every cell."]
     return Answer("Where do they break down?", tuple(said), flagged=bool(found))
 
 
 def ranking(dataset: xr.Dataset) -> Answer:
-    """The groups by linearity, and which measure of the start foretells it."""
+    """The groups by linearity, those of one width, and which measure of the start foretells it."""
     table = linearity(dataset)
-    known = table.isel(group=np.flatnonzero(table["relative_error"].notnull().values))
-    if known.sizes["group"] < 2:
-        return Answer("Which architecture is the most linear?", ())
-    order = []
-    for i in range(known.sizes["group"]):
-        row = known.isel(group=i)
-        about = [f"width {row['width'].item()}", _share(row["relative_error"].item())]
-        if not np.isnan(row["kappa"].item()):
-            about.append(f"kappa {error(row['kappa'].item())}")
-        order.append(f"{i + 1}. {row['group'].item()} ({', '.join(about)})")
-    said = [
-        "By the frozen NTK's error at the reference time over how far the logits move, each at its "
-        "widest width: " + "; ".join(order) + "."
-    ]
-    correlations = foretold(dataset).dropna("measure").sortby("measure")
-    if correlations.size:
-        ordered = sorted(correlations["measure"].values, key=lambda m: -_of(correlations, m))
-        parts = [f"{quantity(str(m))} {_of(correlations, m):.2f}" for m in ordered]
+    ranked = table.isel(group=np.flatnonzero(table["rank"].notnull().values))
+    topic = "Which networks are the most linear?"
+    said = []
+    for among in dict.fromkeys(str(name) for name in ranked["among"].values):
+        rows = ranked.isel(group=np.flatnonzero(ranked["among"].values == among))
+        order = []
+        for i in range(rows.sizes["group"]):
+            row = rows.isel(group=i)
+            about = [per_cent(row["relative_error"].item())]
+            if not np.isnan(row["kappa"].item()):
+                about.append(f"kappa {error(row['kappa'].item())}")
+            order.append(f"{row['rank'].item():.0f}. {row['group'].item()} ({', '.join(about)})")
+        said.append(f"Width {rows['width'].values[0]}: {'; '.join(order)}.")
+    if not said:
+        return Answer(topic, ())
+    opening = "By the frozen NTK's error at the reference time over how far the logits move, " + (
+        "at the widest width in common:"
+        if set(table["among"].values) == {"all"}
+        else "the groups of each architecture at their widest width in common; architectures "
+        "have none, and are not ranked against each other:"
+    )
+    measures = foretold(dataset).dropna("measure", subset=["correlation"])
+    measures = measures.sortby("correlation", ascending=False)
+    if measures.sizes["measure"]:
+        parts = [
+            f"{quantity(str(name))} {correlation:.2f} ({counted(int(cells), 'cell')})"
+            for name, correlation, cells in zip(
+                *(measures[n].values for n in ("measure", "correlation", "cells")), strict=True
+            )
+        ]
         said.append(
-            "How well what is known at the start orders all finished cells by that error "
-            f"(Spearman's rank correlation): {', '.join(parts)}."
+            "How well what is known at the start orders finished cells by that error (Spearman's "
+            f"rank correlation): {', '.join(parts)}."
         )
-    return Answer("Which architecture is the most linear?", tuple(said))
+    return Answer(topic, (opening, *said))
 
 
 def ensembles(dataset: xr.Dataset) -> Answer:
@@ -328,113 +358,7 @@ def ensembles(dataset: xr.Dataset) -> Answer:
     if said:
         opening = f"Test logits at t = {at:g}/lambda_max, RMS over points and outputs:"
         return Answer(topic, (opening, *said))
-    if dataset.sizes["seed"] < SEEDS_OF_AN_ENSEMBLE and bool(dataset["limit_mean"].notnull().any()):
-        return Answer(
-            topic,
-            (
-                f"Not said: it takes at least {SEEDS_OF_AN_ENSEMBLE} seeds, these results have "
-                f"{dataset.sizes['seed']}.",
-            ),
-        )
+    if dataset.sizes["seed"] < FEWEST and bool(dataset["limit_mean"].notnull().any()):
+        few = f"Not said: it takes at least {FEWEST} seeds, these results have "
+        return Answer(topic, (f"{few}{dataset.sizes['seed']}.",))
     return Answer(topic, ())
-
-
-def _gains(found: Sequence[Group], worse: str, better: str, at: float) -> np.ndarray:
-    """The median gain of each group and width where both are known."""
-    values = [gain(group.data, worse, better).sel(time=at).values for group in found]
-    joined = np.concatenate(values) if values else np.zeros(0)
-    return joined[~np.isnan(joined)]
-
-
-def _known_cases(dataset: xr.Dataset) -> tuple[int, int]:
-    """Of the cases (a smooth group and width), those in which the networks came to the reference
-    time in some seed; and all.
-    """
-    at = settings(dataset)["reference_time"]
-    known, cases = 0, 0
-    for group in (group for group in groups(dataset) if group.smooth):
-        gains = [gain(group.data, *pair).sel(time=at).values for pair in pairs(dataset)]
-        missing = np.isnan(np.stack(gains)).any(axis=0)
-        known += int((~missing).sum())
-        cases += len(group.widths)
-    return known, cases
-
-
-def _cases(found: Sequence[Exceptional]) -> str:
-    return "; ".join(
-        f"{one.group.label} at width {one.width}: {one.better} has error {error(one.errors[1])}, "
-        f"{one.worse} {error(one.errors[0])} (gain {number(one.gain)})"
-        for one in found
-    )
-
-
-def _stopped(solve: str, label: str, cases: Sequence[Breakdown]) -> str:
-    widths = sorted({case.width for case in cases})
-    times = [case.time for case in cases if np.isfinite(case.time)]
-    first = f", the first at t = {number(min(times))}/lambda_max" if times else ""
-    return (
-        f"{solve}, {label}: {_counted(len(cases), 'cell')} at width"
-        f"{'s' if len(widths) > 1 else ''} {_listed(widths)}{first}."
-    )
-
-
-def _range(gains: np.ndarray) -> str:
-    low, high = number(float(gains.min())), number(float(gains.max()))
-    low = f"{low} (it stopped)" if gains.min() == 0 else low
-    return low if gains.min() == gains.max() else f"{low} to {high}"
-
-
-def _several_widths(found: Sequence[Group]) -> bool:
-    return any(len(group.widths) > 1 for group in found)
-
-
-def _shares(values: Sequence[float]) -> str:
-    """The range of relative errors in per cent."""
-    known = [float(value) for value in values if not np.isnan(value)]
-    if not known:
-        return "unknown"
-    low, high = _share(min(known)), _share(max(known))
-    return low if low == high else f"{low.removesuffix(' %')} to {high}"
-
-
-def _span(values: np.ndarray) -> str:
-    low, high = f"{values.min():.2f}", f"{values.max():.2f}"
-    return low if low == high else f"{low} to width^{high}"
-
-
-def _the(name: str) -> str:
-    return f"the {name}" if name.endswith("NTK") else name
-
-
-def _share(value: float) -> str:
-    """A relative error in per cent."""
-    if np.isinf(value):
-        return "stopped"
-    return (
-        "unknown"
-        if np.isnan(value)
-        else f"{100 * value:.3g} %"
-        if value >= 1
-        else f"{100 * value:.2g} %"
-    )
-
-
-def _widths_of(found: Sequence[Group], architecture: str) -> list[int]:
-    here = [group.widths for group in found if group.key["architecture"] == architecture]
-    return sorted({width for widths in here for width in widths})
-
-
-def _named(dataset: xr.Dataset, coordinate: str) -> str:
-    return _listed([str(value).replace("_", " ") for value in dataset[coordinate].values])
-
-
-def _listed(values: Sequence[object]) -> str:
-    return ", ".join(str(value) for value in values)
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")
-
-
-def _of(values: xr.DataArray, measure: object) -> float:
-    return float(values.sel(measure=measure))

@@ -20,12 +20,11 @@ from scripts.study import results, storage
 from scripts.study.analysis import completed, groups
 from scripts.study.report import figures
 from scripts.study.report.comparison import compared, STEMS as COMPARED
-from scripts.study.report.figures import PICTURES
+from scripts.study.report.figures import ELLIPSES_STEM, Paper, PICTURES
 from scripts.study.report.page import page
 from scripts.study.report.tables import STEMS, Table, tables
 
 PAGE = "report.html"
-ELLIPSES = "ellipses"
 MANIFEST = ".report.json"
 """The files of the report that is there, so that the next one knows which are its own."""
 
@@ -92,7 +91,7 @@ def run_report(config: ReportConfig, console: Console | None = None) -> list[Pat
     config.check()
     console = ready(console)
     runs = {name: storage.read(run) for name, run in zip(config.names, config.runs, strict=True)}
-    parts = ["python", "-m", "scripts", "report", *map(str, config.runs)]
+    parts = ["finite-width", "report", *map(str, config.runs)]
     if config.out is not None:
         parts += ["--out", str(config.out)]
     files = write(config.folder, runs, rebuild=shlex.join(parts))
@@ -131,13 +130,14 @@ def write(
     comparison = compared(runs) if len(runs) > 1 else []
     made = {name: tables(dataset) for name, dataset in runs.items()}
     papers = {name: _papers(dataset) for name, dataset in runs.items()}
-    command = rebuild or shlex.join(["python", "-m", "scripts", "report", str(folder)])
+    command = rebuild or shlex.join(["finite-width", "report", str(folder)])
     text = page(runs, papers, made, comparison, command)
     before = _reported(folder)
     written = [_replace(folder / PAGE, encoded(text))]
     for name, own in inner.items():
-        for stem, figure in papers[name].items():
-            written.append(_replace(folder / storage.FIGURES / own / f"{stem}.pdf", _pdf(figure)))
+        for stem, paper in papers[name].items():
+            file = folder / storage.FIGURES / own / f"{stem}.pdf"
+            written.append(_replace(file, _pdf(paper.figure)))
         written += _write_tables(folder / storage.TABLES / own, made[name])
     written += _write_tables(folder / storage.TABLES, comparison)
     made_now = [file.relative_to(folder).as_posix() for file in written]
@@ -147,10 +147,10 @@ def write(
     return written
 
 
-def _papers(dataset: xr.Dataset) -> dict[str, Figure]:
+def _papers(dataset: xr.Dataset) -> dict[str, Paper]:
     """The figures for paper, by stem."""
     papers = {picture.stem: figures.grid(picture, dataset) for picture in PICTURES}
-    return papers | {ELLIPSES: figures.ellipses(groups(dataset))}
+    return papers | {ELLIPSES_STEM: figures.ellipses(groups(dataset))}
 
 
 def _write_tables(folder: Path, made: Sequence[Table]) -> list[Path]:
@@ -182,7 +182,7 @@ def _reported(folder: Path) -> set[Path]:
 
 def _is_made_by_reports(name: str) -> bool:
     """Whether this is the path, in the folder of a report, of a figure or a table."""
-    pictures = "|".join((*(picture.stem for picture in PICTURES), ELLIPSES))
+    pictures = "|".join((*(picture.stem for picture in PICTURES), ELLIPSES_STEM))
     words = "|".join((*STEMS, *COMPARED))
     inner = r"(\d+-[^/\\]+/)?"  # of one of several runs
     figure = rf"{storage.FIGURES}/{inner}({pictures})\.pdf"

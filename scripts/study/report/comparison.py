@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from scripts.study.analysis import groups, median_error, predictions, settings
+from scripts.study.analysis import groups, mean_error, predictions, settings
 from scripts.study.report.formats import error, fraction, quantity
-from scripts.study.report.tables import Table
+from scripts.study.report.tables import made, Table
 from scripts.study.trends import exponents
 
 STEMS = ("compared_errors", "compared_exponents", "compared_settings")
@@ -17,11 +17,12 @@ STEMS = ("compared_errors", "compared_exponents", "compared_settings")
 
 def compared(runs: Mapping[str, xr.Dataset]) -> list[Table]:
     """Several runs side by side: errors, exponents, and the settings in which they differ."""
-    return [
+    beside = [
         _side_by_side(
             STEMS[0],
             "Errors of the runs",
-            "Test-logit RMSE at each run's reference time, median over seeds.",
+            "Test-logit RMSE at each run's reference time, geometric mean over seeds.",
+            ("group", "width", "quantity"),
             {run: _long_errors(dataset) for run, dataset in runs.items()},
             error,
         ),
@@ -29,11 +30,12 @@ def compared(runs: Mapping[str, xr.Dataset]) -> list[Table]:
             STEMS[1],
             "Exponents of the runs",
             "Fitted power of the width.",
+            ("group", "quantity"),
             {run: _long_exponents(dataset) for run, dataset in runs.items()},
             fraction,
         ),
-        difference_table(runs),
     ]
+    return [*(table for table in beside if len(table.numbers)), difference_table(runs)]
 
 
 def difference_table(runs: Mapping[str, xr.Dataset]) -> Table:
@@ -53,7 +55,7 @@ def _long_errors(dataset: xr.Dataset) -> dict[tuple[str, ...], float]:
     at = settings(dataset)["reference_time"]
     found = {}
     for group in groups(dataset):
-        errors = median_error(group.data).sel(time=at)
+        errors = mean_error(group.data).sel(time=at)
         where = ", ".join(group.key.values()).replace("_", " ")
         for width in group.widths:
             for name in predictions(dataset):
@@ -71,7 +73,7 @@ def _long_exponents(dataset: xr.Dataset) -> dict[tuple[str, ...], float]:
             value = float(fitted.sel(quantity=name))
             if np.isfinite(value):
                 label = quantity(str(name))
-                found[where, "all", label] = value
+                found[where, label] = value
     return found
 
 
@@ -79,21 +81,22 @@ def _side_by_side(
     stem: str,
     title: str,
     note: str,
+    names: tuple[str, ...],
     runs: Mapping[str, dict[tuple[str, ...], float]],
     show: Callable[[float], str],
 ) -> Table:
-    """A row a case that any run has, a column a run."""
+    """A row a case (its coordinates: `names`) that any run has, a column a run."""
     cases = dict.fromkeys(case for found in runs.values() for case in found)
     rows = [
-        dict(zip(("group", "width", "quantity"), case, strict=True))
+        dict(zip(names, case, strict=True))
         | {run: found.get(case, np.nan) for run, found in runs.items()}
         for case in cases
     ]
-    numbers = pd.DataFrame(rows, columns=["group", "width", "quantity", *runs])
+    numbers = pd.DataFrame(rows, columns=[*names, *runs])
     shown = numbers.astype(object)
     for run in runs:
         shown[run] = pd.Series([show(value) for value in numbers[run]], dtype=object)
-    return Table(stem, title, note, numbers, shown)
+    return made(stem, title, note, numbers, shown)
 
 
 def _written(value: object) -> str:

@@ -5,7 +5,7 @@ results that it is given, on shared axes. Drawn with matplotlib's objects, witho
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,18 +14,32 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scripts.study.analysis import Group, groups
+from scripts.study.analysis import Group, groups, ORDER_3
 from scripts.study.report import panels
+from scripts.study.report.panels import Drawn
 from scripts.study.report.style import dress, INK, Key, PANEL, readable_powers, SIZE
 
-ELLIPSES_TITLE = "Two-point kernel, as an ellipse"
-ELLIPSES_LOOK_FOR = (
-    "The tangent kernel K of two training points of different classes, drawn as the ellipse of the "
-    "v with vᵀK⁻¹v = 1, in units of lambda_max, from the narrowest to the widest network; a thin "
-    "line a seed. Narrow networks scatter and move, wide ones sit on the limit."
-)
 Limits = tuple[tuple[float, float], tuple[float, float]]
 """Of the horizontal and of the vertical axis."""
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A figure's title, and what to see in it.
+
+    - `title`, `always`: said of every such figure.
+    - `where_drawn`: sentences that presuppose something, by its label in the key.
+    """
+
+    title: str
+    always: str
+    where_drawn: tuple[tuple[str, str], ...] = ()
+
+    def text(self, keys: list[Key]) -> str:
+        """What holds of a figure with these entries in its key."""
+        labels = {key.label for key in keys}
+        told = [sentence for label, sentence in self.where_drawn if label in labels]
+        return " ".join([self.always, *told])
 
 
 @dataclass(frozen=True)
@@ -33,97 +47,138 @@ class Picture:
     """What a figure shows.
 
     - `stem`: of its file names.
-    - `title`, `look_for`: its caption, and what to see in it.
-    - `draw`: draws a group into an axis; false where there is nothing to draw.
-    - `keys`: what its colours and lines stand for.
+    - `caption`: what it says.
+    - `draw`: draws a group into an axis and returns what there was to draw.
     - `ceiling`: the highest that the vertical axis goes.
     - `decades`: how many it spans at most.
     - `label`: writes into a panel once its limits are set.
     """
 
     stem: str
-    title: str
-    look_for: str
-    draw: Callable[[Axes, Group], bool]
-    keys: Callable[[xr.Dataset], list[Key]]
+    caption: Caption
+    draw: Callable[[Axes, Group], Drawn]
     ceiling: Callable[[xr.Dataset], float] | None = None
     label: Callable[[Axes, Group], None] | None = None
     decades: int = 8
 
 
+@dataclass(frozen=True)
+class Paper:
+    """A figure for paper.
+
+    - `figure`: a panel a group.
+    - `keys`: what its colours and lines stand for, of what is within the axes.
+    - `text`: what to see in it.
+    - `limits`: of the axes of each group, by its label.
+    """
+
+    figure: Figure
+    keys: list[Key]
+    text: str
+    limits: dict[str, Limits]
+
+
+_DEVIATIONS = (panels.DEVIATION.label, "Bands are one standard deviation to either side.")
+_WIDER = ("widest width", "The wider the network, the more opaque.")
 PICTURES = (
     Picture(
         "error_in_time",
-        "Error of each prediction in time",
-        "Test-logit RMSE against the network, median over seeds, at the widest (solid) and the "
-        "narrowest width (dashed). The lower a line, the better; the horizontal lines are the "
-        "tolerance at either width, the vertical one the reference time.",
+        Caption(
+            "Error of each prediction in time",
+            "Test-logit RMSE against the network, geometric mean over seeds: the lower, the "
+            "better. A line ends where its solve stopped in some seed.",
+        ),
         panels.error_in_time,
-        panels.error_in_time_keys,
         panels.error_ceiling,
     ),
     Picture(
         "error_in_width",
-        "Error of each prediction in width",
-        "Test-logit RMSE at the reference time: a faint mark for each seed, a full one for the "
-        "median, and the fitted power of the width with its exponent. Steeper is better.",
+        Caption(
+            "Error of each prediction in width",
+            "Test-logit RMSE at the reference time: a faint mark for each seed, a full one for "
+            "their geometric mean.",
+            ((panels.FITTED.label, "The steeper a line falls, the better."),),
+        ),
         panels.error_in_width,
-        panels.error_in_width_keys,
         panels.error_ceiling,
         panels.error_in_width_labels,
         decades=14,
     ),
     Picture(
         "kernel_evolution",
-        "Evolution of the tangent kernel",
-        "Relative change of the kernel on the training points, median over seeds, at the widest "
-        "(solid) and the narrowest width (dashed). The frozen NTK has none; where order 3 leaves "
-        "the network's line, the change is no longer what the start predicts.",
+        Caption(
+            "Evolution of the tangent kernel",
+            "Relative change of the kernel on the training points, geometric mean over seeds. The "
+            "frozen NTK has none.",
+            (
+                (
+                    ORDER_3,
+                    "Where order 3 leaves the network's line, the change is no longer what the "
+                    "start predicts.",
+                ),
+            ),
+        ),
         panels.kernel_evolution,
-        panels.kernel_evolution_keys,
         panels.kernel_ceiling,
     ),
     Picture(
         "spectra",
-        "Spectra of the initial tangent kernel",
-        "Eigenvalues on the training points over the largest, median over seeds, more opaque for "
-        "wider networks; dashed: the kernel of infinite width. The wider, the closer to it.",
+        Caption(
+            "Spectra of the initial tangent kernel",
+            "Eigenvalues on the training points over the largest, geometric mean over seeds.",
+            (_WIDER, (panels.LIMIT.label, "Wide networks are close to infinite width.")),
+        ),
         panels.spectra,
-        panels.spectra_keys,
     ),
     Picture(
         "learning_curves",
-        "Learning curves of ensembles",
-        "Training loss of the network, mean and standard deviation over seeds (band), more "
-        "opaque for wider networks; orange: mean and standard deviation of infinitely wide ones.",
+        Caption(
+            "Learning curves of ensembles",
+            "Training loss, arithmetic mean over seeds.",
+            (
+                _WIDER,
+                (panels.LIMIT_ENSEMBLE.label, "Of infinite width: the mean of its ensemble."),
+                _DEVIATIONS,
+            ),
+        ),
         panels.learning_curves,
-        panels.learning_curves_keys,
         panels.loss_ceiling,
     ),
     Picture(
         "test_loss",
-        "Test loss of the network and of its predictions",
-        "Mean over seeds at the narrowest width, where they differ most; the band is the "
-        "standard deviation of the network's. A line ends where its solve stopped in every seed.",
+        Caption(
+            "Test loss of the network and of its predictions",
+            "Arithmetic mean over seeds at the narrowest width, where they differ most. A line ends"
+            " where its solve stopped in some seed.",
+            ((panels.DEVIATION.label, "The band is one standard deviation of the network's."),),
+        ),
         panels.loss_on_test_points,
-        panels.loss_on_test_points_keys,
         panels.loss_ceiling,
     ),
 )
+ELLIPSES_STEM = "ellipses"
+ELLIPSES = Caption(
+    "Two-point kernel, as an ellipse",
+    "The tangent kernel K of two training points of different classes, drawn as the ellipse of the "
+    "v with vᵀK⁻¹v = 1, in units of lambda_max, from the narrowest to the widest network; a thin "
+    "line a seed.",
+    ((panels.LIMIT.label, "Narrow networks scatter and move, wide ones sit on the limit."),),
+)
 
 
-def grid(picture: Picture, dataset: xr.Dataset) -> Figure:
+def grid(picture: Picture, dataset: xr.Dataset) -> Paper:
     """A figure for paper: a panel a group, the key below."""
     shown = groups(dataset)
     columns = columns_of(dataset)
     rows = math.ceil(len(shown) / columns)
     figure = _figure(columns * PANEL[0], rows * PANEL[1] + 0.7)
     axes = figure.subplots(rows, columns, sharex=False, sharey=True, squeeze=False)
+    drawn: list[Drawn] = []
     for i, axis in enumerate(axes.flat):
         if i >= len(shown):
             axis.remove()
             continue
-        _panel(picture, axis, shown[i])
+        drawn.append(_panel(picture, axis, shown[i]))
         if i % columns:
             axis.set_ylabel("")
     _frame(picture, figure.axes[0], dataset)
@@ -131,31 +186,36 @@ def grid(picture: Picture, dataset: xr.Dataset) -> Figure:
         readable_powers(axis)
         if picture.label is not None:
             picture.label(axis, group)
-    keys = picture.keys(dataset)
-    figure.legend(
-        [key.handle() for key in keys],
-        [key.label for key in keys],
-        loc="outside lower center",
-        ncols=min(len(keys), 3 * columns),
-        frameon=False,
-        fontsize=SIZE,
-        labelcolor=INK,
-    )
-    return figure
+    keys = _within(figure.axes, drawn)
+    _explain(figure, keys)
+    limits = {
+        group.label: (axis.get_xlim(), axis.get_ylim())
+        for group, axis in zip(shown, figure.axes, strict=True)
+    }
+    return Paper(figure, keys, picture.caption.text(keys), limits)
+
+
+def _explain(figure: Figure, keys: list[Key]) -> None:
+    """Writes the key below, in as many columns as the figure is wide enough for."""
+    for columns in range(len(keys), 0, -1):
+        legend = figure.legend(
+            [key.handle() for key in keys],
+            [key.label for key in keys],
+            loc="outside lower center",
+            ncols=columns,
+            frameon=False,
+            fontsize=SIZE,
+            labelcolor=INK,
+        )
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def columns_of(dataset: xr.Dataset) -> int:
     """At most three, such that a row holds the parameterizations of an architecture."""
     count, per_row = len(groups(dataset)), dataset.sizes["parameterization"]
     return per_row if count > 3 and per_row in (2, 3) else min(count, 3)
-
-
-def limits(figure: Figure, dataset: xr.Dataset) -> dict[str, Limits]:
-    """The limits of each group's axes in a `grid`: the vertical ones shared by all."""
-    return {
-        group.label: (axis.get_xlim(), axis.get_ylim())
-        for group, axis in zip(groups(dataset), figure.axes, strict=True)
-    }
 
 
 def single(picture: Picture, group: Group, within: Limits) -> Figure:
@@ -173,7 +233,7 @@ def single(picture: Picture, group: Group, within: Limits) -> Figure:
     return figure
 
 
-def ellipses(shown: list[Group]) -> Figure:
+def ellipses(shown: list[Group]) -> Paper:
     """The two-point kernel of each width at the start and at the end of training.
 
     A row a group, a column a width (at most four, from the narrowest to the widest); each ellipse
@@ -184,13 +244,14 @@ def ellipses(shown: list[Group]) -> Figure:
     side = PANEL[0] / 4 + 0.05
     figure = _figure(max(columns, 4) * side, len(shown) * (side + 0.55))
     axes = figure.subplots(len(shown), columns, squeeze=False)
+    drawn: list[Drawn] = []
     for row, group, widths in zip(axes, shown, chosen, strict=True):
         reach = panels.ellipse_reach(group)
         for i, axis in enumerate(row):
             if i >= len(widths):
                 axis.remove()
                 continue
-            panels.ellipse(axis, group, widths[i], reach)
+            drawn.append(panels.ellipse(axis, group, widths[i], reach))
             dress(axis)
             axis.title.set_fontweight("normal")
             axis.grid(False)
@@ -198,14 +259,29 @@ def ellipses(shown: list[Group]) -> Figure:
             row[0].set_ylabel(group.label.replace(", ", "\n"), fontweight="bold")
         else:
             figure.suptitle(group.label, fontweight="bold", fontsize=SIZE, color=INK)
-    return figure
+    keys = _within(figure.axes, drawn)
+    return Paper(figure, keys, ELLIPSES.text(keys), {})
 
 
-def _panel(picture: Picture, axis: Axes, group: Group) -> None:
-    if not picture.draw(axis, group):
+def _within(axes: Sequence[Axes], drawn: Sequence[Drawn]) -> list[Key]:
+    """The entries of which something lies within the axes that it is drawn into."""
+    found: dict[Key, None] = {}
+    for axis, entries in zip(axes, drawn, strict=True):
+        low, high = axis.get_ylim()
+        for key, heights in entries:
+            known = heights[np.isfinite(heights)]
+            if known.size and known.min() <= high and known.max() >= low:
+                found[key] = None
+    return list(found)
+
+
+def _panel(picture: Picture, axis: Axes, group: Group) -> Drawn:
+    drawn = picture.draw(axis, group)
+    if not any(np.isfinite(heights).any() for _, heights in drawn):
         axis.text(0.5, 0.5, "nothing to show", transform=axis.transAxes, ha="center", color=INK)
     axis.set_title(group.label)
     dress(axis)
+    return drawn
 
 
 def _frame(picture: Picture, axis: Axes, dataset: xr.Dataset) -> None:

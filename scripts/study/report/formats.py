@@ -7,7 +7,7 @@ import numpy as np
 MISSING = "–"
 INFINITE = "∞"
 NO_BETTER = "*"
-"""Marks a gain that is none."""
+"""Marks a gain that is none in some seed."""
 _NAMES = {
     "limit_distance": "distance to the limit",
     "o3_size": "size of O_3",
@@ -32,13 +32,9 @@ def error(value: float) -> str:
     return _short_power(f"{value:.1e}")
 
 
-def ratio(value: float) -> str:
-    """A gain, marked where it is none."""
-    if np.isnan(value):
-        return MISSING
-    if np.isinf(value):
-        return INFINITE
-    return f"{number(value)}{NO_BETTER if value <= 1 else ''}"
+def ratio(value: float, *, everywhere: bool) -> str:
+    """A gain, marked where it is none in some seed."""
+    return number(value) + ("" if everywhere else NO_BETTER)
 
 
 def number(value: float) -> str:
@@ -55,18 +51,11 @@ def fraction(value: float) -> str:
     return MISSING if not np.isfinite(value) else f"{value:.2f}"
 
 
-def time(value: float, end: float) -> str:
-    """A horizon: beyond `end` it is only known to be longer."""
+def time(value: float, beyond: float) -> str:
+    """A mean horizon: a lower bound where it lies beyond the last time in some seeds."""
     if np.isnan(value):
         return MISSING
-    return f"> {end:g}" if np.isinf(value) else f"{value:.2g}"
-
-
-def interval(value: float, low: float, high: float) -> str:
-    """A number with its interval, where there is one."""
-    if np.isnan(value):
-        return MISSING
-    return f"{value:.2f}" + (f" [{low:.2f}, {high:.2f}]" if np.isfinite([low, high]).all() else "")
+    return ("> " if beyond else "") + f"{float(f'{value:.2g}'):g}"
 
 
 def latex(text: str) -> str:

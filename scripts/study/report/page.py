@@ -11,10 +11,10 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import escape, Markup
 from matplotlib.figure import Figure
 
-from scripts.study.analysis import completed, COMPUTED, groups, sessions, settings
-from scripts.study.report import figures, panels
+from scripts.study.analysis import completed, COMPUTED, Group, groups, sessions, settings
+from scripts.study.report import figures
 from scripts.study.report.answer import answers, QUESTION
-from scripts.study.report.figures import PICTURES
+from scripts.study.report.figures import Paper, PICTURES
 from scripts.study.report.svg import inline, swatch
 from scripts.study.report.tables import Table
 
@@ -33,7 +33,7 @@ class Shown:
 
 def page(
     runs: Mapping[str, xr.Dataset],
-    papers: Mapping[str, Mapping[str, Figure]],
+    papers: Mapping[str, Mapping[str, Paper]],
     tables: Mapping[str, Sequence[Table]],
     comparison: Sequence[Table],
     rebuild: str,
@@ -67,11 +67,17 @@ def page(
 
 
 def typeset(text: object) -> Markup:
-    """Escaped text with powers, indices and minus signs as they are printed."""
+    """Escaped text with powers, indices and minus signs as they are printed, and numbers whole."""
     said = str(escape(text))
     said = re.sub(r"(?<![\w.&#])-(?=\d)", "\N{MINUS SIGN}", said)
     said = re.sub(r"(?<![\w.-])([\d.]*\d)e(-|\+)?(\d+)\b", _power, said)
     said = re.sub(r"width\^(\N{MINUS SIGN}?-?[\d.]*\d)", _raised, said)
+    said = re.sub(r"\[(\S+), (\S+)\]", "[\\1,\N{NO-BREAK SPACE}\\2]", said)
+    said = re.sub(r"\b(order|Taylor) (?=\d)", "\\1\N{NO-BREAK SPACE}", said)
+    said = re.sub(r" / (?=[^\W\d])", "\N{NO-BREAK SPACE}/ ", said)
+    said = re.sub(r"(?<=\d) %", "\N{NO-BREAK SPACE}%", said)
+    said = re.sub(r"\bt = (?=[\d.])", "t\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}", said)
+    said = said.replace("/lambda_max", "/\N{WORD JOINER}lambda_max")
     said = said.replace("lambda_max", "λ<sub>max</sub>")
     return Markup(re.sub(r"\b([OΘ])_([34])\b", r"\1<sub>\2</sub>", said))
 
@@ -89,7 +95,7 @@ def _part(
     prefix: str,
     name: str,
     dataset: xr.Dataset,
-    papers: Mapping[str, Figure],
+    papers: Mapping[str, Paper],
     tables: Sequence[Table],
 ) -> dict[str, Any]:
     done, planned = completed(dataset)
@@ -116,35 +122,28 @@ def _part(
     }
 
 
-def _figures(prefix: str, dataset: xr.Dataset, papers: Mapping[str, Figure]) -> list[Shown]:
+def _figures(prefix: str, dataset: xr.Dataset, papers: Mapping[str, Paper]) -> list[Shown]:
     found = groups(dataset)
     shown = []
     for number, picture in enumerate(PICTURES):
-        limits = figures.limits(papers[picture.stem], dataset)
-        drawn = [
-            Markup(
-                inline(
-                    figures.single(picture, group, limits[group.label]),
-                    f"{prefix}-{number}-{i}",
-                    str(escape(f"{picture.title}: {group.label}")),
-                )
-            )
-            for i, group in enumerate(found)
-        ]
-        keys = [(Markup(swatch(key)), key.label) for key in picture.keys(dataset)]
-        shown.append(Shown(picture.title, picture.look_for, drawn, keys))
-    drawn = [
-        Markup(
-            inline(
-                figures.ellipses([group]),
-                f"{prefix}-ellipses-{i}",
-                str(escape(f"{figures.ELLIPSES_TITLE}: {group.label}")),
-            )
-        )
-        for i, group in enumerate(found)
+        paper = papers[picture.stem]
+        drawn = [figures.single(picture, group, paper.limits[group.label]) for group in found]
+        shown.append(_shown(f"{prefix}-{number}", picture.caption.title, paper, found, drawn))
+    drawn = [figures.ellipses([group]).figure for group in found]
+    paper = papers[figures.ELLIPSES_STEM]
+    return [*shown, _shown(f"{prefix}-ellipses", figures.ELLIPSES.title, paper, found, drawn)]
+
+
+def _shown(
+    prefix: str, title: str, paper: Paper, found: Sequence[Group], drawn: Sequence[Figure]
+) -> Shown:
+    """A figure of the page from its panels, a group each."""
+    inner = [
+        Markup(inline(figure, f"{prefix}-{i}", str(escape(f"{title}: {group.label}"))))
+        for i, (figure, group) in enumerate(zip(drawn, found, strict=True))
     ]
-    keys = [(Markup(swatch(key)), key.label) for key in panels.ellipse_keys(dataset)]
-    return [*shown, Shown(figures.ELLIPSES_TITLE, figures.ELLIPSES_LOOK_FOR, drawn, keys)]
+    keys = [(Markup(swatch(key)), key.label) for key in paper.keys]
+    return Shown(title, paper.text, inner, keys)
 
 
 def _flat(value: object) -> str:

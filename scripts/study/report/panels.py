@@ -1,18 +1,20 @@
 """What a panel of each figure shows of one group, and the key that explains it.
 
-Each function draws into an axis and tells whether there was anything to draw.
+Each function draws into an axis and returns what it drew, from which the figure's key is made: what
+is not drawn, or lies outside the axes, has no entry in it.
 """
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 
-from scripts.slopes import slope_in_width
+from scripts.study import over_seeds
 from scripts.study.analysis import (
     displacement,
     errors,
     Group,
-    median_error,
+    in_finished,
+    mean_error,
     ORDER_3,
     ORDER_4,
     predictions,
@@ -33,32 +35,38 @@ from scripts.study.report.style import (
     TIME,
     VERMILION,
 )
+from scripts.study.trends import ERROR, exponents, sizes
 
+Drawn = list[tuple[Key, np.ndarray]]
+"""What a panel shows: entries of the figure's key, each with the heights at which it is drawn."""
+TOLERANCE = Key("tolerance", FAINT, width=0.8)
+REFERENCE = Key("reference time", FAINT, ":", width=0.8)
+FITTED = Key("fitted power, with its exponent", FAINT, width=1.2)
+DEVIATION = Key("one standard deviation", FAINT, width=7.0, alpha=0.5)
+LIMIT = Key("infinite width", INK, "--", width=1.4)
+LIMIT_ENSEMBLE = Key("infinite width", ORANGE, width=1.8)
+_NARROWEST = Key("narrowest width", FAINT, "--", width=1.0)
+_WIDEST = Key("widest width", FAINT)
 _WIDTHS_SHOWN = 4
 _DASHED = (0, (4, 2))
+_WITH_KERNEL = (NETWORK, ORDER_3, ORDER_4)
 
 
-def error_in_time(axis: Axes, group: Group) -> bool:
-    """Median error of each prediction, at the widest (solid) and the narrowest (dashed) width."""
-    median = _positive(median_error(group.data))
-    tolerated = settings(group.data)["tolerance"] * displacement(group.data).median("seed")
-    for width, line, thickness in _extremes(group):
-        for name in predictions(group.data):
-            _solve_in_time(axis, name, median.sel(width=width, solve=name), thickness, line)
-        axis.axhline(float(tolerated.sel(width=width)), color=FAINT, linestyle=line, linewidth=0.8)
-    axis.axvline(settings(group.data)["reference_time"], color=FAINT, linewidth=0.8, linestyle=":")
+def error_in_time(axis: Axes, group: Group) -> Drawn:
+    """Mean error of each prediction, at the widest (solid) and the narrowest (dashed) width."""
+    mean = _positive(mean_error(group.data))
+    drawn = _in_time(axis, group, predictions(group.data), mean)
+    tolerated = settings(group.data)["tolerance"] * over_seeds.mean(displacement(group.data))
+    for width, extreme in _extremes(group):
+        tolerance = float(tolerated.sel(width=width))
+        axis.axhline(tolerance, color=FAINT, linestyle=_line(extreme), linewidth=0.8)
+        drawn.append((TOLERANCE, np.array([tolerance])))
+    at = settings(group.data)["reference_time"]
+    axis.axvline(at, color=FAINT, linewidth=0.8, linestyle=":")
+    drawn.append((REFERENCE, mean.values))
     axis.set_xlabel(TIME)
     axis.set_ylabel("test-logit RMSE")
-    return _drawn(median)
-
-
-def error_in_time_keys(dataset: xr.Dataset) -> list[Key]:
-    """A colour a prediction, a line a width."""
-    return [
-        *(Key(name, COLOURS[name]) for name in predictions(dataset)),
-        *_extreme_keys(dataset),
-        Key("tolerance", FAINT, width=0.8),
-    ]
+    return drawn
 
 
 def error_ceiling(dataset: xr.Dataset) -> float:
@@ -66,30 +74,27 @@ def error_ceiling(dataset: xr.Dataset) -> float:
     return 10 * float(displacement(dataset).max())
 
 
-def error_in_width(axis: Axes, group: Group) -> bool:
-    """Errors at the reference time, of each seed and their median, with the fitted power."""
+def error_in_width(axis: Axes, group: Group) -> Drawn:
+    """Errors at the reference time, of each seed and their mean, with the fitted power."""
     at = settings(group.data)["reference_time"]
     each = _positive(errors(group.data)).sel(time=at)
-    median = _positive(median_error(group.data)).sel(time=at)
+    mean = _positive(mean_error(group.data)).sel(time=at)
+    drawn: Drawn = []
     for name in predictions(group.data):
+        marker = {"marker": MARKERS[name], "color": COLOURS[name], "linestyle": ""}
         for seed in group.data["seed"].values:
-            axis.loglog(
-                group.widths,
-                each.sel(solve=name, seed=seed),
-                MARKERS[name],
-                color=COLOURS[name],
-                markersize=3,
-                alpha=0.35,
-                markeredgewidth=0,
-            )
-        values = median.sel(solve=name)
-        axis.loglog(group.widths, values, MARKERS[name], color=COLOURS[name], markersize=5.5)
+            values = each.sel(solve=name, seed=seed)
+            axis.loglog(group.widths, values, **marker, markersize=3, alpha=0.35, markeredgewidth=0)
+        values = mean.sel(solve=name)
+        axis.loglog(group.widths, values, **marker, markersize=5.5)
+        drawn.append((Key(name, COLOURS[name], "", MARKERS[name]), values.values))
     for name, line, _ in _fits(group):
         axis.loglog(group.widths, line, color=COLOURS[name], linewidth=1.2)
+        drawn.append((FITTED, line))
     ticks_at_widths(axis, group.widths)
     axis.set_xlabel("width")
     axis.set_ylabel(f"test-logit RMSE at t = {at:g}/$\\lambda_{{\\max}}$")
-    return _drawn(median)
+    return drawn
 
 
 def error_in_width_labels(axis: Axes, group: Group) -> None:
@@ -101,27 +106,14 @@ def error_in_width_labels(axis: Axes, group: Group) -> None:
     label_ends(axis, group.widths[-1], labels)
 
 
-def error_in_width_keys(dataset: xr.Dataset) -> list[Key]:
-    """A colour and a marker a prediction."""
-    names = predictions(dataset)
-    return [Key(name, COLOURS[name], marker=MARKERS[name], width=1.2) for name in names]
-
-
-def kernel_evolution(axis: Axes, group: Group) -> bool:
+def kernel_evolution(axis: Axes, group: Group) -> Drawn:
     """Relative change of the kernel: network, order 3, order 4."""
-    change = group.data["kernel_change"].where(group.data["finished"].astype(bool))
-    median = _positive(change.median("seed"))
-    for width, line, thickness in _extremes(group):
-        for name in _with_kernel(group.data):
-            _solve_in_time(axis, name, median.sel(width=width, solve=name), thickness, line)
+    mean = _positive(over_seeds.mean(in_finished(group.data, "kernel_change")))
+    names = [name for name in _WITH_KERNEL if name in group.data["solve"].values]
+    drawn = _in_time(axis, group, names, mean)
     axis.set_xlabel(TIME)
     axis.set_ylabel("relative change of $\\Theta$")
-    return _drawn(median)
-
-
-def kernel_evolution_keys(dataset: xr.Dataset) -> list[Key]:
-    """A colour a solve that shows its kernel, a line a width."""
-    return [*(Key(name, COLOURS[name]) for name in _with_kernel(dataset)), *_extreme_keys(dataset)]
+    return drawn
 
 
 def kernel_ceiling(dataset: xr.Dataset) -> float:
@@ -129,52 +121,41 @@ def kernel_ceiling(dataset: xr.Dataset) -> float:
     return 10 * float(dataset["kernel_change"].sel(solve=NETWORK).max())
 
 
-def spectra(axis: Axes, group: Group) -> bool:
+def spectra(axis: Axes, group: Group) -> Drawn:
     """Eigenvalues of the kernel at the start over the largest, by width, and of infinite width."""
     finished = group.data["finished"].astype(bool)
     spectrum = group.data["spectrum"] / group.data["lambda_max"]
-    median = _positive(spectrum.where(finished).median("seed"))
-    mode = np.arange(1, median.sizes["mode"] + 1)
+    mean = over_seeds.mean(_positive(spectrum.where(finished)))
+    mode = np.arange(1, mean.sizes["mode"] + 1)
+    drawn: Drawn = []
     for i, width in enumerate(group.widths):
-        axis.loglog(
-            mode,
-            median.sel(width=width),
-            color=BLUE,
-            alpha=shade(i, len(group.widths)),
-            linewidth=1.4,
-        )
+        values = mean.sel(width=width)
+        opacity = shade(i, len(group.widths))
+        axis.loglog(mode, values, color=BLUE, alpha=opacity, linewidth=1.4)
+        drawn += _shaded(group, i, values.values)
     limit = _positive(group.data["limit_spectrum"])
     axis.loglog(mode, limit, color=INK, linestyle=_DASHED, linewidth=1.4)
+    drawn.append((LIMIT, limit.values))
     axis.set_xlabel("mode")
     axis.set_ylabel("eigenvalue of $\\Theta$ / the largest")
-    return _drawn(median)
+    return drawn
 
 
-def spectra_keys(dataset: xr.Dataset) -> list[Key]:
-    """A shade a width, and the limit."""
-    limit = Key("infinite width", INK, "--", width=1.4)
-    has_limit = bool(dataset["limit_spectrum"].notnull().any())
-    return [*_shade_keys(), *([limit] if has_limit else [])]
-
-
-def learning_curves(axis: Axes, group: Group) -> bool:
+def learning_curves(axis: Axes, group: Group) -> Drawn:
     """Training loss, mean and standard deviation over seeds, and of the infinite ensemble."""
     data = group.data
-    loss = data["train_loss"].sel(solve=NETWORK).where(data["finished"].astype(bool))
-    _band(axis, data["limit_loss_mean"], data["limit_loss_std"], ORANGE, 0.3, 1.8)
+    loss = in_finished(data, "train_loss").sel(solve=NETWORK)
+    limit, spread = data["limit_loss_mean"], data["limit_loss_std"]
+    bands = _band(axis, limit, spread, ORANGE, 0.3, 1.8)
+    drawn: Drawn = [(LIMIT_ENSEMBLE, limit.values)]
     for i, width in enumerate(group.widths):
         chosen, opacity = loss.sel(width=width), shade(i, len(group.widths))
-        _band(axis, chosen.mean("seed"), _deviation(chosen), BLUE, 0.18 * opacity, 1.4, opacity)
+        mean, deviation = _moments(chosen)
+        bands += _band(axis, mean, deviation, BLUE, 0.18 * opacity, 1.4, opacity)
+        drawn += _shaded(group, i, mean.values)
     axis.set_xlabel(TIME)
     axis.set_ylabel("training loss")
-    return _drawn(loss)
-
-
-def learning_curves_keys(dataset: xr.Dataset) -> list[Key]:
-    """A shade a width, and the infinite ensemble."""
-    has_limit = bool(dataset["limit_loss_mean"].notnull().any())
-    infinite = Key("infinite width", ORANGE, width=1.8)
-    return [*_shade_keys(), *([infinite] if has_limit else [])]
+    return drawn + bands
 
 
 def loss_ceiling(dataset: xr.Dataset) -> float:
@@ -183,22 +164,19 @@ def loss_ceiling(dataset: xr.Dataset) -> float:
     return 3 * float(max(both))
 
 
-def loss_on_test_points(axis: Axes, group: Group) -> bool:
+def loss_on_test_points(axis: Axes, group: Group) -> Drawn:
     """Test loss of each solve at the narrowest width, with the network's band."""
     data = group.data.isel(width=0)
-    loss = data["test_loss"].where(data["finished"].astype(bool))
-    network = loss.sel(solve=NETWORK)
-    _band(axis, network.mean("seed"), _deviation(network), COLOURS[NETWORK], 0.15, 1.8)
+    loss = in_finished(data, "test_loss")
+    mean, deviation = _moments(loss.sel(solve=NETWORK))
+    bands = _band(axis, mean, deviation, COLOURS[NETWORK], 0.15, 1.8)
+    drawn: Drawn = [(Key(NETWORK, COLOURS[NETWORK]), mean.values)]
     for name in predictions(data):
-        _solve_in_time(axis, name, _positive(loss.sel(solve=name).mean("seed")), 1.3)
+        values = _positive(over_seeds.ensemble_mean(loss.sel(solve=name)))
+        drawn.append(_solve_in_time(axis, name, values, _WIDEST))
     axis.set_xlabel(TIME)
     axis.set_ylabel(f"test loss at width {group.widths[0]}")
-    return _drawn(loss)
-
-
-def loss_on_test_points_keys(dataset: xr.Dataset) -> list[Key]:
-    """A colour a solve."""
-    return [Key(str(name), COLOURS[str(name)]) for name in dataset["solve"].values]
+    return drawn + bands
 
 
 def some_widths(group: Group) -> list[int]:
@@ -222,31 +200,29 @@ def ellipse_reach(group: Group) -> float:
     return 1.08 * float(max(largest)) if largest else 1.0
 
 
-def ellipse(axis: Axes, group: Group, width: int, reach: float) -> None:
+def ellipse(axis: Axes, group: Group, width: int, reach: float) -> Drawn:
     """The two-point kernel at one width: start, end (each seed) and the limit."""
     kernels = _kernels(group).sel(width=width)
-    for position, colour in ((0, BLUE), (-1, VERMILION)):
+    end = float(group.data["time"].values[-1])
+    drawn: Drawn = []
+    for position, key in (
+        (0, Key("start of training", BLUE, width=0.9)),
+        (-1, Key(f"end of training, t = {end:g}", VERMILION, width=0.9)),
+    ):
         for kernel in kernels.isel(time=position).transpose("seed", "row", "column").values:
-            axis.plot(*_outline(kernel), color=colour, linewidth=0.9, alpha=0.8)
-    limit = group.data["limit_two_point_kernel"].transpose("row", "column").values
-    axis.plot(*_outline(limit), color=INK, linewidth=1.8, linestyle=_DASHED)
+            outline = _outline(kernel)
+            axis.plot(*outline, color=key.colour, linewidth=key.width, alpha=0.8)
+            drawn.append((key, outline[1]))
+    limit = _outline(group.data["limit_two_point_kernel"].transpose("row", "column").values)
+    axis.plot(*limit, color=INK, linewidth=1.8, linestyle=_DASHED)
+    drawn.append((LIMIT, limit[1]))
     axis.set_aspect("equal")
     axis.set_xlim(-reach, reach)
     axis.set_ylim(-reach, reach)
     axis.set_xticks([0], [""])
     axis.set_yticks([0], [""])
     axis.set_title(f"width {width}")
-
-
-def ellipse_keys(dataset: xr.Dataset) -> list[Key]:
-    """Start, end and limit."""
-    end = float(dataset["time"].values[-1])
-    has_limit = bool(dataset["limit_two_point_kernel"].notnull().any())
-    return [
-        Key("start of training", BLUE),
-        Key(f"end of training, t = {end:g}", VERMILION),
-        *([Key("infinite width", INK, "--", width=1.8)] if has_limit else []),
-    ]
+    return drawn
 
 
 def _kernels(group: Group) -> xr.DataArray:
@@ -272,26 +248,37 @@ def _outline(kernel: np.ndarray) -> np.ndarray:
 def _fits(group: Group) -> list[tuple[str, np.ndarray, float]]:
     """Of each prediction with a fitted power: name, its line at the widths, the exponent.
 
-    The power is that of the mean over seeds of the log error, as in `trends.exponents`.
+    The power is that of `trends.exponents`, through the middle of the mean errors.
     """
-    at = settings(group.data)["reference_time"]
-    logs = xr.apply_ufunc(np.log, _positive(errors(group.data)).sel(time=at))
-    centre = xr.apply_ufunc(np.exp, logs.mean("seed"))
-    slopes = slope_in_width(centre)
+    fitted, values = exponents(group)["exponent"], sizes(group)
     widths = np.array(group.widths, dtype=float)
     found = []
     for name in predictions(group.data):
-        slope = float(slopes.sel(solve=name))
+        slope = float(fitted.sel(quantity=f"{ERROR}{name}"))
         if np.isfinite(slope):
-            size = float((centre.sel(solve=name) * widths**-slope).pipe(np.log).mean())
+            mean = _positive(over_seeds.mean(values[f"{ERROR}{name}"])).values
+            size = np.nanmean(np.log(mean * widths**-slope))
             found.append((name, np.exp(size) * widths**slope, slope))
     return found
 
 
+def _in_time(axis: Axes, group: Group, names: list[str], values: xr.DataArray) -> Drawn:
+    """Solves at the widest and at the narrowest width, over time."""
+    solves: Drawn = []
+    manners: Drawn = []
+    for width, extreme in _extremes(group):
+        here = [values.sel(width=width, solve=name) for name in names]
+        lines = zip(names, here, strict=True)
+        solves += [_solve_in_time(axis, name, line, extreme) for name, line in lines]
+        if len(group.widths) > 1:
+            manners += [(extreme, line.values) for line in here]
+    return solves + manners
+
+
 def _solve_in_time(
-    axis: Axes, name: str, values: xr.DataArray, thickness: float, line: object = "-"
-) -> None:
-    """A solve's line in its colour.
+    axis: Axes, name: str, values: xr.DataArray, extreme: Key
+) -> tuple[Key, np.ndarray]:
+    """A solve's line in its colour, in the manner of the widest or the narrowest width.
 
     Predictions lie on the network, and Taylor 1 is the frozen NTK: these two are wider and below,
     so that a line that coincides leaves them visible.
@@ -301,40 +288,36 @@ def _solve_in_time(
         values["time"],
         values,
         color=COLOURS[name],
-        linestyle=line,
-        linewidth=thickness + halo,
+        linestyle=_line(extreme),
+        linewidth=extreme.width + halo,
         zorder=2 - 0.1 * halo,
     )
+    return Key(name, COLOURS[name]), values.values
 
 
-def _extremes(group: Group) -> list[tuple[int, object, float]]:
-    """Width, line and thickness of the narrowest and of the widest."""
-    widest = (group.widths[-1], "-", 1.6)
-    return [(group.widths[0], _DASHED, 1.0), widest] if len(group.widths) > 1 else [widest]
+def _extremes(group: Group) -> list[tuple[int, Key]]:
+    """The narrowest and the widest, each with the manner of its lines."""
+    ends = [(group.widths[0], _NARROWEST)] if len(group.widths) > 1 else []
+    return [*ends, (group.widths[-1], _WIDEST)]
 
 
-def _extreme_keys(dataset: xr.Dataset) -> list[Key]:
-    if dataset.sizes["width"] == 1:
+def _line(extreme: Key) -> object:
+    return _DASHED if extreme.line == "--" else "-"
+
+
+def _shaded(group: Group, position: int, values: np.ndarray) -> Drawn:
+    """The entry of a line whose opacity tells its width; none between the ends."""
+    last = len(group.widths) - 1
+    if 0 < position < last:
         return []
-    return [Key("widest", FAINT), Key("narrowest", FAINT, "--", width=1.0)]
+    label = "widest width" if position == last else "narrowest width"
+    return [(Key(label, BLUE, width=1.4, alpha=shade(position, len(group.widths))), values)]
 
 
-def _shade_keys() -> list[Key]:
-    return [
-        Key("narrowest", BLUE, width=1.4, alpha=shade(0, 2)),
-        Key("widest", BLUE, width=1.4),
-    ]
-
-
-def _with_kernel(dataset: xr.Dataset) -> list[str]:
-    return [n for n in (NETWORK, ORDER_3, ORDER_4) if n in dataset["solve"].values]
-
-
-def _deviation(values: xr.DataArray) -> xr.DataArray:
-    """Standard deviation over seeds; NaN with one."""
-    count = values.notnull().sum("seed")
-    variance = ((values - values.mean("seed")) ** 2).sum("seed") / (count - 1).clip(min=1)
-    return (variance**0.5).where(count > 1)
+def _moments(values: xr.DataArray) -> tuple[xr.DataArray, xr.DataArray]:
+    """Mean and deviation of an ensemble; NaN where a solve stopped in some seed."""
+    mean, deviation = over_seeds.ensemble_mean(values), over_seeds.ensemble_deviation(values)
+    return mean.where(np.isfinite(mean)), deviation.where(np.isfinite(mean))
 
 
 def _band(
@@ -345,19 +328,16 @@ def _band(
     filled: float,
     thickness: float,
     opacity: float = 1.0,
-) -> None:
+) -> Drawn:
     """A mean in time as a line, with a band of one standard deviation to either side."""
     mean, deviation = (values.sel(time=values["time"] > 0) for values in (mean, deviation))
     axis.loglog(mean["time"], mean, color=colour, linewidth=thickness, alpha=opacity)
     low, high = np.maximum(mean - deviation, mean / 10), mean + deviation
     axis.fill_between(mean["time"], low, high, color=colour, alpha=filled, linewidth=0)
+    return [(DEVIATION, high.values)]
 
 
 def _positive(values: xr.DataArray) -> xr.DataArray:
     """What a logarithmic axis can show: NaN elsewhere, and without the time 0."""
     shown = values.where(np.isfinite(values) & (values > 0))
     return shown.sel(time=shown["time"] > 0) if "time" in shown.dims else shown
-
-
-def _drawn(values: xr.DataArray) -> bool:
-    return bool(values.notnull().any())

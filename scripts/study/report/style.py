@@ -57,7 +57,7 @@ class Key:
 
     label: str
     colour: str = INK
-    line: Literal["-", "--"] = "-"
+    line: Literal["-", "--", ":", ""] = "-"
     marker: str = ""
     width: float = 1.6
     alpha: float = 1.0

@@ -2,7 +2,6 @@
 
 import io
 
-import numpy as np
 import xarray as xr
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group as Stack, RenderableType
@@ -10,7 +9,16 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from scripts.study.analysis import gain, Group, groups, median_error, pairs, predictions, settings
+from scripts.study.analysis import (
+    gain,
+    Group,
+    groups,
+    mean_error,
+    pairs,
+    predictions,
+    settings,
+    tally_by_width,
+)
 from scripts.study.report.answer import Answer, answers, QUESTION
 from scripts.study.report.formats import error, fraction, ratio
 from scripts.study.trends import ERROR, exponents
@@ -26,15 +34,17 @@ def summary(dataset: xr.Dataset) -> RenderableType:
     for answer in answers(dataset):
         parts += [_said(answer), ""]
     found = groups(dataset)
+    slopes = [exponents(group)["exponent"] for group in found]
+    told = " Slope: the fitted power of the width." if _any_known(*slopes) else ""
     parts.append(
         Text(
-            f"Errors at t = {at:g}/lambda_max: RMSE of the test logits against the network, median "
-            "over seeds. a/b: how many times closer b is than a, the median of the seeds' ratios "
-            "(*: no closer; ∞: a stopped before). Slope: the fitted power of the width."
+            f"Errors at t = {at:g}/lambda_max: RMSE of the test logits against the network, "
+            "geometric mean over seeds. a/b: how many times closer b is than a (*: not in every "
+            f"seed; ∞: a stopped before).{told}"
         )
     )
-    for group in found:
-        parts += ["", _table(group, at)]
+    for group, powers in zip(found, slopes, strict=True):
+        parts += ["", _table(group, powers, at)]
     return Stack(*parts)
 
 
@@ -53,11 +63,10 @@ def _said(answer: Answer) -> RenderableType:
     return Stack(title, *(Padding(Text(line), (0, 0, 0, 2)) for line in answer.sentences))
 
 
-def _table(group: Group, at: float) -> Table:
-    errors = median_error(group.data).sel(time=at)
-    names, compared = predictions(group.data), pairs(group.data)
-    gains = [gain(group.data, *pair).sel(time=at) for pair in compared]
-    slopes = exponents(group)["exponent"]
+def _table(group: Group, slopes: xr.DataArray, at: float) -> Table:
+    errors = mean_error(group.data).sel(time=at)
+    names = [name for name in predictions(group.data) if _any_known(errors.sel(solve=name))]
+    compared = [pair for pair in pairs(group.data) if set(pair) <= set(names)]
     table = Table(
         title=group.label,
         title_justify="left",
@@ -71,19 +80,30 @@ def _table(group: Group, at: float) -> Table:
         table.add_column(_short(name).replace(" ", "\n"), justify="right", no_wrap=True)
     for worse, better in compared:
         table.add_column(f"{_short(worse)}/\n{_short(better)}", justify="right", no_wrap=True)
+    gains = [_gains(group, pair, at) for pair in compared]
     for i, width in enumerate(group.widths):
         here = errors.sel(width=width)
         table.add_row(
             str(width),
             *(error(float(here.sel(solve=name))) for name in names),
-            *(ratio(float(values[i])) for values in gains),
+            *(of_pair[i] for of_pair in gains),
         )
-    if bool(np.isfinite(slopes).any()):
+    if _any_known(slopes):
         table.add_section()
         table.add_row(
             "slope", *(fraction(float(slopes.sel(quantity=f"{ERROR}{name}"))) for name in names)
         )
     return table
+
+
+def _gains(group: Group, pair: tuple[str, str], at: float) -> list[str]:
+    values = gain(group.data, *pair).sel(time=at).values
+    tallies = tally_by_width(group, *pair, at)
+    return [ratio(float(v), everywhere=t.everywhere) for v, t in zip(values, tallies, strict=True)]
+
+
+def _any_known(*values: xr.DataArray) -> bool:
+    return any(bool(one.notnull().any()) for one in values)
 
 
 def _short(name: str) -> str:

@@ -59,13 +59,14 @@ def inline(figure: Figure, prefix: str, label: str) -> str:
 
 def swatch(key: Key) -> str:
     """A key entry's line and marker as a small `<svg>` element."""
-    dash = "" if key.line == "-" else ' stroke-dasharray="5 3"'
+    dash = {"--": ' stroke-dasharray="5 3"', ":": ' stroke-dasharray="2 2"'}.get(key.line, "")
+    line = f'<path d="M1 6H27" fill="none" stroke="currentColor" stroke-width="{key.width + 0.4:g}"'
+    line = f"{line}{dash}/>" if key.line else ""
     colour = f"var({VARIABLES[key.colour]})"
     return (
         f'<svg class="swatch" viewBox="0 0 28 12" width="28" height="12" aria-hidden="true" '
         f'style="color: {colour}; opacity: {key.alpha:g}">'
-        f'<path d="M1 6H27" fill="none" stroke="currentColor" stroke-width="{key.width + 0.4:g}"'
-        f'{dash}/><g fill="currentColor">{_MARKS[key.marker]}</g></svg>'
+        f'{line}<g fill="currentColor">{_MARKS[key.marker]}</g></svg>'
     )
 
 

@@ -8,23 +8,25 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
+from scripts.slopes import written
+from scripts.study import over_seeds
 from scripts.study.analysis import (
     breakdowns,
-    exceptions,
     gain,
     GROUPING,
     groups,
-    median_error,
-    median_horizon,
+    in_finished,
+    mean_error,
+    mean_horizon,
     pairs,
     predictions,
     settings,
+    tally_by_width,
 )
 from scripts.study.report.formats import (
     error,
     fraction,
     INFINITE,
-    interval,
     latex,
     MISSING,
     NO_BETTER,
@@ -78,9 +80,18 @@ class Table:
         )
 
 
+def made(stem: str, title: str, note: str, numbers: pd.DataFrame, shown: pd.DataFrame) -> Table:
+    """A table without the columns that hold nothing."""
+    if not len(shown):
+        return Table(stem, title, note, numbers, shown)
+    empty = [name for name in shown if set(shown[name]) == {MISSING}]
+    numbers = numbers.dropna(axis="columns", how="all")
+    return Table(stem, title, note, numbers, shown.drop(columns=empty))
+
+
 def tables(dataset: xr.Dataset) -> list[Table]:
     """Those that have at least one row."""
-    made = (
+    every = (
         error_table(dataset),
         exponent_table(dataset),
         horizon_table(dataset),
@@ -89,44 +100,57 @@ def tables(dataset: xr.Dataset) -> list[Table]:
         ensemble_table(dataset),
         breakdown_table(dataset),
     )
-    return [table for table in made if len(table.numbers)]
+    return [table for table in every if len(table.numbers)]
 
 
 def error_table(dataset: xr.Dataset) -> Table:
     """Errors at the reference time and gains, a row a group and width."""
     at = settings(dataset)["reference_time"]
-    flagged = bool(exceptions(dataset))
-    numbers = []
+    numbers, shown, flagged = [], [], False
     for group in groups(dataset):
-        errors = median_error(group.data).sel(time=at)
-        gains = {
-            f"{worse} / {better}": gain(group.data, worse, better).sel(time=at)
-            for worse, better in pairs(dataset)
-        }
-        for width in group.widths:
-            here = errors.sel(width=width)
-            row = {"group": group.label, **group.key, "width": width}
-            row |= {name: float(here.sel(solve=name)) for name in predictions(dataset)}
-            row |= {name: float(values.sel(width=width)) for name, values in gains.items()}
+        errors = mean_error(group.data).sel(time=at)
+        compared = [
+            (*pair, gain(group.data, *pair).sel(time=at).values, tally_by_width(group, *pair, at))
+            for pair in pairs(dataset)
+        ]
+        for i, width in enumerate(group.widths):
+            known = {name: float(errors.sel(solve=name)[i]) for name in predictions(dataset)}
+            row = {"group": group.label, **group.key, "width": width, **known}
+            seen = {"group": group.label, "width": str(width)}
+            seen |= {name: error(value) for name, value in known.items()}
+            for worse, better, gains, tallies in compared:
+                closer, won = float(gains[i]), tallies[i]
+                row |= {
+                    f"{worse} / {better}": closer,
+                    f"seeds of {worse} / {better}": won.known,
+                    f"seeds in which {better} is closer": won.closer,
+                }
+                seen[f"{worse} / {better}"] = ratio(closer, everywhere=won.everywhere)
+                flagged |= not won.everywhere
             numbers.append(row)
-    found = pd.DataFrame(numbers)
-    shown = dict.fromkeys(predictions(dataset), error) | {
-        f"{worse} / {better}": ratio for worse, better in pairs(dataset)
-    }
-    mark = f" {NO_BETTER}: the higher order is no better." if flagged else ""
-    return Table(
+            shown.append(seen)
+    mark = f" {NO_BETTER}: not in every seed, see the exceptions." if flagged else ""
+    how = (
+        "; the last columns say how many times closer the higher order is, which is the mean of "
+        f"the seeds' ratios ({INFINITE}: only the higher order came so far).{mark}"
+        if pairs(dataset)
+        else "."
+    )
+    return made(
         "errors",
         f"Errors at t = {at:g}/lambda_max",
-        "Test-logit RMSE of each prediction against the network, median over seeds; the last "
-        "columns say how many times closer the higher order is, the median over seeds of each "
-        f"seed's ratio ({INFINITE}: only the higher order came so far).{mark}",
-        found,
-        _shown(found, {"width": str} | shown),
+        "Test-logit RMSE of each prediction against the network, geometric mean over seeds "
+        f'("stopped": in at least one){how}',
+        pd.DataFrame(numbers),
+        pd.DataFrame(shown),
     )
 
 
 def exponent_table(dataset: xr.Dataset) -> Table:
-    """Powers of the width with their intervals, a row a group and quantity."""
+    """Powers of the width with their intervals, a row a group and quantity.
+
+    Shown with the groups or the quantities in the columns, whichever are fewer.
+    """
     numbers = []
     for group in groups(dataset):
         fitted = exponents(group)
@@ -139,15 +163,24 @@ def exponent_table(dataset: xr.Dataset) -> Table:
     found = pd.DataFrame(numbers, columns=columns)
     wide = {}
     for row in numbers:
-        said = interval(row["exponent"], row["low"], row["high"])
+        said = written(row["exponent"], row["low"], row["high"])
         wide.setdefault(row["group"], {})[row["quantity"]] = said
-    shown = pd.DataFrame(wide).T.fillna(MISSING).rename_axis("group").reset_index()
-    return Table(
+    by_quantity = pd.DataFrame(wide).fillna(MISSING)
+    few_groups = by_quantity.shape[1] < by_quantity.shape[0]
+    shown = (
+        by_quantity.rename_axis("quantity") if few_groups else by_quantity.T.rename_axis("group")
+    ).reset_index()
+    intervals = (
+        ", with the 95 % bootstrap interval over seeds (too short with few)"
+        if bool(found["low"].notnull().any())
+        else ""
+    )
+    return made(
         "exponents",
         "Exponents in the width",
-        "Fitted power of the width, with the 95 % bootstrap interval over seeds (none with one "
-        "seed; too short with few), of the seeds in which the solve came so far. Errors are at the "
-        "reference time, the kernel change at the end, the rest at the start.",
+        f"Fitted power of the width{intervals}, of the widths at which the solve came so far in "
+        "every seed. Errors are at the reference time, the kernel change at the end, the rest at "
+        "the start.",
         found,
         shown,
     )
@@ -156,27 +189,29 @@ def exponent_table(dataset: xr.Dataset) -> Table:
 def horizon_table(dataset: xr.Dataset) -> Table:
     """How long each prediction stays good, a row a group and width."""
     share, end = settings(dataset)["tolerance"], float(dataset["time"].values[-1])
-    numbers = []
+    numbers, shown = [], []
     for group in groups(dataset):
-        median = median_horizon(group.data)
+        held = mean_horizon(group.data)
         for width in group.widths:
-            here = median.sel(width=width)
             row = {"group": group.label, **group.key, "width": width}
-            numbers.append(
-                row | {name: float(here.sel(solve=name)) for name in predictions(dataset)}
-            )
-    found = pd.DataFrame(numbers)
-    shown = {name: lambda value: time(value, end) for name in predictions(dataset)}
-    return Table(
+            seen = {"group": group.label, "width": str(width)}
+            for name in predictions(dataset):
+                here = held.sel(width=width, solve=name)
+                value, beyond = float(here["time"]), int(here["beyond"])
+                row |= {name: value, f"seeds beyond the end: {name}": beyond}
+                seen[name] = time(value, beyond)
+            numbers.append(row)
+            shown.append(seen)
+    return made(
         "horizons",
         f"Time until an error exceeds {100 * share:g} % of the movement",
-        "In 1/lambda_max, median over seeds (of two in the middle the shorter): until then the "
-        f"test-logit RMSE stays below {100 * share:g} % of how far (RMS) the network's test logits "
-        "have moved by the last "
-        f"time, t = {end:g}. A prediction that stopped while still good counts to where it "
-        "stopped; where the network stopped first nothing is known.",
-        found,
-        _shown(found, {"width": str} | shown),
+        "In 1/lambda_max, geometric mean over seeds: until then the test-logit RMSE stays below "
+        f"{100 * share:g} % of how far (RMS) the network's test logits have moved by the last "
+        f"time, t = {end:g}. >: in some seeds it stays below to the last time, which they count "
+        "with. A prediction that stopped while still good counts to where it stopped; where the "
+        "network stopped first nothing is known.",
+        pd.DataFrame(numbers),
+        pd.DataFrame(shown),
     )
 
 
@@ -185,25 +220,25 @@ def accuracy_table(dataset: xr.Dataset) -> Table:
     end = float(dataset["time"].values[-1])
     numbers = []
     for group in groups(dataset):
-        finished = group.data["finished"].astype(bool)
-        last = group.data["test_accuracy"].isel(time=-1).where(finished).median("seed")
+        each = in_finished(group.data, "test_accuracy").isel(time=-1)
+        last = over_seeds.ensemble_mean(each).where(~(each == np.inf).any("seed"))
         for width in group.widths:
             here = {
                 str(name): float(last.sel(width=width, solve=name)) for name in last["solve"].values
             }
             numbers.append({"group": group.label, **group.key, "width": width, **here})
     found = pd.DataFrame(numbers)
-    return Table(
+    return made(
         "accuracies",
         f"Test accuracy at the end, t = {end:g}/lambda_max",
-        "Median over the seeds that reached it.",
+        f"Arithmetic mean over seeds; {MISSING} where a solve stopped in some seed.",
         found,
         _shown(found, {"width": str} | {str(n): fraction for n in dataset["solve"].values}),
     )
 
 
 def linearity_table(dataset: xr.Dataset) -> Table:
-    """The groups, the most linear first."""
+    """The groups, the most linear first among those of one width."""
     found = linearity(dataset).to_dataframe().reset_index()
     names = {
         "relative_error": "frozen NTK's relative error",
@@ -211,14 +246,21 @@ def linearity_table(dataset: xr.Dataset) -> Table:
         "o3_size": "size of O_3",
         "kernel_change": "kernel change",
     }
-    shown = _shown(found, {"width": str} | dict.fromkeys(names, error)).rename(columns=names)
-    return Table(
+    words = {"rank": lambda rank: MISSING if np.isnan(rank) else f"{rank:.0f}", "width": str}
+    shown = _shown(found, words | dict.fromkeys(names, error)).rename(columns=names)
+    alike = (
+        "all have in common"
+        if set(found["among"]) == {"all"}
+        else "the groups of an architecture have in common; architectures, which have none in "
+        "common, are not ranked against each other"
+    )
+    return made(
         "linearity",
-        "Linearity, most linear first",
-        "Each at its widest finished width, medians over seeds. Ordered by the frozen NTK's error "
-        "at the reference time over how far the network's test logits move in the whole run; "
-        "kappa and the relative speed of the kernel (size of O_3, per 1/lambda_max) are of the "
-        "start, the kernel change is of the end.",
+        "Linearity at equal width, most linear first",
+        f"Each at the widest finished width that {alike}; geometric means over seeds. Ordered by "
+        "the frozen NTK's error at the reference time over how far the network's test logits move "
+        "in the whole run; kappa and the relative speed of the kernel (size of O_3, per "
+        "1/lambda_max) are of the start, the kernel change is of the end.",
         found,
         shown,
     )
@@ -250,7 +292,7 @@ def ensemble_table(dataset: xr.Dataset) -> Table:
         table,
         {"width": str, "time": lambda t: f"{t:g}"} | {n: show for n, (_, show) in names.items()},
     )
-    return Table(
+    return made(
         "ensembles",
         "Ensembles of networks against the infinite ensemble",
         "Mean and standard deviation over seeds of the test logits, against those of infinitely "
@@ -279,7 +321,7 @@ def breakdown_table(dataset: xr.Dataset) -> Table:
         ]
     )
     written = {"width": str, "seed": str, "solve": str, "time": number, "outcome": _first_clause}
-    return Table(
+    return made(
         "breakdowns",
         "Solves that stopped early",
         "Time in 1/lambda_max.",

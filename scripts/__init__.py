@@ -1,1 +1,0 @@
-"""Run it: studies, reproductions and benchmarks, on a laptop and unchanged on accelerators."""
