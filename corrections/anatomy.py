@@ -340,7 +340,7 @@ def _pulled(
     delta: Float[Array, "k positions out"],
     spread: Float[Array, "k in_positions size"] | None,
 ) -> Float[Array, "k ..."]:
-    """V^T of the cotangents of a call: those of its input."""
+    """v^T of the cotangents of a call: those of its input."""
     rule = ruled.transposed
     if spread is not None and rule is not None and direction.matrix is not None:
         pulled = spread @ rule.matrix(ruled.layer, direction.matrix)

@@ -24,7 +24,7 @@ from zoo.tiles import working_bytes
 
 
 class Term(eqx.Module):
-    """Sum_p delta_p (x) a_p for each of n examples: the gradient of a layer's weight, or a part of
+    """sum_p delta_p (x) a_p for each of n examples: the gradient of a layer's weight, or a part of
     a derivative of it.
 
     - `input`: a, with the weight's multiplier.
@@ -197,13 +197,13 @@ class Direction(eqx.Module):
         self.matrix = delta_c.T @ a_c if formed else None
 
     def push(self, a: Float[Array, "p in"]) -> Float[Array, "p out"]:
-        """V a_p."""
+        """v a_p."""
         if self.matrix is None:
             return (a @ self.input.T) @ self.cotangent
         return a @ self.matrix.T
 
     def pull(self, delta: Float[Array, "k p out"]) -> Float[Array, "k p in"]:
-        """V^T delta_p."""
+        """v^T delta_p."""
         if self.matrix is None:
             return (delta @ self.cotangent.T) @ self.input
         return delta @ self.matrix

@@ -43,7 +43,7 @@ class FlatModel:
         data: PyTree,
         batch_size: int | None = None,
     ) -> Callable[[Float[Array, " parameters"]], Float[Array, " parameters"]]:
-        """V -> M^{1/2} H M^{1/2} v, H the Hessian of the sum over examples of a scalar
+        """v -> M^{1/2} H M^{1/2} v, H the Hessian of the sum over examples of a scalar
         `per_example(apply, params, item)`, `item` a row of `data`.
 
         Without a `batch_size` the network is linearized once for all products.

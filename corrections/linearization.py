@@ -29,7 +29,7 @@ class Linearization(eqx.Module):
     structure: Any = eqx.field(static=True)
 
     def at(self, eps: Scalar) -> Push:
-        """V -> J(x; theta(eps)) v, to be differentiated at eps = 0."""
+        """v -> J(x; theta(eps)) v, to be differentiated at eps = 0."""
         residuals = [polynomial(eps, coefficients) for coefficients in self.coefficients]
         return jax.tree.unflatten(self.structure, residuals)
 

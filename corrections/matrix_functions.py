@@ -187,7 +187,7 @@ def _expanded(
     columns: Array,
     unit: Array,
 ) -> Array:
-    """F(K + moved) columns to second order in a displacement that is zero: its derivatives of first
+    """f(K + moved) columns to second order in a displacement that is zero: its derivatives of first
     and second order are those of f, whichever way they are taken. `unit` is 1.
     """
     seen = _kept(function, values)

@@ -228,8 +228,8 @@ def check_metric(model: Model, metric: Metric | None, name: str = "metric") -> N
         ) from error
     if not all(fits):
         raise ValueError(
-            f"`{name}` has a leaf whose shape is not that of its parameter, expected one number, or "
-            "an array of the parameter's shape, a leaf."
+            f"`{name}` has a leaf whose shape is not that of its parameter, expected one number, "
+            "or an array of the parameter's shape, a leaf."
         )
     for leaf in jax.tree.leaves(metric):
         checks.finite(name, leaf)

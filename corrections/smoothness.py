@@ -7,12 +7,10 @@ smooth activations).
 """
 
 import warnings
-from typing import Any
-
-import jax
 
 from corrections.parameters import Model
 from zoo import Activation
+from zoo.held import held
 
 
 class KinkWarning(UserWarning):
@@ -29,14 +27,9 @@ def warn_at_kinks(model: Model, order: int, *, stacklevel: int = 4) -> None:
     if order < 2:
         return
 
-    def is_activation(node: Any) -> bool:
-        return isinstance(node, Activation)
-
-    nodes = jax.tree.leaves(model, is_leaf=is_activation)
+    activations = (node for node in held(model) if isinstance(node, Activation))
     rough = {
-        node.name
-        for node in nodes
-        if is_activation(node) and node.smoothness is not None and node.smoothness < order
+        phi.name for phi in activations if phi.smoothness is not None and phi.smoothness < order
     }
     if rough:
         warnings.warn(

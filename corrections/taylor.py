@@ -75,7 +75,7 @@ class TaylorModel(eqx.Module):
 
     @property
     def displacement(self) -> PyTree:
-        """Theta - theta_0, a tree like the parameters."""
+        """theta - theta_0, a tree like the parameters."""
         return jax.tree.map(jnp.subtract, split(self.model)[0], self.base)
 
     def __call__(self, x: Shaped[Array, "..."]) -> Float[Array, " k"]:
@@ -103,6 +103,11 @@ class TaylorModel(eqx.Module):
         model = eqx.combine(params, partitioned(moved)[1])
         outputs = sum(terms[1:], start=terms[0])
         return outputs, eqx.tree_at(lambda taylor: taylor.model, self, model)
+
+    def reparameterized(self, move: Callable[[PyTree], PyTree]) -> "TaylorModel":
+        """The same expansion where `move` is linear in the parameters; see `zoo.reparameterize`."""
+        base = move(eqx.combine(self.base, partitioned(self.model)[1]))
+        return TaylorModel(move(self.model), Frozen(split(base)[0]), self.order)
 
     def _terms(self, fn: Callable[[PyTree], Array]) -> list[Array]:
         base, displacement = self.base, self.displacement

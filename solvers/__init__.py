@@ -15,7 +15,7 @@ from solvers.expansion.record import (
     WidthExpansion as WidthExpansion,
 )
 from solvers.flow import gradient_flow as gradient_flow
-from solvers.gaussian import PredictionError as PredictionError
+from solvers.gaussian import Gaussian as Gaussian, PredictionError as PredictionError
 from solvers.gaussian_process import Posterior as Posterior, posterior as posterior
 from solvers.hierarchy_flow import hierarchy_flow as hierarchy_flow
 from solvers.infinite_ensemble import Ensemble as Ensemble, ensemble as ensemble

@@ -134,7 +134,7 @@ class StoredKernel(FrozenKernel):
         ridge: Ridge,
         right: Float[Array, "n k"],
     ) -> Solution:
-        """F_t(Theta + ridge) b at some times, in the eigenvectors of each matrix."""
+        """f_t(Theta + ridge) b at some times, in the eigenvectors of each matrix."""
 
         def of_block(block: Array, columns: Array) -> tuple[Array, Array, Array]:
             one = jnp.eye(len(block), dtype=block.dtype)

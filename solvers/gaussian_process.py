@@ -16,6 +16,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from corrections.positive_matrix import (
@@ -194,7 +195,7 @@ def _check_problem(
         outputs = kernel.shape[1] if layout.axes == 4 else None
         space = Space(kernel.shape[0], outputs, kernel.dtype)
         kernel = layout.blocks(kernel)[0]
-    k = space.outputs or (jnp.shape(y)[-1] if jnp.ndim(y) == 2 else 1)
+    k = space.outputs or (np.shape(y)[-1] if np.ndim(y) == 2 else 1)
     because = f"a row for each point of `kernel`, which has {space.points}"
     target = check_targets(MeanSquaredError(), y, (space.points, k), because=because)
     start = outputs_or_zero("f0", f0, target.shape, space.dtype, what="the prior mean")

@@ -16,6 +16,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, Shaped
 
 from corrections.positive_matrix import is_positive
@@ -118,9 +119,9 @@ def ensemble(
     """
     ts = check_times(ts, infinite=True)
     x = checks.batch("x", x)
-    if jnp.ndim(y) != 2:
-        raise ValueError(f"`y` has shape {jnp.shape(y)}, expected targets (n, k).")
-    shape = (len(x), jnp.shape(y)[1])
+    if np.ndim(y) != 2:
+        raise ValueError(f"`y` has shape {np.shape(y)}, expected targets (n, k).")
+    shape = (len(x), np.shape(y)[1])
     y = check_targets(MeanSquaredError(), y, shape, because="a row for each example of `x`")
     both = x
     if x_test is not None:

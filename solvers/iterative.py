@@ -54,7 +54,7 @@ class Units(NamedTuple):
 
 
 class Learned(NamedTuple):
-    """U(t) for columns and times.
+    """u(t) for columns and times.
 
     - `scaled`: u(t) in `units`, (t, size, columns); `image`: K u(t) in those of b.
     - `error`: a bound on |K e(t)| / |b| of each column, with what rounding adds.
@@ -226,7 +226,7 @@ def _nothing(state: _Krylov, ts: Float[Array, " t"]) -> _Small:
 
 
 def _small(state: _Krylov, ts: Float[Array, " t"], damping: Array) -> _Small:
-    """U(t) e_1 and T u(t) e_1 in the basis; the bound on what is missing. In the eigenvectors of a
+    """u(t) e_1 and T u(t) e_1 in the basis; the bound on what is missing. In the eigenvectors of a
     corner of T that holds all there is: there are few shapes of it.
     """
     steps = len(state.off)

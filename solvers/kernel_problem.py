@@ -75,7 +75,7 @@ def check_kernel_problem(
     n = kernel.shape[0]
     shape = kernel.shape[1:] if kernel.ndim > 2 else np.shape(() if f0 is None else f0)[1:]
     y = one_hot_labels(loss, y, shape[-1] if shape else None)
-    k = jnp.shape(y)[-1] if jnp.ndim(y) == 2 else 1
+    k = np.shape(y)[-1] if np.ndim(y) == 2 else 1
     target = check_targets(
         loss, y, (n, k), because=f"a row for each point of `kernel`, which has {n}"
     )
@@ -139,7 +139,7 @@ def _check_operators(
 ) -> KernelProblem:
     space = check_kernel_operator("kernel", kernel)
     y = one_hot_labels(loss, y, space.outputs)
-    k = space.outputs or (jnp.shape(y)[-1] if jnp.ndim(y) == 2 else 1)
+    k = space.outputs or (np.shape(y)[-1] if np.ndim(y) == 2 else 1)
     target = check_targets(loss, y, (space.points, k), because="what `kernel` acts on")
     f = outputs_or_zero("f0", f0, (space.points, k), space.dtype)
     if kernel_test is not None:

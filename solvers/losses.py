@@ -92,7 +92,7 @@ def _log_softmax(f: Float[Array, " k"]) -> Float[Array, " k"]:
 
 
 def _sum_of_others(v: Float[Array, " k"]) -> Float[Array, " k"]:
-    """Sum_{j != i} v_j of numbers >= 0, without cancellation: it is lost for the largest only."""
+    """sum_{j != i} v_j of numbers >= 0, without cancellation: it is lost for the largest only."""
     is_largest = jnp.arange(v.shape[0]) == jnp.argmax(v)
     rest = jnp.sum(jnp.where(is_largest, 0, v))
     largest = jnp.sum(jnp.where(is_largest, v, 0))
@@ -195,7 +195,7 @@ def loss_and_residual(
     y: Float[Array, "n k"],
     weights: Float[Array, " n"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, "n k"]]:
-    """L and G = dL/df, as `mean_loss` and `residual` have them."""
+    """L and g = dL/df, as `mean_loss` and `residual` have them."""
     losses, g = jax.vmap(jax.value_and_grad(loss))(f, y)
     if weights is not None:
         losses, g = weights * losses, weights[:, None] * g
@@ -208,7 +208,7 @@ def residual(
     y: Float[Array, "n k"],
     weights: Float[Array, " n"] | None = None,
 ) -> Float[Array, "n k"]:
-    """G = dL/df, the 1/D and the weights included."""
+    """g = dL/df, the 1/D and the weights included."""
     return loss_and_residual(loss, f, y, weights)[1]
 
 

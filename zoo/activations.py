@@ -56,7 +56,7 @@ class Activation(eqx.Module):
     dual: Dual | None = eqx.field(static=True, default=None)
 
     def __call__(self, a: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Phi(a), entry by entry."""
+        """phi(a), entry by entry."""
         return self.function(a) if self.smoothness is None else pointwise(self.function)(a)
 
     @property
@@ -96,7 +96,7 @@ def pointwise(fn: ActivationFunction) -> ActivationFunction:
 
 
 def exact_gelu(x: Array) -> Array:
-    """X Phi(x) with the Gaussian distribution function itself, not its tanh approximation."""
+    """x Phi(x) with the Gaussian distribution function itself, not its tanh approximation."""
     return jax.nn.gelu(x, approximate=False)
 
 
@@ -203,6 +203,13 @@ def activation_function(activation: str | ActivationFunction) -> Activation:
         checks.choice("activation", activation, ACTIVATIONS)
         return ACTIVATIONS[activation]
     if callable(activation):
+        try:
+            hash(activation)
+        except TypeError as error:
+            raise TypeError(
+                f"`activation` is {activation!r}, which holds arrays, expected a pointwise "
+                "function without parameters: `Sequential` takes layers that have some."
+            ) from error
         return _known_functions().get(activation) or Activation(_name(activation), activation)
     raise TypeError(
         f"`activation` is {activation!r}, expected a name of `zoo.ACTIVATIONS` or a pointwise "

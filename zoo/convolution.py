@@ -6,7 +6,7 @@ r"""The convolution of one image, fast inside loops on CPU and native on acceler
 outside the image are 0 ("SAME", "VALID") or taken periodically ("CIRCULAR").
 
 XLA's own convolution on CPU is many times slower inside `lax.map`, `scan` and `while` than outside
-(`python -m scripts benchmark --parts convolution` measures it), and every ODE solve and every tile
+(`finite-width benchmark --parts convolution` measures it), and every ODE solve and every tile
 of a kernel is such a loop. So on CPU the patches are gathered by slices and multiplied in one
 matrix product; elsewhere, and by whoever knows that there is no loop (`outside_loops`),
 `lax.conv_general_dilated` is used.

@@ -26,7 +26,8 @@ def reparameterize(model: _Model, parameterization: Parameterization) -> _Model:
 
     **Arguments:**
 
-    - `model`: a model of zoo layers. Frozen copies inside it stay as they are.
+    - `model`: a model of zoo layers. Frozen copies inside it stay as they are; the point about
+      which a Taylor model is expanded moves with it.
     - `parameterization`: of the result.
 
     **Raises:** `ValueError` where a layer of zero std has no multiplier to divide by.
@@ -43,7 +44,16 @@ def reparameterize(model: _Model, parameterization: Parameterization) -> _Model:
             tensors[name] = own / other * getattr(layer, name)
         return _with_tensors(layer.like(parameterization), tensors)
 
-    return _map_layers(moved, model)
+    def mapped(node: Any) -> Any:
+        if isinstance(node, ParameterizedLayer):
+            return moved(node)
+        together = getattr(node, "reparameterized", None)
+        return node if together is None else together(lambda m: reparameterize(m, parameterization))
+
+    def is_whole(node: Any) -> bool:
+        return _is_layer(node) or hasattr(node, "reparameterized")
+
+    return jax.tree.map(mapped, model, is_leaf=is_whole)
 
 
 def learning_rates(
@@ -106,13 +116,14 @@ def learning_rates(
 def _map_layers(fn: Callable[[ParameterizedLayer], ParameterizedLayer], model: _Model) -> _Model:
     """`fn` on every layer with parameters; what is frozen holds none."""
 
-    def is_layer(node: Any) -> bool:
-        return isinstance(node, ParameterizedLayer | Frozen)
-
     def mapped(node: Any) -> Any:
         return fn(node) if isinstance(node, ParameterizedLayer) else node
 
-    return jax.tree.map(mapped, model, is_leaf=is_layer)
+    return jax.tree.map(mapped, model, is_leaf=_is_layer)
+
+
+def _is_layer(node: Any) -> bool:
+    return isinstance(node, ParameterizedLayer | Frozen)
 
 
 def _with_tensors(layer: ParameterizedLayer, tensors: dict[str, Any]) -> ParameterizedLayer:

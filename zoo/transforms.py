@@ -106,7 +106,7 @@ def centered(model: Model) -> Centered:
 
 
 def scaled(model: Model, alpha: float) -> Scaled:
-    """Alpha f(x): outputs scaled by alpha, the tangent kernel by alpha^2.
+    """alpha f(x): outputs scaled by alpha, the tangent kernel by alpha^2.
 
     Training follows the linearised network as alpha grows, for a centered model (Chizat & Bach
     2019); with the loss divided by alpha^2 the time scale stays.

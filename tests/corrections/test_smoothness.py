@@ -1,13 +1,16 @@
+import functools
 import warnings
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import pytest
 
 from corrections import KinkWarning, ntk, o3, taylor_terms, taylorize
+from corrections.smoothness import warn_at_kinks
 from solvers import CrossEntropy, hierarchy_flow
 from tests.models import inputs, one_hot, tanh_mlp
-from zoo import Activation, centered
+from zoo import Activation, ACTIVATIONS, centered, with_output
 
 
 def flow(model, order, method="matrix_free"):
@@ -34,6 +37,25 @@ def test_second_derivatives_at_kinks_warn(unchecked, call):
     with pytest.warns(KinkWarning, match="activation relu, which has fewer than 2 con") as found:
         call(tanh_mlp(activation="relu"))
     assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    "hide",
+    [
+        lambda relu: with_output(tanh_mlp(), relu),  # in a static field
+        lambda relu: eqx.filter_jit(tanh_mlp(activation=relu)),
+        lambda relu: jax.jit(tanh_mlp(activation=relu)),
+        lambda relu: functools.partial(tanh_mlp(activation=relu)),
+        lambda relu: tanh_mlp(activation=relu).__call__,
+        lambda relu: eqx.nn.Lambda(lambda x: relu(tanh_mlp()(x))),  # in a closure
+    ],
+)
+def test_kinks_are_seen_wherever_the_model_holds_them(hide):
+    for name, count in (("relu", 1), ("tanh", 0)):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            warn_at_kinks(hide(ACTIVATIONS[name]), 2)
+        assert [one.category for one in found] == [KinkWarning] * count
 
 
 @pytest.mark.parametrize(

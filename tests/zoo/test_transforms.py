@@ -9,7 +9,17 @@ import pytest
 from corrections import nngp, ntk, o3, taylorize
 from solvers import MeanSquaredError, parameter_flow
 from tests.models import inputs, tanh_mlp
-from zoo import centered, Frozen, limit, MLP, reparameterize, scaled, STANDARD, with_output
+from zoo import (
+    centered,
+    Frozen,
+    limit,
+    MLP,
+    NTK,
+    reparameterize,
+    scaled,
+    STANDARD,
+    with_output,
+)
 
 
 def test_centered_starts_at_zero_with_the_same_kernels():
@@ -92,6 +102,18 @@ def test_a_reparameterized_centered_model_is_the_same_function():
     np.testing.assert_allclose(
         jax.vmap(reparameterize(moved, STANDARD))(x), jax.vmap(moved)(x), rtol=1e-11, atol=1e-13
     )
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+def test_a_reparameterized_taylor_model_is_the_same_function(order):
+    model, x = tanh_mlp(), inputs(3)
+    moved = jax.tree.map(lambda p: 1.1 * p + 0.1, model)
+    taylor = taylorize(moved, order, at=model)
+    other = reparameterize(taylor, STANDARD)
+    np.testing.assert_allclose(jax.vmap(other)(x), jax.vmap(taylor)(x), rtol=1e-12)
+    assert other.model.body.layers[1].parameterization == STANDARD
+    back = reparameterize(centered(other), NTK)
+    np.testing.assert_allclose(jax.vmap(back)(x), 0, atol=1e-13)
 
 
 def test_bad_arguments_are_named(unchecked):

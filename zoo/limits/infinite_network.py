@@ -208,8 +208,8 @@ def limit(
         raise TypeError(f"`rate_power` is {rate_power!r}, expected a finite number.")
     if abs(rate_power) > _MOST_POWER:
         raise ValueError(
-            f"`rate_power` is {rate_power!r}, expected one of at most {_MOST_POWER:g}: the width to "
-            "such a power is no number."
+            f"`rate_power` is {rate_power!r}, expected one of at most {_MOST_POWER:g}: the width "
+            "to such a power is no number."
         )
     return InfiniteNetwork(rule_of(model, _widths_of(model, equivalent_to, float(rate_power))))
 
