@@ -252,7 +252,7 @@ def test_kernel_that_is_not_symmetric_or_not_finite_is_not_believed():
 
 def test_matrix_that_is_not_symmetric_or_not_finite_is_refused():
     for wrong in wrong_kernels():
-        with pytest.raises(ValueError, match="`kernel` (is not symmetric|has 1 entries)"):
+        with pytest.raises(ValueError, match=r"`kernel` (is not symmetric|has 1 entries)"):
             mse_flow_operator(stored(wrong), Y, [3.0])
 
 
