@@ -355,6 +355,8 @@ def _check_symmetric(operator: SymmetricOperator) -> None:
         return
     if isinstance(operator, lx.AbstractLinearOperator):
         check_linear_operator("operator", operator)
+        for leaf in jax.tree.leaves(operator.in_structure()):
+            checks.full_precision("operator", leaf.dtype)
         if not lx.is_symmetric(operator):
             raise ValueError(
                 "`operator` is not known to be symmetric, expected one with "

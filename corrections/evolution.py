@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from corrections.flat_model import metric_norm
-from corrections.kernel import ntk
+from corrections.kernel import tangent_kernel
 from corrections.parameters import (
     check_metric,
     check_model,
@@ -253,9 +253,12 @@ def smallest_ntk_eigenvalue(
     x = checks.batch("x", x)
     for i, model in enumerate(models):
         check_model(model, "x", x, called=f"models[{i}]")
+        check_metric(model, metric)
+    if batch_size is not None:
+        batch_size = checks.integer("batch_size", batch_size)
     smallest = []
     for model in models:
-        kernel = ntk(model, x, metric=metric, batch_size=batch_size)
+        kernel = tangent_kernel(model, x, metric=metric, batch_size=batch_size)
         size = kernel.shape[0] * kernel.shape[1]
         checks.computed(f"`models[{len(smallest)}]`, `x` or `metric`", kernel)
         smallest.append(jnp.linalg.eigvalsh(kernel.reshape(size, size))[0])

@@ -83,10 +83,23 @@ def ntk(
     x2 = None if x2 is None else checks.batch("x2", x2)
     check_parameters(model)
     check_metric(model, metric)
-    traced = checks.is_traced((model, x1, x2, metric))
-    kernel = _ntk(model, x1, x2, metric, outputs, method, batch_size, shards_of(x1), traced)
+    kernel = tangent_kernel(model, x1, x2, metric, outputs, method, batch_size)
     checks.computed("`model`, `x1`, `x2` or `metric`", kernel)
     return kernel
+
+
+def tangent_kernel(
+    model: Model,
+    x1: Array,
+    x2: Array | None = None,
+    metric: Metric | None = None,
+    outputs: Outputs = "full",
+    method: Method = "auto",
+    batch_size: int | None = None,
+) -> Float[Array, "n1 ..."]:
+    """`ntk`, of arguments that fit; whether it has overflowed is not looked at."""
+    traced = checks.is_traced((model, x1, x2, metric))
+    return _ntk(model, x1, x2, metric, outputs, method, batch_size, shards_of(x1), traced)
 
 
 @full_precision

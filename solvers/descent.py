@@ -26,6 +26,7 @@ from solvers.kernel_problem import (
 )
 from solvers.losses import LossFunction, residual
 from solvers.result import finish, RESULTS, Trajectory
+from solvers.stability import SMALLER_STEPS
 from solvers.step_counts import check_steps
 from zoo import checks
 from zoo.checks import Number
@@ -96,7 +97,7 @@ def gradient_descent(
     f, p, done = check_start(start, parts, given=f0 is not None or f0_test is not None)
     descent = _Descent(problem, loss, w, indices, rate, m.astype(targets.dtype), nesterov)
     found = _descended(descent, (f, p, done), integers, counts.shown.astype(targets.dtype))
-    return finish(found, throw=throw)
+    return finish(found, throw=throw, on_divergence=SMALLER_STEPS)
 
 
 def _check_learning_rate(learning_rate: Number | Schedule) -> Array | Schedule:

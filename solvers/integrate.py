@@ -75,7 +75,11 @@ def integrate(
     if unit is not None:
         shown["t_reached"] = shown["t_reached"] / unit
     rows = marked({name: shown[name] for name in Observation._fields}, shown["valid"])
-    return finish(Trajectory(ts=ts, **(shown | rows)), throw=throw)
+    return finish(
+        Trajectory(ts=ts, **(shown | rows)),
+        throw=throw,
+        on_divergence="Check the loss at the outputs at t = 0, and try smaller times.",
+    )
 
 
 def _own_times(ts: Array, unit: Array) -> Array:

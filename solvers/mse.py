@@ -42,6 +42,7 @@ from solvers.result import (
     Times,
     Trajectory,
 )
+from solvers.stability import SMALLER_STEPS
 from solvers.step_counts import check_steps, StepCounts
 from zoo import checks
 from zoo.checks import Number
@@ -98,7 +99,9 @@ def mse_flow(
     _stored(problem)
     ridge = check_ridge(diag_reg, diag_reg_scale)
     ts = as_times(ts, problem.y.dtype)
-    found = _in_time(ts, _flow(problem, ts, ridge, ends_at_infinity(ts)), throw=throw)
+    shown = _flow(problem, ts, ridge, ends_at_infinity(ts))
+    overflow = "Numbers overflow: use a smaller kernel or targets, or float64."
+    found = finish(_in_time(ts, shown), throw=throw, on_divergence=overflow)
     warn_where_dropped("`kernel`", found.dropped, problem.y.dtype)
     return found
 
@@ -145,7 +148,8 @@ def mse_descent(
     _stored(problem)
     ridge = check_ridge(diag_reg, diag_reg_scale)
     ts = as_times(counts.shown, problem.y.dtype)
-    found = _in_time(ts, _descent(problem, counts, rate, m, ridge), throw=throw)
+    shown = _descent(problem, counts, rate, m, ridge)
+    found = finish(_in_time(ts, shown), throw=throw, on_divergence=SMALLER_STEPS)
     warn_where_dropped("`kernel`", found.dropped, problem.y.dtype)
     return found
 
@@ -291,6 +295,5 @@ def _shown(problem: KernelProblem, found: Solution) -> dict[str, Any]:
     }
 
 
-def _in_time(ts: Array, shown: dict[str, Any], *, throw: bool) -> Trajectory:
-    trajectory = Trajectory(ts=ts, t_reached=last_valid(ts, shown["valid"]), **shown)
-    return finish(trajectory, throw=throw)
+def _in_time(ts: Array, shown: dict[str, Any]) -> Trajectory:
+    return Trajectory(ts=ts, t_reached=last_valid(ts, shown["valid"]), **shown)

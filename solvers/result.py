@@ -32,10 +32,7 @@ class RESULTS(diffrax.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "The solve stagnated above its tolerance, where rounding allows no smaller error. Use "
         "float64, or a larger `rtol`."
     )
-    diverged = (
-        "The solution or its velocity is not finite. Check the loss for values that overflow, try "
-        "smaller times or a tighter `rtol`."
-    )
+    diverged = "The solution or its velocity is not finite."
     call_failed = (
         "A function that was passed in failed while the training ran: a callback, a progress "
         "meter, or the model, the loss or the optimiser at run time."
@@ -110,13 +107,18 @@ def raise_where_failed(record: Any, error: Callable[[], Exception], *, throw: bo
     raise error()
 
 
-def finish(trajectory: Trajectory, *, throw: bool) -> Trajectory:
-    """The trajectory itself, or a `SolverError` where it failed and `throw` asks for that."""
+def finish(trajectory: Trajectory, *, throw: bool, on_divergence: str = "") -> Trajectory:
+    """The trajectory itself, or a `SolverError` where it failed and `throw` asks for that.
+
+    `on_divergence`: what helps against numbers that are not finite.
+    """
 
     def error() -> SolverError:
         reached = float(trajectory.t_reached)
+        diverged = bool(trajectory.result == RESULTS.diverged) and on_divergence
+        advice = f" {on_divergence}" if diverged else ""
         return SolverError(
-            f"{RESULTS[trajectory.result]} Reached t = {reached:.6g} of "
+            f"{RESULTS[trajectory.result]}{advice} Reached t = {reached:.6g} of "
             f"{float(trajectory.ts[-1]):.6g}; {int(np.sum(trajectory.valid))} of "
             f"{len(trajectory.ts)} times are valid (`throw=False` returns them, and so does "
             "`.trajectory` of this error).",

@@ -23,6 +23,13 @@ from zoo.precision import full_precision
 Phase = Literal["lazy", "catapult", "divergent"]
 
 
+SMALLER_STEPS = (
+    "Steps of squared loss are stable up to `max_learning_rate(kernel, momentum=momentum)` (a "
+    "`diag_reg` counts as part of the kernel): take a smaller `learning_rate`."
+)
+"""What helps descent that diverges."""
+
+
 @full_precision
 def max_learning_rate(
     kernel: Float[ArrayLike, "n *points"] | KernelOperator,

@@ -55,9 +55,12 @@ def real_array(
     if integers and jnp.issubdtype(array.dtype, jnp.integer):
         return array.astype(float)
     if not jnp.issubdtype(array.dtype, jnp.floating):
+        advice = f"Convert it first, for example with `jnp.asarray({name}, float)`."
+        if jnp.iscomplexobj(array):
+            advice = "Of complex numbers take the real and the imaginary part."
         raise TypeError(
             f"`{name}` has dtype {array.dtype}, expected real floating-point numbers: {expected}. "
-            f"Convert it first, for example with `jnp.asarray({name}, float)`."
+            f"{advice}"
         )
     if half == "refused":
         full_precision(name, array.dtype)

@@ -285,8 +285,8 @@ TREE = {
     "zero": Hostile(_times(0.0), True, 0.0),
     "tiny": Hostile(_times(TINY), True, TINY),
     "huge": Hostile(_times(HUGE), True, HUGE),
-    "half": Hostile(_as(np.float16), computes=True, same=True),
-    "bfloat16": Hostile(_as(jnp.bfloat16), computes=True, same=True),
+    "half": Hostile(_as(np.float16), computes=True),
+    "bfloat16": Hostile(_as(jnp.bfloat16), computes=True),
 }
 MODEL = TREE | {"no parameters": Hostile(lambda valid: Identity()), "nothing": NOTHING}
 DIRECTION = TREE | {"longer": Hostile(_first_leaf(_longer)), "nothing": NOTHING}

@@ -1,6 +1,7 @@
 """Kernels that are not formed against stored ones; what Krylov methods claim against the truth."""
 
 import re
+from functools import partial
 
 import equinox as eqx
 import jax
@@ -234,14 +235,25 @@ def test_negative_eigenvalue_is_met():
     assert not bool(learned.positive)
 
 
+def wrong_kernels():
+    kernel = spectrum(jnp.linspace(0.5, 1, N))
+    return kernel + 0.1 * jnp.triu(jnp.ones((N, N)), 1), kernel.at[3, 3].set(jnp.nan)
+
+
 def test_kernel_that_is_not_symmetric_or_not_finite_is_not_believed():
     """Where an operator carries a tag that is not true."""
-    kernel = spectrum(jnp.linspace(0.5, 1, N))
-    skewed = kernel + 0.1 * jnp.triu(jnp.ones((N, N)), 1)
-    for wrong in (skewed, kernel.at[3, 3].set(jnp.nan)):
-        found = mse_flow_operator(stored(wrong), Y, [3.0, jnp.inf], throw=False)
+    for wrong in wrong_kernels():
+        like = jax.ShapeDtypeStruct((N,), wrong.dtype)
+        operator = lx.FunctionLinearOperator(partial(jnp.matmul, wrong), like, lx.symmetric_tag)
+        found = mse_flow_operator(operator, Y, [3.0, jnp.inf], throw=False)
         assert not bool(found.successful)
         assert not bool(found.valid.any())
+
+
+def test_matrix_that_is_not_symmetric_or_not_finite_is_refused():
+    for wrong in wrong_kernels():
+        with pytest.raises(ValueError, match=r"`kernel` (is not symmetric|has 1 entries)"):
+            mse_flow_operator(stored(wrong), Y, [3.0])
 
 
 def test_flow_in_32_bits():

@@ -315,3 +315,11 @@ def test_a_float32_model_is_expanded_in_float32_where_the_default_is_float64():
         found = width_expansion_descent(rough, x32, y32, [0, 3], learning_rate=0.1, **options)
         assert found.f1.dtype == jnp.float32
         np.testing.assert_allclose(found.f1, steps.f1, atol=2e-5)
+
+
+def test_panels_end_where_rounding_can_no_longer_tell_times_apart():
+    found = edges(0.25, 1.0, fastest=1e20)
+    assert found[0] == 0.25
+    assert found[-1] == 1.0
+    assert np.all(np.diff(found) > 0)
+    assert len(found) < 100

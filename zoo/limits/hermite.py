@@ -54,7 +54,10 @@ class HermiteDual(Dual):
         if not callable(self.function):
             raise TypeError(f"`function` is {self.function!r}, expected a pointwise function.")
         points = jax.ShapeDtypeStruct((3,), jnp.result_type(float))
-        found = jax.eval_shape(self.function, points)
+        try:
+            found = jax.eval_shape(self.function, points)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"`function` does not take {points}: {error}") from error
         if found != points:
             raise TypeError(
                 f"`function` gives {found} for {points}, expected as many real numbers."

@@ -356,9 +356,11 @@ def _warn(error: Array) -> None:
     if value is not None and value > ERROR_TOLERANCE:
         warnings.warn(
             f"an activation without a closed form is resolved to {float(value):.1g} of its kernel "
-            f"only (tolerance {ERROR_TOLERANCE:g}); most of it near correlation 1. Expected a "
-            "smooth function, an `Activation` with a closed `dual`, or one with more terms: "
-            "`Activation(name, function, dual=zoo.HermiteDual(function, terms=512))`.",
+            f"only (tolerance {ERROR_TOLERANCE:g}); most of it near correlation 1. Expected an "
+            "`Activation` with a closed `dual`, as those of `zoo.ACTIVATIONS`, or for a smooth "
+            "function that is steep more terms: "
+            "`Activation(name, function, dual=zoo.HermiteDual(function, terms=2048))`. A kink "
+            "leaves about 1/sqrt(terms) of its tangent kernel there.",
             QuadratureWarning,
             stacklevel=4,
         )
