@@ -208,8 +208,9 @@ class Steps(MatrixFunction):
         shape = jnp.broadcast_shapes(*(node.shape for node in nodes))
         m, size = self.momentum, 3 * len(nodes)
         # u' = u + v',  v' = m v + rate (1 - z u)
-        fixed = jnp.array([[0, m, self.rate], [0, m - 1, self.rate], [0, 0, 0]])
-        slope = jnp.zeros((3, 3)).at[:2, 0].set(-self.rate).astype(fixed.dtype)
+        fixed = jnp.zeros((3, 3), m.dtype).at[:2, 2].set(self.rate)
+        fixed = fixed.at[0, 1].set(m).at[1, 1].set(m - 1)
+        slope = jnp.zeros((3, 3), m.dtype).at[:2, 0].set(-self.rate)
         step = jnp.zeros((*shape, size, size), fixed.dtype)
         for i, node in enumerate(nodes):
             here = slice(3 * i, 3 * i + 3)
