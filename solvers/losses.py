@@ -245,7 +245,9 @@ def check_targets(
     does not accept.
     """
     y = one_hot_labels(loss, y, shape[1])
-    targets = loss_function.check_targets(loss, y, shape, because=because)
-    if isinstance(loss, Loss):
-        loss.check_targets(targets)
+    if not isinstance(loss, Loss):
+        return loss_function.check_targets(loss, y, shape, because=because)
+    # These are scalar: a trace that says so takes longer than a solve of some hundred points.
+    targets = loss_function.target_array(y, shape, because=because)
+    loss.check_targets(targets)
     return targets
