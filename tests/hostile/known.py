@@ -51,7 +51,7 @@ FAULTS: dict[str, dict[str, dict[str, list[str]]]] = {
         "parameter_flow": {"model": ["bfloat16"]},
         "compare_predictions": {"model": ["bfloat16"]},
         "width_expansion": {"model": ["half", "bfloat16"]},
-        "width_expansion_descent": {"model": ["bfloat16"]},
+        "width_expansion_descent": {"model": ["half", "bfloat16"]},
         "gradient_flow": {"kernel": ["bfloat16"]},
         "posterior": {"kernel": ["half", "bfloat16"]},
         "ensemble": {"x": ["half", "bfloat16"]},
