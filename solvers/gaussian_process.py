@@ -322,6 +322,7 @@ def _iterative(
     test, positive = None, found.positive
     if problem.f0_test is not None:
         rows = problem.kernel_test
+        weights = own.of_unit_columns(weights)
         moved = product(rows, weights) if isinstance(rows, OPERATORS) else rows @ weights
         covariance = None
         if across is not None and prior is not None:

@@ -4,6 +4,7 @@ One table of calls, checked to be complete, so that a function that is added is 
 """
 
 import inspect
+import re
 import warnings
 from typing import Any
 
@@ -107,6 +108,15 @@ OF_PARAMETERS = {  # what never calls the model
 CALLING = ANY | FORWARD
 ENTRIES = CALLING | OF_PARAMETERS
 LONG = {"kappa", "hessian_norm", "linearity_bound", "width_expansion", "width_expansion_descent"}
+CALLED = {  # what the argument is called where it is not `model`
+    "activation_distance": "first",
+    "error_barrier": "first",
+    "function_distance": "first",
+    "interpolate": "first",
+    "relative_change": "before",
+    "smallest_ntk_eigenvalue": "models[0]",
+    "weight_path": "models[0]",
+}
 NAMES = {"model", "models", "model_fn", "first", "before", "parent"}
 OTHERS = {"kernel_distance", "TaylorModel", "TrainingState"}  # of kernels, and what is made of them
 
@@ -156,8 +166,7 @@ COUNTS = jnp.sum(jax.nn.one_hot(TOKENS, 5, dtype=float), axis=1)
 @pytest.mark.parametrize("name", ENTRIES)
 def test_complex_parameters_are_refused_by_name(name):
     model = net(lambda w, x: jnp.real(w @ x), dtype=complex)
-    argument = {"interpolate": "first", "relative_change": "before"}.get(name, "model")
-    argument = "models[0]" if name == "weight_path" else argument
+    argument = CALLED.get(name, "model")
     with pytest.raises(TypeError) as raised:
         ENTRIES[name](model, X, Y)
     assert f"`{argument}` has the complex parameter `{argument}.w` (complex128)" in str(
@@ -214,7 +223,8 @@ def test_examples_of_more_precision(name):
 def test_complex_outputs_are_refused_by_name(name):
     keys = jr.split(jr.key(0))
     model = Sum(jr.normal(keys[0], (2, 5)), jr.normal(keys[1], (2, 5)))
-    with pytest.raises(TypeError, match="`model` gives outputs of dtype complex128"):
+    expected = re.escape(f"`{CALLED.get(name, 'model')}` gives outputs of dtype complex128")
+    with pytest.raises(TypeError, match=expected):
         CALLING[name](model, X, Y)
 
 

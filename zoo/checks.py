@@ -275,7 +275,7 @@ def key(name: str, value: Any) -> None:
     dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
     if not typed and not (dtype == np.uint32 and shape in ((2,), (4,))):
-        raise TypeError(f"`{name}` is {value!r}, expected one key, `jax.random.key(0)` say.")
+        raise TypeError(f"`{name}` is {value!r}, expected a key, `jax.random.key(0)` say.")
 
 
 def key_or_default(name: str, value: Any) -> jax.Array:
