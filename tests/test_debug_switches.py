@@ -31,6 +31,7 @@ assert extreme_eigenvalues(operator, 2).converged.all()
 """
 
 
-@pytest.mark.parametrize("x64", ["0", pytest.param("1", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("x64", ["0", "1"])
 def test_ordinary_calls_do_not_stop(x64):
     run(CALLS, JAX_DEBUG_NANS="1", JAX_DEBUG_INFS="1", JAX_ENABLE_X64=x64)

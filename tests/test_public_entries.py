@@ -107,12 +107,20 @@ OF_PARAMETERS = {  # what never calls the model
 }
 CALLING = ANY | FORWARD
 ENTRIES = CALLING | OF_PARAMETERS
-LONG = {"kappa", "hessian_norm", "linearity_bound", "width_expansion", "width_expansion_descent"}
+LONG = {
+    "compare_predictions",
+    "kappa",
+    "hessian_norm",
+    "linearity_bound",
+    "width_expansion",
+    "width_expansion_descent",
+}
 CALLED = {  # what the argument is called where it is not `model`
     "activation_distance": "first",
     "error_barrier": "first",
     "function_distance": "first",
     "interpolate": "first",
+    "monte_carlo_kernels": "model_fn(key)",
     "relative_change": "before",
     "smallest_ntk_eigenvalue": "models[0]",
     "weight_path": "models[0]",
@@ -178,15 +186,14 @@ def test_complex_parameters_are_refused_by_name(name):
 @pytest.mark.parametrize("name", ENTRIES)
 def test_half_precision_is_refused_by_name(name, dtype):
     model = astype(net(dense), dtype)
-    argument = {"interpolate": "first", "relative_change": "before"}.get(name, "model")
-    argument = "models[0]" if name == "weight_path" else argument
+    argument = CALLED.get(name, "model")
     with pytest.raises(TypeError) as raised:
         ENTRIES[name](model, X, Y)
     assert f"`{argument}.w` has dtype {dtype}" in str(raised.value)
     assert f'`zoo.astype({argument}, "float32")`' in str(raised.value)
 
 
-@pytest.mark.parametrize("name", sorted(CALLING.keys() - {"taylorize"}))
+@pytest.mark.parametrize("name", sorted(CALLING.keys() - {"taylorize", "nngp"}))
 def test_outputs_of_half_precision_are_refused(name):
     model = net(lambda w, x: w @ x, tanh=lambda a: a)
     rounded = with_output(model, lambda y: y.astype("bfloat16"))

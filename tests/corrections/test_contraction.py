@@ -33,6 +33,7 @@ def test_deferred_gradients_have_the_products_of_formed_ones(channels, bias, mon
             np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("outputs", ["full", "mean", "diagonal"])
 def test_at_once_and_compiled_by_the_user_are_the_same(outputs):
     """Without loops and XLA's convolutions, against tiles and the zoo's."""

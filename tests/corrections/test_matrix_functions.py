@@ -113,6 +113,7 @@ def test_second_derivatives_in_every_nesting(function, spectrum, nesting):
     np.testing.assert_allclose(found, hessian, atol=1e-9 * jnp.abs(hessian).max())
 
 
+@pytest.mark.long
 def test_derivatives_in_time_and_mixed():
     matrix = symmetric(SPECTRA["equal"])
 
@@ -133,6 +134,7 @@ def test_derivatives_in_time_and_mixed():
         np.testing.assert_allclose(found, right, rtol=1e-9)
 
 
+@pytest.mark.long
 def test_at_infinity_the_derivative_in_time_is_zero():
     matrix = symmetric(SPECTRA["equal"])
     found = jax.grad(lambda t: jnp.sum(eigenbasis(matrix).apply(Relaxation(t), COLUMNS)))

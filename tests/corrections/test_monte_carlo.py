@@ -122,6 +122,7 @@ def test_bad_arguments_are_named(unchecked):
         monte_carlo_kernels(3, X, n_samples=2, key=jr.key(0))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("architecture", ["MLP", "CNN"])
 def test_standard_parameterization_at_its_own_rates_over_the_width(architecture):
     """At rate 1 / width the input layer stands still in the limit: its rate is 0 in the draws."""

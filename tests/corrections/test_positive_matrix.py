@@ -17,6 +17,7 @@ from tests.corrections.test_matrix_functions import (
 from tests.models import inputs
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("nesting", NESTINGS)
 @pytest.mark.parametrize("spectrum", ["equal", "close"])
 def test_derivatives_are_those_of_the_equations(spectrum, nesting):

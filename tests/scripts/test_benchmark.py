@@ -35,6 +35,7 @@ def test_infinite_limits_are_measured_in_a_process_of_their_own(monkeypatch):
     assert math.isnan(first.theirs)
 
 
+@pytest.mark.long
 def test_solves_are_timed_with_their_errors_beside_those_of_programs():
     rows = list(solves(1, sizes=(12,)))
     solved = [row.task for row in rows if row.kind == "seconds"]

@@ -78,6 +78,7 @@ def test_a_summary_does_not_depend_on_the_terminal(monkeypatch):
     assert "\N{INFINITY}" in expected
 
 
+@pytest.mark.long
 def test_a_study_and_a_report_end_where_signs_are_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "write", lambda folder, runs: [])
     to = stream("ascii")

@@ -103,6 +103,7 @@ def few_figures(monkeypatch) -> None:
         monkeypatch.setattr(module, "PICTURES", PICTURES[:2])
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("few_figures")
 def test_text_is_escaped_and_what_is_made_no_more_is_removed(small, tmp_path):
     data = small.copy(deep=True)

@@ -143,6 +143,7 @@ def test_a_kill_before_the_choices_were_written_leaves_a_folder_to_start_in(tmp_
     assert not (folder / ".config.json.123.draft").exists()
 
 
+@pytest.mark.long
 def test_a_study_does_not_go_on_with_other_data(tmp_path, monkeypatch):
     file = tmp_path / "vectors.npz"
     vectors(file, seed=0)

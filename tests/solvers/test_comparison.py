@@ -93,6 +93,7 @@ def test_in_steps_the_network_is_trained_by_descent():
         found.errors()
 
 
+@pytest.mark.long
 def test_what_breaks_down_is_marked_and_the_rest_is_there():
     model, x, y = tanh_mlp(width=4), inputs(3), inputs(3, 2, 4)
     found = compare_predictions(

@@ -88,6 +88,7 @@ for order in (2, 3, 4):
 """
 
 
+@pytest.mark.long
 def test_lowers_for_accelerators():
     """Without host callbacks, and in float32 only."""
     run(LOWERED, EQX_ON_ERROR="nan")

@@ -58,6 +58,7 @@ def test_two_layer_linear_network_ends_at_its_exact_kernel():
     np.testing.assert_allclose(jnp.squeeze(ntk(trained.final, x)), expected, rtol=1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.smoke
 def test_linearised_network_follows_the_frozen_kernel():
     """Two independent roads to one solution: parameter space and function space."""
@@ -116,6 +117,7 @@ def test_is_the_limit_of_small_gradient_descent_steps():
     assert np.polyfit(np.log(counts), np.log(errors), 1)[0] == pytest.approx(-1, abs=0.05)
 
 
+@pytest.mark.long
 def test_ntk_and_standard_train_alike_under_the_metric():
     """Theory section 9: the metric is the squared ratio of the multipliers."""
     x, y, ts = inputs(4), one_hot(4, 2), [0.5, 3.0]

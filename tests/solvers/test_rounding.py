@@ -338,6 +338,7 @@ def in_blocks(length):
     return {"kernel": train, "kernel_test": KernelBlocks(kernel, X[9:], X[:9], batch_size=4)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rank", [0, 4])
 @pytest.mark.parametrize("kernels", [stored, in_blocks])
 def test_derivatives_of_iterative_solves_are_those_of_exact_ones(kernels, rank):

@@ -66,6 +66,7 @@ def test_integrals_up_to_the_nodes_are_those_of_the_polynomial():
         )
 
 
+@pytest.mark.long
 @large
 def test_dense_and_matrix_free_are_the_closed_form():
     """That of docs/theory.md with divided differences, at any time and in the limit."""
@@ -211,6 +212,7 @@ def test_small_steps_are_the_flow():
     np.testing.assert_allclose(gaps[0] / gaps[1], 2, rtol=0.05)
 
 
+@pytest.mark.long
 def test_warns_of_large_steps_and_of_large_corrections():
     model, x, y = tanh_mlp(width=64), inputs(2), inputs(2, 2, 4)
     with pytest.warns(
@@ -222,6 +224,7 @@ def test_warns_of_large_steps_and_of_large_corrections():
         width_expansion(narrow, x, 3 * y, [10.0])
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:.*smallest eigenvalue")
 def test_kinks_warn():
     model = tanh_mlp(activation="relu")
@@ -250,6 +253,7 @@ def test_a_singular_kernel_has_no_limit_but_every_finite_time():
     np.testing.assert_array_equal(failure.value.expansion.valid, [True, False])
 
 
+@pytest.mark.long
 @large
 def test_divergent_steps_are_marked():
     model, x, y = tanh_mlp(), inputs(2), inputs(2, 2, 4)

@@ -105,7 +105,13 @@ def activation(name):
     return monomial(3) if name == "monomial_3" else ACTIVATIONS[name]
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.long if n in ("gelu", "abs", "leaky_relu") else ())
+        for n in KNOWN
+    ],
+)
 def test_closed_forms_equal_references_at_all_correlations(name):
     """To 1e-10, relative to the value at correlation 1 (30 digits inside)."""
     value, slope, mean_value, mean_slope = KNOWN[name]

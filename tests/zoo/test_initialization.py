@@ -68,6 +68,7 @@ def preactivations(model, x):
     return [call.output for call in calls if isinstance(call.layer, AffineLayer)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "activation"), CASES)
 def test_preactivation_moments_follow_the_recursion(name, activation):
     """E z^2 of every layer over draws of the network, within 4.5 standard errors.
@@ -92,6 +93,7 @@ def test_preactivation_moments_follow_the_recursion(name, activation):
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MAKERS)
 def test_parameterizations_differ_in_the_readout_only(name):
     """From one key NTK and STANDARD are the same function, layer by layer; MEAN_FIELD and MUP too,

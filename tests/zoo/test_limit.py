@@ -72,7 +72,10 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.long if "WideResNet " in n else ()) for n in MODELS],
+)
 def test_kernels_are_those_of_the_dense_recursion(name):
     """Of one matrix over all examples and positions, to 1e-10; tanh by its quadrature."""
     model = MODELS[name]
@@ -138,6 +141,7 @@ def test_equal_examples_have_their_own_variance_to_the_last_bit(float32):
     np.testing.assert_array_equal(jnp.diagonal(kernels.nngp[:, ::-1]), batch.own)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["MLP", "CNN", "CNN mean"])
 def test_tiles_and_the_second_batch_change_nothing(name):
     network = limit(MODELS[name])
