@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import corrections
 import solvers
@@ -289,3 +290,11 @@ def cells(package: ModuleType) -> list[Cell]:
 def _has_data(function: str) -> bool:
     names = arguments.required(public()[function])
     return any(arguments.kind_and_value(function, name)[0] in ONE for name in names)
+
+
+def parameters(package: ModuleType) -> list[Any]:
+    """The cells of a package as parameters of a test: those that compute are long."""
+    return [
+        pytest.param(cell, marks=[pytest.mark.long] if cell.computes else [], id=str(cell))
+        for cell in cells(package)
+    ]

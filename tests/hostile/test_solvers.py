@@ -4,10 +4,9 @@ import pytest
 
 import solvers
 from tests.hostile import judge
-from tests.hostile.known import parameters
 
 
-@pytest.mark.parametrize("cell", parameters(solvers))
+@pytest.mark.parametrize("cell", judge.parameters(solvers))
 def test_hostile_values_are_refused_by_name_or_right(cell):
     wrong = judge.outcome(cell)
     assert wrong is None, f"{cell} {wrong}"

@@ -372,3 +372,11 @@ def test_sign_and_step_have_a_covariance():
     expected = 2 / np.pi * np.arcsin(np.clip(rho, -1, 1))
     model = MLP(40, 1, width=4, depth=1, activation=jnp.sign, weight_std=1.0, key=jr.key(0))
     np.testing.assert_allclose(limit(model).nngp(x), expected, rtol=1e-7)
+
+
+def test_inputs_whose_kernels_overflow_are_refused(float32):
+    network = limit(MLP(3, 1, width=4, depth=1, key=jr.key(0)))
+    with pytest.raises(ValueError, match="`x1` or `x2` overflow float32"):
+        network.kernels(jnp.full((2, 3), 1e20))
+    with pytest.raises(ValueError, match="`x1` has 1 entries out of 6 that are not finite"):
+        network.nngp(jnp.ones((2, 3)).at[0, 1].set(jnp.nan))

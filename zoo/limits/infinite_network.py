@@ -154,13 +154,14 @@ class InfiniteNetwork(eqx.Module):
             x2 = checks.batch("x2", x2, floating=True).astype(x1.dtype)
             checks.shape("x2", x2, ("n2", *x1.shape[1:]), because="examples as those of `x1`")
         if batch_size is not None:
-            checks.integer("batch_size", batch_size)
+            batch_size = checks.integer("batch_size", batch_size)
         shards = shards_of(x1)
         n1, n2 = len(x1), len(x1 if x2 is None else x2)
         check_fits(f"the kernel of {n1} x {n2} examples", (n1, n2), x1.dtype, shards)
         if x2 is None and shards > 1:
             x2 = _on_every_device(x1)  # so that rows of the kernel are sharded as `x1` is
         nngp, ntk, error = _kernels(self.rule, x1, x2, batch_size, shards, tangent)
+        checks.computed("`x1` or `x2`", (nngp, ntk))
         _warn(error)
         return nngp, ntk
 
