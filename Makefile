@@ -51,7 +51,7 @@ test: $(VENV)/.ready
 	XLA_FLAGS="$(QUICK_COMPILES)" $(PY) -m pytest -n $(WORKERS) $(QUICK_TESTS) $(ARGS)
 
 test-long: $(VENV)/.ready
-	XLA_FLAGS="$(QUICK_COMPILES)" $(PY) -m pytest -n $(WORKERS) -m long $(ARGS)
+	XLA_FLAGS="$(QUICK_COMPILES)" $(PY) -m pytest -n $(WORKERS) -m "long and not slow" $(ARGS)
 
 test-slow: $(VENV)/.ready
 	$(PY) -m pytest -n $(WORKERS) -m slow $(ARGS)

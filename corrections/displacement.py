@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped
 
 from corrections.flat_model import metric_norm, root_of_metric
-from corrections.kernel import ntk
+from corrections.kernel import tangent_kernel
 from corrections.linearity import checked_estimate, hessian_norms, NormEstimate
 from corrections.parameters import (
     check_metric,
@@ -132,7 +132,7 @@ def row_space_fraction(
     displacement = _checked(model, displacement, metric)
     length = metric_norm(displacement, metric)
     checks.nonzero("displacement", length, "one that moves some parameter")
-    kernel = ntk(model, x, metric=metric, batch_size=batch_size)
+    kernel = tangent_kernel(model, x, metric=metric, batch_size=batch_size)
     fraction = _fraction(model, x, displacement, kernel, length)
     checks.computed("`model`, `x`, `displacement` or `metric`", fraction)
     return fraction

@@ -75,10 +75,6 @@ def ntk(
 
     Source: Jacot, Gabriel & Hongler (2018), section 4; for the metric docs/theory.md, section 1.
     """
-    checks.choice("outputs", outputs, ("full", "mean", "diagonal"))
-    checks.choice("method", method, METHODS)
-    if batch_size is not None:
-        batch_size = checks.integer("batch_size", batch_size)
     x1 = checks.batch("x1", x1)
     x2 = None if x2 is None else checks.batch("x2", x2)
     check_parameters(model)
@@ -97,7 +93,14 @@ def tangent_kernel(
     method: Method = "auto",
     batch_size: int | None = None,
 ) -> Float[Array, "n1 ..."]:
-    """`ntk`, of arguments that fit; whether it has overflowed is not looked at."""
+    """`ntk` of a model, a metric and batches that fit; whether it has overflowed is not looked at.
+
+    **Raises:** `ValueError` for unknown `outputs` or `method`, or a `batch_size` below 1.
+    """
+    checks.choice("outputs", outputs, ("full", "mean", "diagonal"))
+    checks.choice("method", method, METHODS)
+    if batch_size is not None:
+        batch_size = checks.integer("batch_size", batch_size)
     traced = checks.is_traced((model, x1, x2, metric))
     return _ntk(model, x1, x2, metric, outputs, method, batch_size, shards_of(x1), traced)
 

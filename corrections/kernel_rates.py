@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Shaped
 
-from corrections.kernel import ntk
+from corrections.kernel import tangent_kernel
 from corrections.parameters import (
     check_metric,
     check_model,
@@ -99,7 +99,7 @@ def _kernel_rates(
         return jax.tree.map(jnp.negative, precondition(metric, pull(g)[0]))
 
     def kernel(params: Params) -> Array:
-        return ntk(eqx.combine(params, static), x1, x2, metric=metric)
+        return tangent_kernel(eqx.combine(params, static), x1, x2, metric=metric)
 
     first = velocity(params)
     _, second = jax.jvp(velocity, (params,), (first,))

@@ -11,8 +11,9 @@ import numpy as np
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 
-from corrections import ntk, taylorize
+from corrections import taylorize
 from corrections.forward_mode import check_forward_mode
+from corrections.kernel import tangent_kernel
 from corrections.parameters import Metric, Model
 from solvers.descent import gradient_descent
 from solvers.expansion.continuous import width_expansion
@@ -246,7 +247,7 @@ def _predicted(name: Prediction, case: _Case) -> Outputs:
     if name == "order 2 descent":
         points = case.problem.points
         n = len(x)
-        kernel = ntk(model, points, x, metric=metric, batch_size=case.batch_size)
+        kernel = tangent_kernel(model, points, x, metric=metric, batch_size=case.batch_size)
         f0 = jax.vmap(model)(points)
         assert case.descent is not None
         return _outputs(

@@ -13,7 +13,8 @@ import diffrax
 import jax
 from jaxtyping import ArrayLike, PyTree, Shaped
 
-from corrections import ntk, o3, o4
+from corrections import o3, o4
+from corrections.kernel import tangent_kernel
 from corrections.parameters import check_pairs, Metric, Model
 from corrections.smoothness import warn_at_kinks
 from solvers.flow import KernelFlow
@@ -116,7 +117,7 @@ def hierarchy_flow(
         shapes = [(len(points), k, *(n, k) * slots) for slots in range(order - 1)]
         like = tuple(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes)
         given = check_start(start, like, given=False)
-        tower = [jax.vmap(model)(points), ntk(model, points, x, metric=metric)]
+        tower = [jax.vmap(model)(points), tangent_kernel(model, points, x, metric=metric)]
         if order > 2:
             tower.append(o3(model, points, x, x, metric=metric))
         if order > 3:

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree, Shaped
 
-from corrections import ntk
 from corrections.flat_model import metric_norm
 from corrections.forward_mode import has_forward_mode
+from corrections.kernel import tangent_kernel
 from corrections.parameters import check_pairs, Metric, Model, Pairs, Params, precondition
 from solvers.integrate import integrate
 from solvers.kernel_problem import Targets
@@ -62,7 +62,7 @@ class ParameterFlow(Flow):
         return Observation(
             train=outputs(self.x),
             test=None if self.x_test is None else outputs(self.x_test),
-            kernel=None if pairs is None else ntk(model, *pairs, metric=self.metric),
+            kernel=None if pairs is None else tangent_kernel(model, *pairs, metric=self.metric),
             displacement=metric_norm(state[0], self.metric),
         )
 

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from corrections import ntk, taylor_coefficients
+from corrections import taylor_coefficients
 from corrections.batched import pulled_in_tiles, pushed_in_tiles
+from corrections.kernel import tangent_kernel
 from corrections.linearization import linearization
 from corrections.parameters import Metric, Pairs, Params, precondition, split
 from corrections.path import coefficients_along, Scalar
@@ -90,6 +91,6 @@ class PathProducts(eqx.Module):
 
         def along(params: Params) -> Array:
             model = eqx.combine(params, self.model)
-            return ntk(model, x1, x2, metric=self.metric, batch_size=self.batch_size)
+            return tangent_kernel(model, x1, x2, metric=self.metric, batch_size=self.batch_size)
 
         return taylor_coefficients(along, params, path, len(path))

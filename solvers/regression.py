@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, Shaped
 
-from corrections import ntk
+from corrections.kernel import tangent_kernel
 from corrections.parameters import check_metric, check_model, Metric, Model
 from corrections.symmetric import warn_where_dropped
 from solvers.frozen_kernel import Ridge, StoredKernel
@@ -97,7 +97,11 @@ def kernel_regression(
         check_model(model, "x_test", points[1], outputs=found)
     check_metric(model, metric)
     options = {"metric": metric, "outputs": outputs, "batch_size": batch_size}
-    rows = [ntk(model, x, **options), *(ntk(model, p, x, **options) for p in points[1:])]
+    partners = [None, *[x] * (len(points) - 1)]
+    rows = [
+        tangent_kernel(model, p, partner, **options)
+        for p, partner in zip(points, partners, strict=True)
+    ]
     found = _regression(model, points, y, rows, offset == "model", added)
     checks.computed("`model`, `x`, `x_test`, `y` or `metric`", (found.train, found.test))
     warn_where_dropped("the kernel of `model`", found.dropped, y.dtype)

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree, Shaped
 
-from corrections import ntk, o3, o4
+from corrections import o3, o4
+from corrections.kernel import tangent_kernel
 from corrections.parameters import Metric, Model
 from corrections.smoothness import warn_at_kinks
 from solvers.expansion.arguments import check_expansion, PairsOfExamples
@@ -113,7 +114,8 @@ def width_expansion(
     x, y, points = problem.x, problem.y, problem.points
     (n, k), dtype = y.shape, y.dtype
     outputs = in_tiles(model, points, batch_size or len(points))
-    kernel = ntk(model, points, x, metric=metric, batch_size=batch_size).reshape(-1, n * k)
+    kernel = tangent_kernel(model, points, x, metric=metric, batch_size=batch_size)
+    kernel = kernel.reshape(-1, n * k)
     train = kernel[: n * k]
     modes = modes_of(train, (outputs[:n] - y).ravel(), kernel[n * k :])
     fastest = float(modes.values[-1])

@@ -28,7 +28,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Shaped
 
-from corrections import ddntk, dntk, ntk, o3, o4
+from corrections import ddntk, dntk, o3, o4
+from corrections.kernel import tangent_kernel
 from corrections.parameters import Metric, Model, split
 from corrections.smoothness import warn_at_kinks
 from corrections.symmetric import resolved
@@ -198,7 +199,7 @@ def _dense(model: Model, problem: Problem, metric: Metric | None) -> _Dense:
     return _Dense(
         outputs=jax.vmap(model)(points),
         y=y,
-        theta=flat(ntk(model, points, x, metric=metric)),
+        theta=flat(tangent_kernel(model, points, x, metric=metric)),
         o3=flat(o3(model, points, x, x, metric=metric)),
         o4=fourth,
         # D^2 Theta_12 [g_3, g_4]: O_4 without (H_1 g_2 + H_2 g_1) . (H_3 g_4).
@@ -271,7 +272,7 @@ def _smallest_eigenvalue(
     model: Model, x: Array, metric: Metric | None, batch_size: int | None
 ) -> Array:
     """Of Theta_0 on the training points; 0 where it cannot be told from that."""
-    kernel = ntk(model, x, metric=metric, batch_size=batch_size)
+    kernel = tangent_kernel(model, x, metric=metric, batch_size=batch_size)
     size = kernel.shape[0] * kernel.shape[1]
     values = jnp.linalg.eigvalsh(kernel.reshape(size, size))
     return jnp.where(resolved(values)[0], values[0], 0)

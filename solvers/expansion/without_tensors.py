@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from corrections import ntk
+from corrections.kernel import tangent_kernel
 from corrections.krylov import extreme_eigenpairs
 from corrections.parameters import Metric, Model, Pairs, Params
 from solvers.path_products import PathProducts
@@ -22,7 +22,7 @@ def products_of(
     network = PathProducts(model, problem.sets, metric, kernel_pairs, batch_size)
     if kernel_pairs is None:
         return network, None
-    return network, ntk(model, *kernel_pairs, metric=metric, batch_size=batch_size)
+    return network, tangent_kernel(model, *kernel_pairs, metric=metric, batch_size=batch_size)
 
 
 def kernel1(network: PathProducts, path: list[Params]) -> Float[Array, "n1 k n2 k"] | None:

@@ -72,10 +72,10 @@ def signal_propagation(
     - `weight_std`, `bias_std`: as in `zoo.MLP`: weights have the variance weight_std^2 / fan-in.
 
     **Raises:** `ValueError` for an unknown activation, one without a finite E phi(z)^2 > 0, or a
-    std that is negative, not finite or, of weights, 0.
+    std that is negative, above 1/eps, not finite or, of weights, 0.
     """
-    checks.nonnegative_number("weight_std", weight_std, strictly=True)
-    checks.nonnegative_number("bias_std", bias_std)
+    _check_std("weight_std", weight_std, strictly=True)
+    _check_std("bias_std", bias_std)
     table = _tabulated(activation)
     maps = _Maps(table.dual, float(weight_std) ** 2, float(bias_std) ** 2)
     variance, q = maps.fixed_variance(table)
@@ -99,7 +99,7 @@ def critical_weight_std(activation: str | ActivationFunction, bias_std: float = 
 
     Source: Schoenholz et al. (2017), sec. 2.
     """
-    checks.nonnegative_number("bias_std", bias_std)
+    _check_std("bias_std", bias_std)
     table = _tabulated(activation)
     bias = float(bias_std) ** 2
     for weight in _critical_weights(table, bias):
@@ -112,6 +112,15 @@ def critical_weight_std(activation: str | ActivationFunction, bias_std: float = 
         "critical: none makes weight_std^2 E phi'^2 equal to 1 at the variance that depth leads "
         "to. Expected another `bias_std`, or an activation such as 'tanh', 'erf' or 'relu'."
     )
+
+
+def _check_std(name: str, value: float, *, strictly: bool = False) -> None:
+    checks.nonnegative_number(name, value, strictly=strictly)
+    if value > 1 / _eps():
+        raise ValueError(
+            f"`{name}` is {value!r}, expected at most {1 / _eps():.1g}: its square is no variance "
+            "that is looked at."
+        )
 
 
 class _Table(NamedTuple):
