@@ -94,11 +94,9 @@ def check_real(name: str, tree: PyTree) -> None:
                 f"({leaf.dtype}), expected real ones: hold its real and imaginary parts as two "
                 "arrays, and put them together where the model is called."
             )
-        checks.full_precision(
-            f"{name}{jax.tree_util.keystr(path)}",
-            leaf.dtype,
-            f'`zoo.astype({name}, "float32")` has the same weights.',
-        )
+        if checks.is_half(leaf.dtype):
+            advice = f'`zoo.astype({name}, "float32")` has the same weights.'
+            checks.full_precision(f"{name}{jax.tree_util.keystr(path)}", leaf.dtype, advice)
 
 
 def check_outputs(
