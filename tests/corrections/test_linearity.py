@@ -32,6 +32,7 @@ CASES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "with_metric"),
     [

@@ -75,6 +75,7 @@ def test_mean_and_errors_are_those_of_the_draws():
     np.testing.assert_allclose(part.ntk, found.ntk[:2, 1:], rtol=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "parameterization",
     [NTK, *(pytest.param(p, marks=pytest.mark.long) for p in (STANDARD, MEAN_FIELD, MUP))],

@@ -83,6 +83,7 @@ def test_results_on_disk_are_the_results_returned(finished):
     assert not (folder / "unfinished").exists()
 
 
+@pytest.mark.long
 def test_the_network_is_trained_in_its_own_parameterization(finished):
     """Though it is written in another: against gradient flow of the module as a user makes it."""
     dataset, _, _ = finished
@@ -262,6 +263,7 @@ def test_another_study_in_the_same_folder_is_refused_with_the_difference(finishe
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
 
+@pytest.mark.long
 def test_a_breakdown_is_said_not_hidden(tmp_path, monkeypatch):
     """Width 2, squared loss, late times: the truncated hierarchy breaks down."""
     console = quiet()

@@ -191,6 +191,7 @@ def test_a_reader_who_leaves_does_not_stop_a_study(tmp_path, whole):
     assert (tmp_path / "small" / "report.html").exists()
 
 
+@pytest.mark.long
 def test_two_runs_in_one_folder_do_not_meet(tmp_path, whole):
     folder = tmp_path / "small"
     folder.mkdir()

@@ -27,7 +27,9 @@ TIGHT = {"rtol": 1e-10, "atol": 1e-12}
 
 @pytest.mark.smoke
 @pytest.mark.parametrize("loss", [CrossEntropy(), MeanSquaredError()], ids=["ce", "mse"])
-@pytest.mark.parametrize("order", [2, 3, 4])
+@pytest.mark.parametrize(
+    "order", [2, *(pytest.param(order, marks=pytest.mark.long) for order in (3, 4))]
+)
 def test_matrix_free_equals_dense(order, loss):
     """One stores the kernels, the other never forms one; with test points and a metric."""
     model, x, x_test, y = tanh_mlp(), inputs(4), inputs(3, seed=11), one_hot(4, 2)

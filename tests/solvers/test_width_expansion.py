@@ -35,6 +35,7 @@ def corner(*nodes, t):
     return scipy.linalg.expm(t * matrix)[0, -1]
 
 
+@pytest.mark.long
 # SciPy takes differences of neighbours on the diagonal: they are equal here, or well apart.
 @given(*[st.just(0.0) | st.floats(1e-2, 30)] * 2, st.floats(1e-3, 3))
 @settings(max_examples=60, deadline=None)
@@ -150,6 +151,7 @@ def test_dense_and_matrix_free_are_the_closed_form():
         assert found.successful
 
 
+@pytest.mark.long
 @large
 def test_kernel_of_a_scalar_linear_network_is_exact_in_the_limit():
     """Of f = v.u / sqrt(n): Theta1 = 2 (y^2 - f_0^2) / (n Theta_0)."""
@@ -163,6 +165,7 @@ def test_kernel_of_a_scalar_linear_network_is_exact_in_the_limit():
         np.testing.assert_allclose(found.kernel.squeeze(), theta + exact, rtol=1e-12)
 
 
+@pytest.mark.long
 @large
 def test_one_step_of_a_quadratic_network_is_exact():
     """Its outputs are of second degree in the parameters, as its kernel: nothing is left out."""

@@ -151,6 +151,7 @@ def test_fourth_moment_of_a_relu_network_is_exact():
     np.testing.assert_allclose(jnp.mean(f**2), second, rtol=0.02)
 
 
+@pytest.mark.long
 def test_weight_tensors_are_normal_draws_of_the_stated_scale():
     for make in MAKERS.values():
         model = make(bias_std=0.3, parameterization=STANDARD, key=jr.key(0))

@@ -40,6 +40,7 @@ def test_a_model_without_batch_norm_is_the_same():
     np.testing.assert_allclose(outputs, jnp.sin(xs), rtol=1e-13)
 
 
+@pytest.mark.long
 def test_statistics_converge_to_the_training_pass():
     """On one repeated batch the frozen statistics become the batch's: both passes then agree."""
     model, xs = resnet(), images()

@@ -116,6 +116,7 @@ def test_norms_take_part_in_parameterizations(norm):
     assert (adam.scale, adam.shift) == (1, 1)
 
 
+@pytest.mark.long
 @pytest.mark.smoke
 def test_adamw_leaves_statistics_bit_for_bit():
     model, xs = small("batch"), jr.normal(jr.key(1), (4, 2, 8, 8))
