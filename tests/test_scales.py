@@ -139,8 +139,8 @@ def test_limits_at_the_ends_of_float32(scale, activation):
     network = MLP(4, 1, width=4, depth=2, activation=activation, bias_std=None, key=jr.key(0))
     x = inputs(5, 4).astype("float32") * np.float32(scale)
     found = limit(network).kernels(x)
-    with jax.enable_x64(True):
-        expected = limit(network).kernels(np.asarray(x, "float64"))
+    jax.config.update("jax_enable_x64", True)  # the fixture switches it back
+    expected = limit(network).kernels(np.asarray(x, "float64"))
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-3, atol=0)
 

@@ -188,8 +188,8 @@ def test_outside_loops_xla_convolves():
 @pytest.mark.parametrize(
     ("space", "kernel", "stride"),
     [
-        ((20, 16), (13, 11), (1, 1)),
-        ((20, 16), (13, 11), (2, 3)),
+        ((40, 36), (31, 29), (1, 1)),
+        ((40, 36), (31, 29), (2, 3)),
         ((200,), (150,), (2,)),
         ((6, 6, 7), (5, 5, 6), (1, 2, 1)),
     ],
@@ -205,4 +205,4 @@ def test_large_kernels_take_few_operations(space, kernel, stride):
     program = jax.make_jaxpr(lambda a, w: _by_patches(a, w, stride=stride, pads=pads))(
         image, weight
     )
-    assert len(program.eqns) < 5 * sum(kernel)
+    assert len(program.eqns) < 8 * sum(kernel)
