@@ -16,7 +16,7 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from corrections.kernel import nngp, ntk
-from corrections.parameters import check_metric, check_model, Metric, Model
+from corrections.parameters import check_metric, check_model, check_parameters, Metric, Model
 from zoo import checks
 
 
@@ -79,7 +79,10 @@ def monte_carlo_kernels(
     moments = None
     for count, sample_key in enumerate(jr.split(key, n_samples), start=1):
         model = model_fn(sample_key)
-        check_model(model, "x1", x1, called="model_fn(key)")
+        if count == 1:  # which traces it; the others are of its structure
+            check_model(model, "x1", x1, called="model_fn(key)")
+        else:
+            check_parameters(model, "model_fn(key)")
         metric = None if metric_fn is None else metric_fn(model)
         check_metric(model, metric, "metric_fn(model)")
         options = {"metric": metric, "outputs": "mean", "batch_size": batch_size}

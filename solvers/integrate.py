@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 from solvers.chebyshev import radius_at, RungeKuttaChebyshev
 from solvers.leg import largest_rms, Leg, most_rise, solve_leg
 from solvers.ode import Ending, Flow, Observation, State, Tolerances
-from solvers.result import ends_at_infinity, finish, marked, RESULTS, Trajectory
+from solvers.result import ends_at_infinity, finish, in_rows, marked, RESULTS, Trajectory
 from zoo import checks
 
 _EXPLICIT_STEPS = 500
@@ -92,12 +92,7 @@ def _own_times(ts: Array, unit: Array) -> Array:
 
 @eqx.filter_jit
 def _first_leg(
-    flow: Flow,
-    state: State,
-    ts: Array,
-    tolerances: Tolerances,
-    ending: Ending,
-    limit: bool,
+    flow: Flow, state: State, ts: Array, tolerances: Tolerances, ending: Ending, limit: bool
 ) -> tuple[Leg, _Shown]:
     dtype = jnp.result_type(*jax.tree.leaves(state))
     finite_ts = (ts[:-1] if limit else ts).astype(dtype)
@@ -120,8 +115,7 @@ def _second_leg(
     )
 
     def later(before: Array, after: Array) -> Array:
-        is_later = (finite_ts > leg.t).reshape(-1, *[1] * (after.ndim - 1))
-        return jnp.where(is_later, after, before)
+        return jnp.where(in_rows(finite_ts > leg.t, after), after, before)
 
     rows = [(one.observed, one.rises, one.reached) for one in (leg, following)]
     observed, rises, reached = jax.tree.map(later, *rows)
@@ -179,7 +173,7 @@ def _shown(flow: Flow, leg: Leg, ts: Array, limit: bool) -> _Shown:
         )
         # Settled is settled: what comes later is there too.
         observed = jax.tree.map(
-            lambda rows: jnp.where(_as_rows((ts > leg.t) & settled, rows), rows[-1:], rows),
+            lambda rows: jnp.where(in_rows((ts > leg.t) & settled, rows), rows[-1:], rows),
             observed,
         )
         reached = reached | settled
@@ -210,7 +204,3 @@ def _shown(flow: Flow, leg: Leg, ts: Array, limit: bool) -> _Shown:
         "stats": leg.stats,
         "final": leg.state,
     }
-
-
-def _as_rows(mask: Array, rows: Array) -> Array:
-    return mask.reshape(-1, *[1] * (rows.ndim - 1))

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 from solvers.chebyshev import ChebyshevState, RungeKuttaChebyshev
 from solvers.ode import Ending, Flow, Motion, Observation, State, Tolerances
 from solvers.output_errors import OutputErrors
-from solvers.result import RESULTS
+from solvers.result import in_rows, RESULTS
 from zoo.norms import norm
 
 
@@ -162,8 +162,7 @@ def solve_leg(
     reached = jnp.isfinite(row_ts) & healthy & (ts <= t)
     # diffrax leaves infinity where it did not come to.
     observed, rise_rows = jax.tree.map(
-        lambda rows: jnp.where(reached.reshape(-1, *[1] * (rows.ndim - 1)), rows, 0),
-        (observed, rise_rows),
+        lambda rows: jnp.where(in_rows(reached, rows), rows, 0), (observed, rise_rows)
     )
     return Leg(
         observed=observed,

@@ -82,6 +82,8 @@ def mse_flow_operator(
     `SolverError` where the error stays above `rtol` (its `.partial` holds what the solve came to),
     or a negative eigenvalue was met: one that matters at the times asked for is.
 
+    Derivatives at finite times are forward ones (`jax.jvp`, `jax.jacfwd`).
+
     Source: Lee et al. (2019), eqs. 8-11; Saad (1992); Frangella, Tropp & Udell (2021).
     """
     ts = check_times(ts, infinite=True)

@@ -115,8 +115,8 @@ def finish(trajectory: Trajectory, *, throw: bool, on_divergence: str = "") -> T
 
     def error() -> SolverError:
         reached = float(trajectory.t_reached)
-        diverged = bool(trajectory.result == RESULTS.diverged) and on_divergence
-        advice = f" {on_divergence}" if diverged else ""
+        diverged = bool(trajectory.result == RESULTS.diverged)
+        advice = f" {on_divergence}" if diverged and on_divergence else ""
         return SolverError(
             f"{RESULTS[trajectory.result]}{advice} Reached t = {reached:.6g} of "
             f"{float(trajectory.ts[-1]):.6g}; {int(np.sum(trajectory.valid))} of "
@@ -185,6 +185,11 @@ def last_valid(ts: Array, valid: Bool[Array, " t"]) -> Float[Array, ""]:
     return checks.as_given(np.asarray(np.max(np.where(rows, known, known.dtype.type(0)))))
 
 
+def in_rows(mask: Any, rows: Array) -> Any:
+    """A mask of rows (t,) in a shape that broadcasts to them, (t, ...)."""
+    return mask.reshape(-1, *[1] * (rows.ndim - 1))
+
+
 def marked(rows: Any, valid: Bool[Array, " t"]) -> Any:
     """Arrays (t, ...) of a PyTree, with NaN in the rows that are not valid."""
     known = checks.concrete(valid)
@@ -192,7 +197,7 @@ def marked(rows: Any, valid: Bool[Array, " t"]) -> Any:
         return rows
 
     def mark(leaf: Array) -> Array:
-        mask = (valid if known is None else known).reshape(-1, *[1] * (leaf.ndim - 1))
+        mask = in_rows(valid if known is None else known, leaf)
         looked_at = jax.config.jax_debug_nans  # pyright: ignore[reportAttributeAccessIssue]
         values = checks.concrete(leaf) if looked_at and known is not None else None
         if values is None:
