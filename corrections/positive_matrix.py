@@ -53,16 +53,10 @@ class PositiveMatrix(eqx.Module):
         """A^{-1} columns, in the range of A."""
 
         def by_factor(columns: Array) -> Array:
-            factor = jax.lax.stop_gradient(self.factor)
-            return jax.lax.custom_linear_solve(
-                lambda x: self.matrix @ x,
-                columns,
-                lambda _, b: cho_solve((factor, True), b),
-                symmetric=True,
-            )
+            return _solved_by_factor(self.matrix, self.factor, columns)
 
         def by_eigenvectors(columns: Array) -> Array:
-            return self.basis.apply(Relaxation(jnp.asarray(jnp.inf, columns.dtype)), columns)
+            return _solved_in_range(self.basis, columns)
 
         return jax.lax.cond(self.factorised, by_factor, by_eigenvectors, columns)
 
@@ -79,11 +73,7 @@ def positive_matrix(
     kernel: Float[Array, "n n"], shift: Float[ArrayLike, ""] = 0.0
 ) -> PositiveMatrix:
     """A = K + shift for a symmetric K that should be positive and a shift >= 0, factorised."""
-    shift = jnp.asarray(shift, kernel.dtype)
-    matrix = kernel + shift * jnp.eye(len(kernel), dtype=kernel.dtype)
-    fixed = jax.lax.stop_gradient(matrix)
-    factor = jnp.linalg.cholesky(fixed)
-    factorised = _is_resolved(fixed, factor, jax.lax.stop_gradient(shift))
+    matrix, factor, factorised = _factorised(kernel, shift)
 
     def nothing(fixed: Array) -> tuple[Array, Array]:
         return jnp.zeros(len(fixed), fixed.dtype), jnp.zeros_like(fixed)
@@ -92,8 +82,29 @@ def positive_matrix(
         basis = eigenbasis(fixed)
         return basis.values, basis.vectors
 
-    values, vectors = jax.lax.cond(factorised, nothing, decomposed, fixed)
+    values, vectors = jax.lax.cond(
+        factorised, nothing, decomposed, jax.lax.stop_gradient(matrix)
+    )
     return PositiveMatrix(matrix, factor, Eigenbasis(matrix, values, vectors), factorised)
+
+
+def solve_positive(
+    kernel: Float[Array, "n n"], columns: Float[Array, "n c"], shift: Float[ArrayLike, ""] = 0.0
+) -> tuple[Float[Array, "n c"], Bool[Array, ""], Int[Array, ""]]:
+    """`positive_matrix(kernel, shift).solve(columns)` with its `.positive` and `.dropped`, where
+    nothing else is asked: eigenvectors, or zeros in their place, are not stored.
+    """
+    matrix, factor, factorised = _factorised(kernel, shift)
+
+    def by_factor(matrix: Array, columns: Array) -> tuple[Array, Array, Array]:
+        found = _solved_by_factor(matrix, factor, columns)
+        return found, jnp.asarray(True), jnp.zeros((), int)
+
+    def by_eigenvectors(matrix: Array, columns: Array) -> tuple[Array, Array, Array]:
+        basis = eigenbasis(matrix)
+        return _solved_in_range(basis, columns), basis.positive, jnp.sum(~basis.seen)
+
+    return jax.lax.cond(factorised, by_factor, by_eigenvectors, matrix, columns)
 
 
 def is_positive(
@@ -116,6 +127,27 @@ def largest_eigenvalue_bound(matrix: Float[Array, "n n"]) -> Float[Array, ""]:
     squares = jnp.sum((matrix / jnp.where(scale > 0, scale, 1)) ** 2)
     rows = jnp.max(jnp.sum(jnp.abs(matrix), axis=1))
     return jnp.minimum(rows, scale * jnp.sqrt(squares))
+
+
+def _factorised(kernel: Array, shift: Any) -> tuple[Array, Array, Bool[Array, ""]]:
+    """A = K + shift, its factor, and whether that means something."""
+    shift = jnp.asarray(shift, kernel.dtype)
+    matrix = kernel + shift * jnp.eye(len(kernel), dtype=kernel.dtype)
+    fixed = jax.lax.stop_gradient(matrix)
+    factor = jnp.linalg.cholesky(fixed)
+    return matrix, factor, _is_resolved(fixed, factor, jax.lax.stop_gradient(shift))
+
+
+def _solved_by_factor(matrix: Array, factor: Array, columns: Array) -> Array:
+    """A^{-1} columns, with the derivatives of the equation in the matrix."""
+    factor = jax.lax.stop_gradient(factor)
+    return jax.lax.custom_linear_solve(
+        lambda x: matrix @ x, columns, lambda _, b: cho_solve((factor, True), b), symmetric=True
+    )
+
+
+def _solved_in_range(basis: Eigenbasis, columns: Array) -> Array:
+    return basis.apply(Relaxation(jnp.asarray(jnp.inf, columns.dtype)), columns)
 
 
 def _is_resolved(matrix: Array, factor: Array, shift: Array) -> Bool[Array, ""]:

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from corrections.matrix_functions import eigenbasis, MatrixFunction, Relaxation
-from corrections.positive_matrix import positive_matrix
+from corrections.positive_matrix import solve_positive
 from corrections.symmetric import Layout, resolved
 from solvers.operators import Operator, times
 from zoo import checks
@@ -100,9 +100,14 @@ class KernelInUnits(FrozenKernel):
 
 
 class StoredKernel(FrozenKernel):
-    """`rows`: (n + m, n), (n + m, n, k) or (n + m, k, n, k); for products alone O_p, p > 2, too."""
+    """An array of it, (n, n), (n, n, k) or (n, k, n, k); for products alone O_p, p > 2, too.
+
+    - `rows`: those of training points. Those of test points may follow them, or be apart in `test`:
+      to join them copies the kernel, which takes as long as part of a solve.
+    """
 
     rows: Float[Array, "points *others"]
+    test: Float[Array, "m *others"] | None = None
 
     @property
     def layout(self) -> Layout:
@@ -110,7 +115,7 @@ class StoredKernel(FrozenKernel):
         return Layout(self.rows.ndim)
 
     def times(self, g: Float[Array, "n k"]) -> Array:
-        return self.layout.times(self.rows, g)
+        return self._at_all_points(lambda rows: self.layout.times(rows, g))
 
     def blocks(self) -> Float[Array, "count size size"]:
         """The matrices on the training points."""
@@ -125,7 +130,14 @@ class StoredKernel(FrozenKernel):
         self, coefficients: Float[Array, "count size c"], k: int
     ) -> Float[Array, "points k"]:
         """Theta a, from the coefficients of each matrix."""
-        return self.layout.outputs(self.layout.blocks(self.rows) @ coefficients, k)
+        layout = self.layout
+        return self._at_all_points(
+            lambda rows: layout.outputs(layout.blocks(rows) @ coefficients, k)
+        )
+
+    def _at_all_points(self, of_rows: Callable[[Array], Array]) -> Array:
+        found = of_rows(self.rows)
+        return found if self.test is None else jnp.concatenate([found, of_rows(self.test)])
 
     def relaxed(
         self,
@@ -171,8 +183,7 @@ class StoredKernel(FrozenKernel):
         """(Theta + ridge)^{-1} b."""
 
         def of_block(block: Array, columns: Array) -> tuple[Array, Array, Array]:
-            system = positive_matrix(block, ridge.of(block))
-            return system.solve(columns), system.positive, system.dropped
+            return solve_positive(block, columns, ridge.of(block))
 
         found, positive, dropped = _over_blocks(of_block, self.blocks(), self.layout.columns(right))
         return Solution(found, jnp.all(positive), jnp.sum(dropped))

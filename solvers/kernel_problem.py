@@ -84,7 +84,7 @@ def check_kernel_problem(
     checks.shape("kernel", kernel, (n, *outer, *compact), because=f"`y` has shape {target.shape}")
     checks.finite("kernel", kernel)
     check_symmetric("kernel", kernel)
-    f = outputs_or_zero("f0", f0, (n, k), kernel.dtype)
+    f, test = outputs_or_zero("f0", f0, (n, k), kernel.dtype), None
     if kernel_test is not None:
         rows = checks.real_array(
             "kernel_test", kernel_test, expected="the kernel's test rows", half="refused"
@@ -92,18 +92,13 @@ def check_kernel_problem(
         checks.shape("kernel_test", rows, ("m", *kernel.shape[1:]), because="as `kernel`")
         checks.finite("kernel_test", rows)
         f_test = outputs_or_zero("f0_test", f0_test, (rows.shape[0], k), kernel.dtype)
-        kernel, f = _joined((kernel, f), (rows.astype(kernel.dtype), f_test))
+        test, f = rows.astype(kernel.dtype), jnp.concatenate([f, f_test])
     elif f0_test is not None:
         raise ValueError(
             "`f0_test` was given without `kernel_test`, expected both: the kernel's rows say how "
             "the test outputs move."
         )
-    return KernelProblem(StoredKernel(kernel), f, target.astype(kernel.dtype))
-
-
-@jax.jit  # one program for both: each takes longer to compile than a step of the flow
-def _joined(train: tuple[Array, Array], test: tuple[Array, Array]) -> tuple[Array, ...]:
-    return tuple(jnp.concatenate(rows) for rows in zip(train, test, strict=True))
+    return KernelProblem(StoredKernel(kernel, test), f, target.astype(kernel.dtype))
 
 
 def check_start(start: Any, parts: tuple[PyTree, ...], *, given: bool) -> tuple[PyTree, ...]:

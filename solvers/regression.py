@@ -118,7 +118,7 @@ def _regression(
     ridge: Ridge,
 ) -> Regression:
     n, k = y.shape
-    kernel = StoredKernel(jnp.concatenate(rows))
+    kernel = StoredKernel(*rows)
     offset = jnp.concatenate(
         [jax.vmap(model)(p) if from_model else jnp.zeros((len(p), k), y.dtype) for p in points]
     )
