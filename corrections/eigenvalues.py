@@ -5,8 +5,7 @@ at the rate of its eigenvalue. Dense kernels are diagonalised; of operators Lanc
 the ends of the spectrum, and its density (Golub & Meurant 2010; Ghorbani, Krishnan & Xiao 2019).
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -14,22 +13,16 @@ import jax.numpy as jnp
 import jax.random as jr
 import lineax as lx
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 from matfree import stochtrace
 
 from corrections.kernel_matrix import alignment, label_vector, label_vectors, symmetric_matrix
-from corrections.krylov import extreme_eigenpairs, lanczos, Product, WHICH, Which
-from corrections.loss_hessian import LossHessian
-from corrections.operator import KernelOperator
-from corrections.parameters import split
-from corrections.symmetric import check_linear_operator, rounding, ZERO
+from corrections.krylov import extreme_eigenpairs, lanczos, WHICH, Which
+from corrections.linear_operator import flat_operator, vectors_like
+from corrections.symmetric import check_symmetric_operator, rounding, ZERO
 from zoo import checks
 from zoo.norms import largest_magnitude, norm
 from zoo.precision import full_precision
-
-SymmetricOperator = KernelOperator | LossHessian | lx.AbstractLinearOperator
-"""What has eigenvalues and is not stored."""
 
 
 class Spectrum(NamedTuple):
@@ -87,7 +80,7 @@ class Eigenvalues(NamedTuple):
 
 @full_precision
 def spectrum(
-    kernel: Float[Array, "..."] | KernelOperator,
+    kernel: Float[Array, "..."] | lx.AbstractLinearOperator,
     y: Float[Array, "n k"] | None = None,
     *,
     count: int = 10,
@@ -99,7 +92,8 @@ def spectrum(
 
     **Arguments:**
 
-    - `kernel`: (n, n), (n, k, n, k), or an operator between a set and itself.
+    - `kernel`: (n, n), (n, k, n, k), or a symmetric operator of lineax on (n, k) or (n,): an
+      `NTKOperator` or `solvers.KernelBlocks` of a set with itself.
     - `y`: labels (n, k). With a kernel (n, n) the kernel is taken as Theta (x) I_k.
     - `count`: of an operator, how many of the largest eigenvalues are wanted.
     - `matvecs`: of an operator, the most products for each eigenvalue, and random vectors for the
@@ -117,10 +111,10 @@ def spectrum(
     matvecs = checks.integer("matvecs", matvecs)
     checks.nonnegative_number("rtol", rtol)
     key = checks.key_or_default("key", key)
-    if isinstance(kernel, KernelOperator):
-        _check_symmetric(kernel)
-        shape = kernel.in_structure.shape
-        size = shape[0] * shape[1]
+    if isinstance(kernel, lx.AbstractLinearOperator):
+        check_symmetric_operator("kernel", kernel)
+        outputs = vectors_like("kernel", kernel.in_structure())
+        shape, size = (*outputs.shape, 1)[:2], kernel.in_size()
         if count > matvecs:
             raise ValueError(
                 f"`count` is {count} and `matvecs` {matvecs}, expected at least as many products "
@@ -136,7 +130,7 @@ def spectrum(
 
 @full_precision
 def extreme_eigenvalues(
-    operator: SymmetricOperator,
+    operator: lx.AbstractLinearOperator,
     count: int = 1,
     *,
     which: Which = "largest",
@@ -148,8 +142,8 @@ def extreme_eigenvalues(
 
     **Arguments:**
 
-    - `operator`: a `KernelOperator` between a set and itself, a `LossHessian`, or a lineax operator
-      that is tagged symmetric.
+    - `operator`: symmetric, of lineax: an `NTKOperator` of a set with itself, a `LossHessian`,
+      `solvers.KernelBlocks`, or one that is tagged symmetric.
     - `count`: how many eigenvalues, with their multiplicity.
     - `which`: "largest" or "smallest", or the largest in "magnitude".
     - `matvecs`: the most products that are taken for each.
@@ -166,7 +160,7 @@ def extreme_eigenvalues(
     matvecs = checks.integer("matvecs", matvecs)
     checks.choice("which", which, WHICH)
     checks.nonnegative_number("rtol", rtol, strictly=True)
-    _check_symmetric(operator)
+    check_symmetric_operator("operator", operator)
     key = checks.key_or_default("key", key)
     with jax.numpy_dtype_promotion("standard"):
         return _extremes(operator, count, which, matvecs, rtol, key)
@@ -174,7 +168,7 @@ def extreme_eigenvalues(
 
 @full_precision
 def spectral_density(
-    operator: SymmetricOperator,
+    operator: lx.AbstractLinearOperator,
     *,
     matvecs: int = 50,
     samples: int = 10,
@@ -184,8 +178,8 @@ def spectral_density(
 
     **Arguments:**
 
-    - `operator`: a `KernelOperator` between a set and itself, a `LossHessian`, or a lineax operator
-      that is tagged symmetric.
+    - `operator`: symmetric, of lineax: an `NTKOperator` of a set with itself, a `LossHessian`,
+      `solvers.KernelBlocks`, or one that is tagged symmetric.
     - `matvecs`: products per sample: moments up to 2 matvecs - 1 of each sample are exact.
     - `samples`: random vectors that are averaged over.
     - `key`: for them (default: `jax.random.key(0)`).
@@ -196,7 +190,7 @@ def spectral_density(
     """
     matvecs = checks.integer("matvecs", matvecs)
     samples = checks.integer("samples", samples)
-    _check_symmetric(operator)
+    check_symmetric_operator("operator", operator)
     key = checks.key_or_default("key", key)
     with jax.numpy_dtype_promotion("standard"):
         found = _density(operator, matvecs, samples, key)
@@ -228,14 +222,14 @@ def _of_matrix(matrix: Array, vectors: Array | None, rtol: float) -> Spectrum:
 
 @eqx.filter_jit
 def _of_operator(
-    operator: KernelOperator,
+    operator: lx.AbstractLinearOperator,
     vector: Array | None,
     count: int,
     matvecs: int,
     rtol: float,
     key: PRNGKeyArray,
 ) -> Spectrum:
-    product, size, dtype, _ = _flattened(operator)
+    product, size, dtype, _ = flat_operator(operator)
     start_key, sample_key = jr.split(key)
     once_key, again_key = jr.split(start_key)
     ritz = lanczos(product, jr.normal(once_key, (size,), dtype), min(matvecs, size))
@@ -282,14 +276,14 @@ def _of_operator(
 
 @eqx.filter_jit
 def _extremes(
-    operator: SymmetricOperator,
+    operator: lx.AbstractLinearOperator,
     count: int,
     which: Which,
     matvecs: int,
     rtol: float,
     key: PRNGKeyArray,
 ) -> Eigenvalues:
-    product, size, dtype, unravel = _flattened(operator)
+    product, size, dtype, unravel = flat_operator(operator)
     if count > size:
         raise ValueError(f"`count` is {count}, expected at most the size {size} of `operator`.")
     found = extreme_eigenpairs(
@@ -305,9 +299,9 @@ def _extremes(
 
 @eqx.filter_jit
 def _density(
-    operator: SymmetricOperator, matvecs: int, samples: int, key: PRNGKeyArray
+    operator: lx.AbstractLinearOperator, matvecs: int, samples: int, key: PRNGKeyArray
 ) -> SpectralDensity:
-    product, size, dtype, _ = _flattened(operator)
+    product, size, dtype, _ = flat_operator(operator)
     matvecs = min(matvecs, size)
 
     def of_sample(vector: Array) -> tuple[Array, Array]:
@@ -319,56 +313,7 @@ def _density(
     return SpectralDensity(*jax.lax.map(of_sample, starts))
 
 
-class _Flattened(NamedTuple):
-    """An operator on flat vectors, their size and dtype, and the way back."""
-
-    product: Product
-    size: int
-    dtype: Any
-    unravel: Callable[[Array], PyTree]
-
-
-def _flattened(operator: SymmetricOperator) -> _Flattened:
-    """To be called inside the trace that uses it."""
-    if isinstance(operator, LossHessian):
-        product, vector = operator.flat_product()
-        _, unravel = ravel_pytree(split(operator.model)[0])
-        return _Flattened(product, vector.size, vector.dtype, unravel)
-    is_kernel = isinstance(operator, KernelOperator)
-    structure = operator.in_structure if is_kernel else operator.in_structure()
-    vector, unravel = ravel_pytree(
-        jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), structure)
-    )
-    return _Flattened(
-        lambda flat: ravel_pytree(operator.mv(unravel(flat)))[0], vector.size, vector.dtype, unravel
-    )
-
-
 def _condition(largest: Array, smallest: Array) -> Array:
     """Their ratio; infinite where the smallest cannot be told from zero."""
     singular = smallest <= ZERO * rounding(largest)
     return jnp.where(singular, jnp.inf, largest / jnp.where(singular, 1, smallest))
-
-
-def _check_symmetric(operator: SymmetricOperator) -> None:
-    if isinstance(operator, LossHessian):
-        return
-    if isinstance(operator, lx.AbstractLinearOperator):
-        check_linear_operator("operator", operator)
-        for leaf in jax.tree.leaves(operator.in_structure()):
-            checks.full_precision("operator", leaf.dtype)
-        if not lx.is_symmetric(operator):
-            raise ValueError(
-                "`operator` is not known to be symmetric, expected one with "
-                "`lineax.symmetric_tag` or `lineax.positive_semidefinite_tag`."
-            )
-    elif not isinstance(operator, KernelOperator):
-        raise TypeError(
-            f"`operator` is of type {type(operator).__name__}, expected a KernelOperator, a "
-            "LossHessian or a lineax operator."
-        )
-    elif not operator.symmetric:
-        raise ValueError(
-            "`kernel` is an operator between two sets, expected one of a set with itself: leave "
-            "`x2` out."
-        )

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 from corrections.anatomy import Anatomy, Factors
@@ -29,7 +28,16 @@ from zoo import checks, ParameterizedLayer
 from zoo.convolution import outside_loops
 from zoo.memory import check_fits
 from zoo.precision import full_precision
-from zoo.tiles import in_tiles, shards_of, STORED_BYTES, Tiling, working_bytes
+from zoo.tiles import (
+    Blocks,
+    first_tiles,
+    in_tiles,
+    over_pairs,
+    shards_of,
+    STORED_BYTES,
+    Tiling,
+    working_bytes,
+)
 from zoo.transforms import without_transforms
 
 Outputs = Literal["full", "mean", "diagonal"]
@@ -205,10 +213,10 @@ def _ntk(
     if batch_size is None:
         g1 = gradients(x1, shards)
         return product(g1, g1 if x2 is None else gradients(x2, 1))
-    tiling = Tiling(n1, batch_size, shards)
-    if x2 is None:
-        return _symmetric(lambda x: gradients(x, shards), product, x1, tiling)
-    return _rectangular(gradients, product, (x1, x2), (tiling, Tiling(n2, batch_size)))
+    rows = columns = Tiling(n1, batch_size, shards)
+    if x2 is not None:
+        columns = Tiling(n2, batch_size)
+    return _in_tiles(gradients, product, (x1, x2), (rows, columns))
 
 
 Products = Callable[[Gradients, Gradients], Array]
@@ -256,78 +264,34 @@ def _one_output(gradients: Gradients, i: Array) -> Gradients:
     return Gradients([of_layer(layer) for layer in gradients.layers], slice_of(gradients.rest))
 
 
-def _symmetric(
-    gradients: Callable[[Array], Gradients], product: Products, x: Array, tiling: Tiling
-) -> Array:
-    """The kernel of a batch with itself: the tiles on and above the diagonal, row by row."""
-    tiles = tiling.split(x)
-    rows, columns = np.triu_indices(tiling.count)
-    pairs = jnp.asarray(rows), jnp.asarray(columns)
-    shapes = jax.eval_shape(gradients, tiles[0])
-    block = jax.eval_shape(product, shapes, shapes)
-    middle = _axes_of_rows(block)
-
-    def step(carry: tuple[Array, Gradients], ij: tuple[Array, Array]) -> tuple[Any, None]:
-        (kernel, of_row), (i, j) = carry, ij
-        of_column = gradients(tiles[j])
-        of_row = jax.tree.map(lambda c, r: jnp.where(i == j, c, r), of_column, of_row)
-        here = product(of_row, of_column)
-        mirrored = jnp.moveaxis(here, range(middle), range(middle, 2 * middle))
-        kernel = _write(kernel, mirrored, j, i, middle)
-        return (_write(kernel, here, i, j, middle), of_row), None
-
-    nothing = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    start = _empty(block, middle, tiling.count, tiling.count)
-    (kernel, _), _ = jax.lax.scan(step, (start, nothing), pairs)
-    return tiling.join(tiling.join(kernel), axis=middle)
-
-
-def _rectangular(
+def _in_tiles(
     gradients: Callable[[Array, int], Gradients],
     product: Products,
-    xs: tuple[Array, Array],
+    xs: tuple[Array, Array | None],
     tilings: tuple[Tiling, Tiling],
 ) -> Array:
-    """The kernel between two batches, row by row of tiles."""
-    tiles1, tiles2 = (tiling.split(x) for tiling, x in zip(tilings, xs, strict=True))
+    """The kernel, block by block; of a batch with itself those on and above the diagonal."""
     shards = tilings[0].shards
-    shapes = (
-        jax.eval_shape(lambda x: gradients(x, shards), tiles1[0]),
-        jax.eval_shape(lambda x: gradients(x, 1), tiles2[0]),
-    )
+
+    def of_rows(x: Array) -> Gradients:
+        return gradients(x, shards)
+
+    def of_columns(x: Array) -> Gradients:
+        return gradients(x, tilings[1].shards)
+
+    row, column = first_tiles(xs, tilings)
+    shapes = jax.eval_shape(of_rows, row), jax.eval_shape(of_columns, column)
     block = jax.eval_shape(product, *shapes)
-    middle = _axes_of_rows(block)
+    # In (n1, k, n2, k) the outputs of rows have an axis of their own.
+    blocks = Blocks(tilings, 2 if block.ndim == 4 else 1)
+    write = blocks.write_both if xs[1] is None else blocks.write
 
-    def row(kernel: Array, ix: tuple[Array, Array]) -> tuple[Array, None]:
-        i, x = ix
-        of_row = gradients(x, shards)
+    def visit(kernel: Array, row: Gradients, column: Gradients, i: Array, j: Array) -> Array:
+        return write(kernel, product(row, column), i, j)
 
-        def column(kernel: Array, jx: tuple[Array, Array]) -> tuple[Array, None]:
-            j, x = jx
-            return _write(kernel, product(of_row, gradients(x, 1)), i, j, middle), None
-
-        return jax.lax.scan(column, kernel, (jnp.arange(len(tiles2)), tiles2))
-
-    start = _empty(block, middle, len(tiles1), len(tiles2))
-    kernel, _ = jax.lax.scan(row, start, (jnp.arange(len(tiles1)), tiles1))
-    return tilings[1].join(tilings[0].join(kernel), axis=middle)
-
-
-def _axes_of_rows(block: jax.ShapeDtypeStruct) -> int:
-    """2 where the outputs of rows and columns have axes of their own, as in (n1, k, n2, k)."""
-    return 2 if block.ndim == 4 else 1
-
-
-def _empty(block: jax.ShapeDtypeStruct, middle: int, rows: int, columns: int) -> Array:
-    """Zeros in the place of all tiles: axes of a block with the tiles' before each example axis."""
-    shape = (rows, *block.shape[:middle], columns, *block.shape[middle:])
-    return jnp.zeros(shape, block.dtype)
-
-
-def _write(kernel: Array, block: Array, i: Array, j: Array, middle: int) -> Array:
-    start = [i, *[0] * middle, j, *[0] * (kernel.ndim - middle - 2)]
-    placed = jnp.expand_dims(block, (0, middle + 1))
-    return jax.lax.dynamic_update_slice(kernel, placed, start)
+    start = blocks.empty(block)
+    kernel = over_pairs(visit, start, xs, tilings, of_rows=of_rows, of_columns=of_columns)
+    return blocks.joined(kernel)
 
 
 def _check_kernel_fits(

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 
 from corrections.flat_model import FlatModel
 from corrections.krylov import CYCLE, extreme_eigenpairs
+from corrections.linear_operator import flat_operator
 from corrections.loss_function import target_array
 from corrections.operator import NTKOperator
 from corrections.parameters import (
@@ -214,17 +215,10 @@ def kappa(
 def _jacobian_norm(
     operator: NTKOperator, matvecs: int, rtol: float, key: PRNGKeyArray
 ) -> NormEstimate:
-    shape, dtype = operator.in_structure.shape, operator.in_structure.dtype
-    size = shape[0] * shape[1]
+    product, size, dtype, _ = flat_operator(operator)
     start = jr.normal(key, (1, size), dtype)
     # An error of 2 r |J| in |J|^2 is one of r in |J|.
-    found = extreme_eigenpairs(
-        lambda vector: operator.mv(vector.reshape(shape)).reshape(size),
-        start,
-        which="largest",
-        matvecs=matvecs,
-        rtol=rtol,
-    )
+    found = extreme_eigenpairs(product, start, which="largest", matvecs=matvecs, rtol=rtol)
     value = jnp.sqrt(jnp.maximum(found.values[0], 0))
     residual = found.residuals[0] / jnp.where(value > 0, value, 1)
     return NormEstimate(value, residual, found.converged[0])

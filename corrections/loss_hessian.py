@@ -8,8 +8,6 @@ rates M for each parameter it is that of M^{1/2} H_L M^{1/2} (Cohen et al. 2021,
 on neural networks typically occurs at the edge of stability").
 """
 
-import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import equinox as eqx
@@ -20,6 +18,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from corrections.flat_model import FlatModel
+from corrections.linear_operator import LinearOperator
 from corrections.loss_function import check_targets, LossFunction
 from corrections.parameters import (
     Apply,
@@ -33,20 +32,18 @@ from corrections.parameters import (
 )
 from corrections.smoothness import warn_at_kinks
 from zoo import checks, parameters
-from zoo.memory import check_fits
 from zoo.precision import full_precision
-from zoo.tiles import in_tiles
 
 Part = Literal["full", "gauss_newton", "residual"]
 PARTS: tuple[Part, ...] = ("full", "gauss_newton", "residual")
 
 
-class LossHessian(eqx.Module):
+class LossHessian(LinearOperator):
     """M^{1/2} H_L M^{1/2} as a linear operator on trees like the parameters; H_L the Hessian of
     L = 1/D sum l(f(x), y), or one of its parts.
 
     In units of the loss over parameters squared. A product costs about two gradients of a training
-    step. `extreme_eigenvalues` and `spectral_density` take it.
+    step. `extreme_eigenvalues` and `spectral_density` take it. It is an operator of lineax.
     """
 
     model: PyTree
@@ -99,6 +96,19 @@ class LossHessian(eqx.Module):
         self.metric, self.batch_size = metric, batch_size
 
     @property
+    def symmetric(self) -> bool:
+        """It is."""
+        return True
+
+    @property
+    def columns_at_once(self) -> int:
+        """As many as take little memory beside the network's own."""
+        return max(1, 2**22 // self.in_size())
+
+    def transpose(self) -> "LossHessian":
+        """The operator itself."""
+        return self
+
     def in_structure(self) -> PyTree:
         """Shapes and dtypes of what the operator takes and gives: those of the parameters."""
         return jax.eval_shape(lambda: split(self.model)[0])
@@ -110,29 +120,17 @@ class LossHessian(eqx.Module):
         **Raises:** `ValueError` for a tree of another structure or other shapes.
         """
         vector = parameters(vector)
-        check_tree_like("vector", vector, self.in_structure)
+        check_tree_like("vector", vector, self.in_structure())
         found = _product(self, vector)
         checks.computed("`model`, `x`, `loss`, `metric` or `vector`", found)
         return found
 
-    def as_matrix(self) -> Float[Array, "parameters parameters"]:
-        """The operator as a dense matrix, in the order of `jax.flatten_util.ravel_pytree`.
+    def out_structure(self) -> PyTree:
+        """As `in_structure`."""
+        return self.in_structure()
 
-        **Raises:** `MemoryError` where it does not fit.
-        """
-        leaves = jax.tree.leaves(self.in_structure)
-        size = sum(math.prod(leaf.shape) for leaf in leaves)
-        check_fits("the Hessian", (size, size), jnp.result_type(*(leaf.dtype for leaf in leaves)))
-        return _matrix(self)
-
-    def as_lineax(self) -> lx.FunctionLinearOperator:
-        """The operator for lineax, tagged symmetric."""
-        return lx.FunctionLinearOperator(self.mv, self.in_structure, lx.symmetric_tag)
-
-    def flat_product(self) -> tuple[Callable[[Array], Array], Float[Array, " parameters"]]:
-        """The operator on vectors of all parameters, the network linearized once for all products,
-        and a vector to tell their size and dtype. To be called inside the trace that uses it.
-        """
+    def prepared(self) -> lx.FunctionLinearOperator:
+        """The same operator, the network linearized once for all products."""
         flat = FlatModel(self.model, self.metric)
         n, loss = len(self.x), self.loss
 
@@ -155,19 +153,15 @@ class LossHessian(eqx.Module):
 
         parts = {"full": full, "gauss_newton": gauss_newton, "residual": residual}
         data = (self.x, self.y)
-        return flat.hessian_product(parts[self.part], data, self.batch_size), flat.vector
+        product = flat.hessian_product(parts[self.part], data, self.batch_size)
+
+        def mv(vector: Params) -> Params:
+            flat_vector, unravel = ravel_pytree(vector)
+            return unravel(product(flat_vector))
+
+        return lx.FunctionLinearOperator(mv, self.in_structure(), lx.symmetric_tag)
 
 
 @eqx.filter_jit
 def _product(operator: LossHessian, vector: Params) -> Params:
-    product, _ = operator.flat_product()
-    flat, unravel = ravel_pytree(vector)
-    return unravel(product(flat))
-
-
-@full_precision
-@eqx.filter_jit
-def _matrix(operator: LossHessian) -> Array:
-    product, vector = operator.flat_product()
-    columns = jnp.eye(vector.size, dtype=vector.dtype)
-    return in_tiles(product, columns, max(1, 2**22 // vector.size))
+    return operator.prepared().mv(vector)

@@ -8,17 +8,14 @@ The pass through the network itself is made once, with the operator, not with ea
 """
 
 import abc
-import math
 from collections.abc import Sequence
-from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
-import lineax as lx
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from corrections.batched import pulled_in_tiles, pushed_in_tiles
+from corrections.linear_operator import LinearOperator
 from corrections.linearization import linearization, LinearizedKernel
 from corrections.parameters import (
     check_metric,
@@ -32,14 +29,13 @@ from corrections.parameters import (
 )
 from corrections.taylor import taylor_coefficients
 from zoo import checks
-from zoo.memory import check_fits
 from zoo.precision import full_precision
-from zoo.tiles import in_tiles
 
 
-class KernelOperator(eqx.Module):
+class KernelOperator(LinearOperator):
     """A linear operator from one vector of k outputs for each example of one set, (n2, k), to the
-    same on another set, (n1, k): `NTKOperator`, or a coefficient of it along a path.
+    same on another set, (n1, k): `NTKOperator`, or a coefficient of it along a path. It is an
+    operator of lineax: sums, multiples and `lineax.linear_solve` work on it.
     """
 
     kernel: eqx.AbstractVar["NTKOperator"]
@@ -61,15 +57,23 @@ class KernelOperator(eqx.Module):
         return self.kernel.x2_given is None
 
     @property
+    def positive(self) -> bool:
+        """Whether it is the kernel itself, of a set with itself."""
+        return self.symmetric and self.order == 0
+
+    @property
+    def columns_at_once(self) -> int:
+        """Those of one example."""
+        return self.in_structure().shape[1]
+
     def in_structure(self) -> jax.ShapeDtypeStruct:
         """Shape (n2, k) and dtype of what the operator takes."""
         outputs = self.kernel.outputs
         return jax.ShapeDtypeStruct((len(self.kernel.x2), *outputs.shape), outputs.dtype)
 
-    @property
     def out_structure(self) -> jax.ShapeDtypeStruct:
         """Shape (n1, k) and dtype of what it gives."""
-        taken = self.in_structure
+        taken = self.in_structure()
         return jax.ShapeDtypeStruct((len(self.kernel.x1), *taken.shape[1:]), taken.dtype)
 
     @full_precision
@@ -78,38 +82,10 @@ class KernelOperator(eqx.Module):
 
         **Raises:** `ValueError` / `TypeError` for a vector of another shape or of no floating type.
         """
-        expected = self.in_structure
+        expected = self.in_structure()
         vector = checks.real_array("vector", vector, expected=f"an array {expected.shape}")
         checks.shape("vector", vector, expected.shape, "a vector of outputs for each example")
         return _compiled(self, vector.astype(expected.dtype))
-
-    @property
-    def T(self) -> "KernelOperator":
-        """`transpose()`."""
-        return self.transpose()
-
-    def as_matrix(self) -> Float[Array, "rows columns"]:
-        """The operator as a dense matrix, rows and columns over (example, output).
-
-        **Raises:** `MemoryError` where it does not fit. For the kernel itself `ntk` is faster.
-        """
-        taken, given = self.in_structure, self.out_structure
-        size, rows = math.prod(taken.shape), math.prod(given.shape)
-        check_fits("the matrix of the operator", (rows, size), taken.dtype)
-
-        def column(unit: Array) -> Array:
-            return self.mv(unit.reshape(taken.shape)).reshape(rows)
-
-        return in_tiles(column, jnp.eye(size, dtype=taken.dtype), taken.shape[1]).T
-
-    def as_lineax(self) -> lx.FunctionLinearOperator:
-        """The operator for `lineax.linear_solve`, tagged symmetric where both sets are the same and
-        positive semidefinite where it is also the kernel itself.
-        """
-        tags: Any = frozenset()
-        if self.symmetric:
-            tags = lx.positive_semidefinite_tag if self.order == 0 else lx.symmetric_tag
-        return lx.FunctionLinearOperator(self.mv, self.in_structure, tags)
 
 
 class NTKOperator(KernelOperator):

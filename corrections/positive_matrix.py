@@ -82,9 +82,7 @@ def positive_matrix(
         basis = eigenbasis(fixed)
         return basis.values, basis.vectors
 
-    values, vectors = jax.lax.cond(
-        factorised, nothing, decomposed, jax.lax.stop_gradient(matrix)
-    )
+    values, vectors = jax.lax.cond(factorised, nothing, decomposed, jax.lax.stop_gradient(matrix))
     return PositiveMatrix(matrix, factor, Eigenbasis(matrix, values, vectors), factorised)
 
 

@@ -89,6 +89,14 @@ class Layout(NamedTuple):
             return jnp.einsum("abk,bk->ak", kernel, g)
         return jnp.tensordot(kernel, g, axes=2)
 
+    def operator(self, kernel: Array, tags: Any = frozenset()) -> lx.AbstractLinearOperator:
+        """A kernel as an operator: on (n,) where it is the same for each output, else on (n, k)."""
+        if self.axes == 2:
+            return lx.MatrixLinearOperator(kernel, tags)
+        n, k = (kernel.shape[1], kernel.shape[2]) if self.axes == 3 else kernel.shape[2:]
+        structure = jax.ShapeDtypeStruct((n, k), kernel.dtype)
+        return lx.FunctionLinearOperator(lambda g: self.times(kernel, g), structure, tags)
+
 
 def check_kernel(
     name: str, kernel: Any, *, layouts: tuple[int, ...] = (2, 3, 4)
@@ -130,21 +138,38 @@ def check_symmetric(name: str, kernel: Array) -> None:
     _FOUND_SYMMETRIC[id(kernel)] = kernel
 
 
-def check_linear_operator(name: str, operator: lx.AbstractLinearOperator) -> None:
-    """**Raises:** `TypeError` where an operator of lineax acts on other than real floating-point
-    numbers; `ValueError` where it is a matrix that is tagged as symmetric and is not, or one that
-    is not finite.
+def check_linear_operator(name: str, operator: Any) -> None:
+    """**Raises:** `TypeError` for what is no operator of lineax, or one that acts on other than
+    real floating-point numbers of full precision; `ValueError` where it is a matrix that is tagged
+    as symmetric and is not, or one that is not finite.
     """
+    if not isinstance(operator, lx.AbstractLinearOperator):
+        raise TypeError(
+            f"`{name}` is of type {type(operator).__name__}, expected an operator of lineax, as "
+            "`corrections.NTKOperator`, `corrections.LossHessian` and `solvers.KernelBlocks` are."
+        )
     for leaf in jax.tree.leaves(operator.in_structure()):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
                 f"`{name}` acts on numbers of dtype {leaf.dtype}, expected real floating-point "
                 "numbers."
             )
+        checks.full_precision(name, leaf.dtype)
     if isinstance(operator, lx.MatrixLinearOperator):
         checks.finite(name, operator.matrix)
         if lx.is_symmetric(operator) or lx.is_positive_semidefinite(operator):
             check_symmetric(name, operator.matrix)
+
+
+def check_symmetric_operator(name: str, operator: Any) -> None:
+    """**Raises:** as `check_linear_operator`; `ValueError` unless it is known to be symmetric."""
+    check_linear_operator(name, operator)
+    if not (lx.is_symmetric(operator) or lx.is_positive_semidefinite(operator)):
+        raise ValueError(
+            f"`{name}` is an operator that is not known to be symmetric, expected the kernel of a "
+            "set with itself (leave `x2` out), or an operator of lineax with "
+            "`lineax.symmetric_tag` or `lineax.positive_semidefinite_tag`."
+        )
 
 
 # Arrays of JAX never change: one that was found symmetric is not looked at again.

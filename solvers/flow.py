@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from solvers.chebyshev import radius_at
-from solvers.frozen_kernel import FrozenKernel, KernelInUnits, StoredKernel
+from solvers.frozen_kernel import FrozenKernel, StoredKernel
 from solvers.integrate import integrate
 from solvers.kernel_problem import (
     check_kernel_problem,
@@ -70,8 +70,7 @@ class KernelFlow(Flow):
     def _train_kernel(self, state: Tower) -> Array:
         if len(state) > 1:
             return state[1][: self.y.shape[0]]
-        assert isinstance(self.frozen, StoredKernel)
-        return self.frozen.rows[: self.y.shape[0]]
+        return self.frozen.stored().rows[: self.y.shape[0]]
 
 
 class DampedKernelFlow(Flow):
@@ -220,9 +219,8 @@ def gradient_flow(
     parts = (f,) if friction is None else (f, jnp.zeros_like(targets))
     state = check_start(start, parts, given=f0 is not None or f0_test is not None)
     unit = None
-    if friction is None and isinstance(rows, StoredKernel):
-        unit = rows.unit()
-        rows = KernelInUnits(rows, unit)
+    if friction is None:
+        rows, unit = rows.in_units()
     flow = undamped = KernelFlow(rows, targets, loss, observes_kernel=False, weights=w)
     if friction is not None:
         flow = DampedKernelFlow(rows, targets, loss, jnp.asarray(friction, targets.dtype), w)

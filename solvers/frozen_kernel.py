@@ -11,13 +11,14 @@ from typing import Any, Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from corrections.matrix_functions import eigenbasis, MatrixFunction, Relaxation
 from corrections.positive_matrix import solve_positive
 from corrections.symmetric import Layout, resolved
-from solvers.operators import Operator, times
+from solvers.operators import Operator, product, times
 from zoo import checks
 from zoo.norms import largest_magnitude, power_of_two
 
@@ -62,14 +63,26 @@ class FrozenKernel(eqx.Module):
     """Rows of training points, then of test points."""
 
     @abc.abstractmethod
+    def as_operators(self) -> "OperatorKernel":
+        """The same kernel, read as operators."""
+
+    @abc.abstractmethod
     def times(self, g: Float[Array, "n k"]) -> Array:
         """Theta g at all points, (points, k); of a frozen O_p its last slot contracted."""
 
-    @abc.abstractmethod
     def spread(self) -> float:
         """Smallest over largest eigenvalue on the training points, of those that are told from
         zero; 1 where they are not known: for an operator, or a kernel that is traced.
         """
+        return 1.0
+
+    def in_units(self) -> tuple["FrozenKernel", Float[Array, ""] | None]:
+        """The kernel over the size of its entries, and that size; None where it is not known."""
+        return self, None
+
+    def stored(self, instead: str = "") -> "StoredKernel":
+        """**Raises:** `TypeError` for an operator; it says what to do `instead`."""
+        raise TypeError(f"`kernel` is an operator, expected an array. {instead}".strip())
 
 
 class OperatorKernel(FrozenKernel):
@@ -78,12 +91,17 @@ class OperatorKernel(FrozenKernel):
     train: Operator
     test: Operator | None
 
+    def as_operators(self) -> "OperatorKernel":
+        return self
+
+    def across(self, side: int) -> Float[Array, "size side"]:
+        """K(X, x), a column for each of the `side` numbers of a vector on test points."""
+        assert self.test is not None
+        return product(self.test.T, jnp.eye(side, dtype=self.test.in_structure().dtype))
+
     def times(self, g: Float[Array, "n k"]) -> Float[Array, "points k"]:
         moved = times(self.train, g)
         return moved if self.test is None else jnp.concatenate([moved, times(self.test, g)])
-
-    def spread(self) -> float:
-        return 1.0
 
 
 class KernelInUnits(FrozenKernel):
@@ -91,6 +109,10 @@ class KernelInUnits(FrozenKernel):
 
     kernel: FrozenKernel
     unit: Float[Array, ""]
+
+    def as_operators(self) -> OperatorKernel:
+        train, test = (of := self.kernel.as_operators()).train, of.test
+        return OperatorKernel(train / self.unit, None if test is None else test / self.unit)
 
     def times(self, g: Float[Array, "n k"]) -> Array:
         return self.kernel.times(g) / self.unit
@@ -122,9 +144,18 @@ class StoredKernel(FrozenKernel):
         blocks = self.layout.blocks(self.rows)
         return blocks[:, : blocks.shape[2]]
 
-    def unit(self) -> Float[Array, ""]:
-        """The power of two next above its largest entry on the training points."""
-        return _unit(self.rows[: self.rows.shape[1 if self.layout.axes < 4 else 2]])
+    def stored(self, instead: str = "") -> "StoredKernel":
+        del instead
+        return self
+
+    def in_units(self) -> tuple[KernelInUnits, Float[Array, ""]]:
+        """Over the power of two next above its largest entry on the training points."""
+        unit = _unit(self.rows[: self.rows.shape[1 if self.layout.axes < 4 else 2]])
+        return KernelInUnits(self, unit), unit
+
+    def as_operators(self) -> OperatorKernel:
+        train = self.layout.operator(self.rows, lx.positive_semidefinite_tag)
+        return OperatorKernel(train, None if self.test is None else self.layout.operator(self.test))
 
     def outputs(
         self, coefficients: Float[Array, "count size c"], k: int
@@ -195,6 +226,15 @@ class StoredKernel(FrozenKernel):
         values = np.linalg.eigvalsh(np.asarray(self.blocks()))
         seen = values[np.asarray(resolved(jnp.asarray(values)))]
         return float(seen.min() / seen.max()) if seen.size else 1.0
+
+
+def frozen_kernel(kernel: Any, test: Any) -> FrozenKernel:
+    """The kernel of the training points, an array or an operator, and what of test points is like
+    it (None: there are none); checked before.
+    """
+    if isinstance(kernel, Operator):
+        return OperatorKernel(kernel, test)
+    return StoredKernel(kernel, test)
 
 
 @jax.jit

@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lineax as lx
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
@@ -26,6 +25,7 @@ from corrections.positive_matrix import (
     PositiveMatrix,
 )
 from corrections.symmetric import check_kernel, check_symmetric, NEGATIVE, warn_where_dropped
+from solvers.frozen_kernel import frozen_kernel, FrozenKernel
 from solvers.gaussian import Gaussian, PredictionError, raise_unless_successful
 from solvers.iterative import solve, Units
 from solvers.krylov_outcome import advice, check_krylov_options, outcome, tolerance
@@ -34,7 +34,6 @@ from solvers.operators import (
     check_kernel_operator,
     check_test_operator,
     Operator,
-    OPERATORS,
     outputs_or_zero,
     product,
     Space,
@@ -150,14 +149,16 @@ def posterior(
     max_iterations, preconditioner_rank = check_krylov_options(
         rtol, max_iterations, preconditioner_rank
     )
-    is_operator = isinstance(kernel, OPERATORS)
-    if is_operator and method == "exact":
-        raise ValueError(
-            '`method` is "exact" and `kernel` an operator, expected a stored kernel or "iterative".'
-        )
+    if isinstance(kernel, Operator):
+        if method == "exact":
+            raise ValueError(
+                '`method` is "exact" and `kernel` an operator, expected a stored kernel or '
+                '"iterative".'
+            )
+        method = "iterative"
     problem = _check_problem(kernel, y, kernel_test, kernel_test_test, f0, f0_test)
     variance = variance.astype(problem.y.dtype)
-    if is_operator or method == "iterative":
+    if method == "iterative":
         rtol = tolerance(rtol, problem.y.dtype)
         small = jnp.asarray(rtol, problem.y.dtype)
         found = _iterative(problem, variance, small, max_iterations, preconditioner_rank)
@@ -174,11 +175,10 @@ def posterior(
 
 
 class _Problem(NamedTuple):
-    """Everything as columns, of `space`; kernels as matrices (size, size), or operators."""
+    """What fits each other; `kernel_test_test` as a matrix."""
 
     space: Space
-    kernel: Any
-    kernel_test: Any
+    kernel: FrozenKernel
     kernel_test_test: Array | None
     y: Float[Array, "n k"]
     f0: Float[Array, "n k"]
@@ -188,13 +188,13 @@ class _Problem(NamedTuple):
 def _check_problem(
     kernel: Any, y: Any, kernel_test: Any, kernel_test_test: Any, f0: Any, f0_test: Any
 ) -> _Problem:
-    if isinstance(kernel, OPERATORS):
+    is_operator = isinstance(kernel, Operator)
+    if is_operator:
         space = check_kernel_operator("kernel", kernel)
     else:
         kernel, layout = check_kernel("kernel", kernel, layouts=(2, 4))
         outputs = kernel.shape[1] if layout.axes == 4 else None
         space = Space(kernel.shape[0], outputs, kernel.dtype)
-        kernel = layout.blocks(kernel)[0]
     k = space.outputs or (np.shape(y)[-1] if np.ndim(y) == 2 else 1)
     because = f"a row for each point of `kernel`, which has {space.points}"
     target = check_targets(MeanSquaredError(), y, (space.points, k), because=because)
@@ -205,7 +205,8 @@ def _check_problem(
             if value is not None:
                 raise ValueError(f"`{name}` was given without `kernel_test`, expected both.")
     else:
-        kernel_test, m = _check_rows(kernel_test, space, isinstance(kernel, OPERATORS))
+        check_rows = _check_operator_rows if is_operator else _check_rows
+        kernel_test, m = check_rows(kernel_test, space)
         start_test = outputs_or_zero("f0_test", f0_test, (m, k), space.dtype, what="the prior mean")
         if kernel_test_test is not None:
             corner = checks.real_array(
@@ -221,8 +222,7 @@ def _check_problem(
             check_symmetric("kernel_test_test", kernel_test_test)
     return _Problem(
         space,
-        kernel,
-        kernel_test,
+        frozen_kernel(kernel, kernel_test),
         kernel_test_test,
         target.astype(space.dtype),
         start,
@@ -230,24 +230,28 @@ def _check_problem(
     )
 
 
-def _check_rows(kernel_test: Any, space: Space, with_operator: bool) -> tuple[Any, int]:
-    """K(x, X) as a matrix, or an operator, and the number of test points."""
-    if isinstance(kernel_test, OPERATORS):
-        if not with_operator:
-            raise TypeError("`kernel_test` is an operator, expected an array, as `kernel` is one.")
-        return kernel_test, check_test_operator("kernel_test", kernel_test, space)
+def _check_operator_rows(kernel_test: Any, space: Space) -> tuple[Operator, int]:
+    """The operator of K(x, X), and the number of test points."""
+    return kernel_test, check_test_operator("kernel_test", kernel_test, space)
+
+
+def _check_rows(kernel_test: Any, space: Space) -> tuple[Array, int]:
+    """K(x, X), and the number of test points."""
+    if isinstance(kernel_test, Operator):
+        raise TypeError("`kernel_test` is an operator, expected an array, as `kernel` is one.")
     rows = checks.real_array(
         "kernel_test", kernel_test, expected="the kernel's test rows", half="refused"
     )
     k, n = space.outputs, space.points
     checks.shape("kernel_test", rows, ("m", n) if k is None else ("m", k, n, k), "as `kernel`")
     checks.finite("kernel_test", rows)
-    return rows.astype(space.dtype).reshape(-1, space.size), len(rows)
+    return rows.astype(space.dtype), len(rows)
 
 
 @eqx.filter_jit
 def _exact(problem: _Problem, noise: Array) -> Posterior:
-    space, kernel = problem.space, problem.kernel
+    space, stored = problem.space, problem.kernel.stored()
+    (kernel,) = stored.blocks()
     system = positive_matrix(kernel, noise)
     residual = space.columns(problem.y - problem.f0)
     weights = system.solve(residual)
@@ -260,8 +264,8 @@ def _exact(problem: _Problem, noise: Array) -> Posterior:
         _unflattened(_left_of_noise(kernel, noise, system), space),
     )
     test = None
-    if problem.f0_test is not None:
-        rows, prior = problem.kernel_test, problem.kernel_test_test
+    if problem.f0_test is not None and stored.test is not None:
+        (rows,), prior = stored.layout.blocks(stored.test), problem.kernel_test_test
         covariance = None
         if prior is not None:
             left = prior - rows @ system.solve(rows.T)
@@ -298,15 +302,14 @@ def _left_of_noise(
 def _iterative(
     problem: _Problem, noise: Array, rtol: Array, max_iterations: int, preconditioner_rank: int
 ) -> Posterior:
-    space = problem.space
-    kernel = _as_operator(problem.kernel, space)
+    space, kernel = problem.space, problem.kernel.as_operators()
     right = space.columns(problem.y - problem.f0)
     across, prior = None, problem.kernel_test_test
     if prior is not None:
-        across = _transposed_columns(problem.kernel_test, len(prior), space)
+        across = kernel.across(len(prior))
         right = jnp.concatenate([right, across], axis=1)
     found = solve(
-        kernel,
+        kernel.train,
         right,
         damping=noise,
         rtol=rtol,
@@ -320,10 +323,8 @@ def _iterative(
     weights, reach = jnp.split(found.scaled, [split], axis=1)
     train = Gaussian(problem.f0 + space.rows(found.image[:, :split]), None)
     test, positive = None, found.positive
-    if problem.f0_test is not None:
-        rows = problem.kernel_test
-        weights = own.of_unit_columns(weights)
-        moved = product(rows, weights) if isinstance(rows, OPERATORS) else rows @ weights
+    if problem.f0_test is not None and kernel.test is not None:
+        moved = product(kernel.test, own.of_unit_columns(weights))
         covariance = None
         if across is not None and prior is not None:
             reach = other.coefficients(reach)
@@ -374,29 +375,6 @@ def _finish_iterative(found: Posterior, options: dict[str, Any], *, throw: bool)
 
     best = jnp.asarray(found.successful | (found.result == RESULTS.rounding))
     return raise_where_failed(_where(best, found), error, throw=throw)
-
-
-def _as_operator(kernel: Any, space: Space) -> Operator:
-    """A stored kernel as an operator on the vectors of its space."""
-    if isinstance(kernel, OPERATORS):
-        return kernel
-    if space.outputs is None:
-        return lx.MatrixLinearOperator(kernel, lx.positive_semidefinite_tag)
-    structure = jax.ShapeDtypeStruct((space.points, space.outputs), space.dtype)
-
-    def mv(vector: Array) -> Array:
-        return (kernel @ vector.reshape(-1)).reshape(vector.shape)
-
-    return lx.FunctionLinearOperator(mv, structure, lx.positive_semidefinite_tag)
-
-
-def _transposed_columns(kernel_test: Any, side: int, space: Space) -> Float[Array, "size side"]:
-    """K(X, x), a column for each test output."""
-    if not isinstance(kernel_test, OPERATORS):
-        return kernel_test.T
-    is_lineax = isinstance(kernel_test, lx.AbstractLinearOperator)
-    transposed = kernel_test.T if is_lineax else kernel_test.transpose()
-    return product(transposed, jnp.eye(side, dtype=space.dtype))
 
 
 def _unflattened(matrix: Float[Array, "size size"], space: Space) -> Array:

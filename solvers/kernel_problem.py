@@ -8,13 +8,12 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from corrections.symmetric import check_symmetric
-from solvers.frozen_kernel import FrozenKernel, OperatorKernel, StoredKernel
+from solvers.frozen_kernel import frozen_kernel, FrozenKernel
 from solvers.losses import check_targets, LossFunction, one_hot_labels
 from solvers.operators import (
     check_kernel_operator,
     check_test_operator,
     Operator,
-    OPERATORS,
     outputs_or_zero,
 )
 from zoo import checks
@@ -66,7 +65,7 @@ def check_kernel_problem(
 
     **Raises:** `ValueError` / `TypeError` that names the argument which does not fit.
     """
-    if isinstance(kernel, OPERATORS):
+    if isinstance(kernel, Operator):
         return _check_operators(kernel, y, loss, f0, kernel_test, f0_test)
     layouts = "(n, n), (n, n, k) or (n, k, n, k)"
     kernel = checks.real_array("kernel", kernel, expected=layouts, half="refused")
@@ -98,7 +97,7 @@ def check_kernel_problem(
             "`f0_test` was given without `kernel_test`, expected both: the kernel's rows say how "
             "the test outputs move."
         )
-    return KernelProblem(StoredKernel(kernel, test), f, target.astype(kernel.dtype))
+    return KernelProblem(frozen_kernel(kernel, test), f, target.astype(kernel.dtype))
 
 
 def check_start(start: Any, parts: tuple[PyTree, ...], *, given: bool) -> tuple[PyTree, ...]:
@@ -142,4 +141,4 @@ def _check_operators(
         f = jnp.concatenate([f, outputs_or_zero("f0_test", f0_test, (m, k), space.dtype)])
     elif f0_test is not None:
         raise ValueError("`f0_test` was given without `kernel_test`, expected both.")
-    return KernelProblem(OperatorKernel(kernel, kernel_test), f, target.astype(space.dtype))
+    return KernelProblem(frozen_kernel(kernel, kernel_test), f, target.astype(space.dtype))

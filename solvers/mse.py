@@ -29,7 +29,7 @@ from corrections.parameters import (
     split,
 )
 from corrections.symmetric import warn_where_dropped
-from solvers.frozen_kernel import check_ridge, Ridge, RidgeScale, Solution, StoredKernel
+from solvers.frozen_kernel import check_ridge, Ridge, RidgeScale, Solution
 from solvers.kernel_problem import check_kernel_problem, KernelProblem
 from solvers.losses import MeanSquaredError
 from solvers.result import (
@@ -96,7 +96,7 @@ def mse_flow(
     problem = check_kernel_problem(
         kernel, y, loss=MeanSquaredError(), f0=f0, kernel_test=kernel_test, f0_test=f0_test
     )
-    _stored(problem)
+    problem.kernel.stored(_NEEDS_EIGENVECTORS)
     ridge = check_ridge(diag_reg, diag_reg_scale)
     ts = as_times(ts, problem.y.dtype)
     shown = _flow(problem, ts, ridge, ends_at_infinity(ts))
@@ -145,7 +145,7 @@ def mse_descent(
     problem = check_kernel_problem(
         kernel, y, loss=MeanSquaredError(), f0=f0, kernel_test=kernel_test, f0_test=f0_test
     )
-    _stored(problem)
+    problem.kernel.stored(_NEEDS_EIGENVECTORS)
     ridge = check_ridge(diag_reg, diag_reg_scale)
     ts = as_times(counts.shown, problem.y.dtype)
     shown = _descent(problem, counts, rate, m, ridge)
@@ -235,20 +235,15 @@ class Steps(MatrixFunction):
         return jnp.maximum(values, 1 / self.reach())
 
 
-def _stored(problem: KernelProblem) -> StoredKernel:
-    """**Raises:** `TypeError` for a kernel that is an operator."""
-    if not isinstance(problem.kernel, StoredKernel):
-        raise TypeError(
-            "`kernel` is an operator, expected an array: its eigenvectors are needed. Use "
-            "`mse_flow_operator`, or `gradient_descent` for steps."
-        )
-    return problem.kernel
+_NEEDS_EIGENVECTORS = (
+    "Its eigenvectors are needed: use `mse_flow_operator`, or `gradient_descent` for steps."
+)
 
 
 @eqx.filter_jit
 def _flow(problem: KernelProblem, ts: Array, ridge: Ridge, to_the_limit: bool) -> dict[str, Any]:
     n = len(problem.y)
-    kernel, missing = _stored(problem), problem.y - problem.f0[:n]
+    kernel, missing = problem.kernel.stored(), problem.y - problem.f0[:n]
     return _shown(problem, kernel.flowed(ts, ridge, missing, to_the_limit))
 
 
@@ -268,14 +263,14 @@ def _descent(
     def after(bits: Array) -> Steps:
         return Steps(bits, rate, momentum.astype(dtype))
 
-    found = _stored(problem).relaxed(after, counts.bits, ridge, missing)
+    found = problem.kernel.stored().relaxed(after, counts.bits, ridge, missing)
     return _shown(problem, found)
 
 
 def _shown(problem: KernelProblem, found: Solution) -> dict[str, Any]:
     """A `Trajectory` without its times, which may be infinite."""
     n, k = problem.y.shape
-    kernel = _stored(problem)
+    kernel = problem.kernel.stored()
     coefficients, positive, dropped = found
     outputs = problem.f0[None] + jax.lax.map(lambda a: kernel.outputs(a, k), coefficients)
     finite = jnp.all(jnp.isfinite(outputs), axis=(1, 2))

@@ -1,7 +1,7 @@
 r"""Kernels as operators that solvers take: what they act on, and products with many vectors.
 
-An operator on (n,) or `KernelBlocks` stands for K (x) I_k, the same kernel for each output; one on
-(n, k) couples the outputs.
+An operator on (n,) stands for K (x) I_k, the same kernel for each output, as `KernelBlocks` does;
+one on (n, k) couples the outputs.
 """
 
 from typing import Any, NamedTuple
@@ -11,13 +11,11 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float
 
-from corrections import KernelOperator
-from corrections.symmetric import check_linear_operator
-from solvers.blocks import KernelBlocks
+from corrections.linear_operator import vectors_like
+from corrections.symmetric import check_linear_operator, check_symmetric_operator
 from zoo import checks
 
-Operator = KernelBlocks | KernelOperator | lx.AbstractLinearOperator
-OPERATORS = (KernelBlocks, KernelOperator, lx.AbstractLinearOperator)
+Operator = lx.AbstractLinearOperator
 
 
 class Space(NamedTuple):
@@ -50,19 +48,11 @@ class Space(NamedTuple):
 def space_of(name: str, operator: Operator, *, given: bool = False) -> Space:
     """The space that an operator takes its vectors from, or gives them in.
 
-    **Raises:** `ValueError` unless they are (n,) or (n, k); `TypeError` for half precision.
+    **Raises:** `ValueError` unless they are (n,) or (n, k).
     """
-    if isinstance(operator, KernelBlocks):
-        found = operator.out_structure if given else operator.in_structure
-        return Space(found.shape[0], None, found.dtype)  # whose values were checked
-    if isinstance(operator, KernelOperator):
-        found = operator.out_structure if given else operator.in_structure
-    else:
-        found = operator.out_structure() if given else operator.in_structure()
-    shape: Any = getattr(found, "shape", ())
-    if len(shape) not in (1, 2):
-        raise ValueError(f"`{name}` acts on {found}, expected vectors (n,) or (n, k).")
-    checks.full_precision(name, found.dtype)
+    structure = operator.out_structure() if given else operator.in_structure()
+    found = vectors_like(name, structure)
+    shape = found.shape
     return Space(shape[0], shape[1] if len(shape) == 2 else None, found.dtype)
 
 
@@ -71,22 +61,7 @@ def check_kernel_operator(name: str, operator: Any) -> Space:
 
     **Raises:** `TypeError` / `ValueError` for what is no operator, or not known to be symmetric.
     """
-    if not isinstance(operator, OPERATORS):
-        raise TypeError(
-            f"`{name}` is of type {type(operator).__name__}, expected an operator: `KernelBlocks`, "
-            "`corrections.NTKOperator` or one of lineax."
-        )
-    if isinstance(operator, lx.AbstractLinearOperator):
-        check_linear_operator(name, operator)
-        symmetric = lx.is_symmetric(operator) or lx.is_positive_semidefinite(operator)
-    else:
-        symmetric = operator.symmetric
-    if not symmetric:
-        raise ValueError(
-            f"`{name}` is not known to be symmetric, expected the kernel of the training points "
-            "with themselves: leave `x2` out, or give the lineax operator "
-            "`lineax.symmetric_tag` or `lineax.positive_semidefinite_tag`."
-        )
+    check_symmetric_operator(name, operator)
     return space_of(name, operator)
 
 
@@ -95,12 +70,7 @@ def check_test_operator(name: str, operator: Any, space: Space) -> int:
 
     **Raises:** `TypeError` / `ValueError` unless it is an operator on that space.
     """
-    if not isinstance(operator, OPERATORS):
-        raise TypeError(
-            f"`{name}` is of type {type(operator).__name__}, expected an operator, as `kernel` is."
-        )
-    if isinstance(operator, lx.AbstractLinearOperator):
-        check_linear_operator(name, operator)
+    check_linear_operator(name, operator)
     taken, given = space_of(name, operator), space_of(name, operator, given=True)
     if taken != space or given.outputs != space.outputs:
         raise ValueError(
@@ -112,8 +82,6 @@ def check_test_operator(name: str, operator: Any, space: Space) -> int:
 
 def product(operator: Operator, columns: Float[Array, "size c"]) -> Float[Array, "rows c"]:
     """The operator applied to columns: one evaluation of the kernel where it couples no outputs."""
-    if isinstance(operator, KernelBlocks):
-        return operator.mv(columns)
     space = space_of("operator", operator)
     if space.outputs is None:
         return jax.vmap(operator.mv, in_axes=1, out_axes=1)(columns)
@@ -126,9 +94,7 @@ def product(operator: Operator, columns: Float[Array, "size c"]) -> Float[Array,
 
 def times(operator: Operator, g: Float[Array, "n k"]) -> Float[Array, "points k"]:
     """The operator applied to vectors of outputs."""
-    if isinstance(operator, KernelBlocks) or space_of("operator", operator).outputs:
-        return operator.mv(g)
-    return product(operator, g)
+    return operator.mv(g) if space_of("operator", operator).outputs else product(operator, g)
 
 
 def outputs_or_zero(

@@ -11,11 +11,13 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from corrections import extreme_eigenvalues, KernelOperator
+from corrections import extreme_eigenvalues
 from corrections.symmetric import check_kernel, positive
+from solvers.operators import space_of
 from zoo import checks
 from zoo.checks import Number
 from zoo.precision import full_precision
@@ -32,7 +34,7 @@ SMALLER_STEPS = (
 
 @full_precision
 def max_learning_rate(
-    kernel: Float[ArrayLike, "n *points"] | KernelOperator,
+    kernel: Float[ArrayLike, "n *points"] | lx.AbstractLinearOperator,
     *,
     n: int | None = None,
     momentum: Number = 0.0,
@@ -46,7 +48,7 @@ def max_learning_rate(
 
     **Arguments:**
 
-    - `kernel`: (n, n), (n, n, k), (n, k, n, k), or an `NTKOperator` of a set with itself.
+    - `kernel`: (n, n), (n, n, k), (n, k, n, k), or a symmetric operator.
     - `n`: the number of examples D in the loss (default: the kernel's).
     - `momentum`: m in [0, 1).
     - `nesterov`: whether the momentum is Nesterov's.
@@ -59,7 +61,7 @@ def max_learning_rate(
     m = checks.nonnegative_scalar("momentum", momentum, below=1.0)
     if n is not None:
         n = checks.integer("n", n)
-    if isinstance(kernel, KernelOperator):
+    if isinstance(kernel, lx.AbstractLinearOperator):
         found = extreme_eigenvalues(kernel)
         converged = checks.concrete(found.converged)
         if converged is not None and not converged.all():
@@ -67,7 +69,7 @@ def max_learning_rate(
                 "The largest eigenvalue of `kernel` did not converge: take "
                 "`corrections.extreme_eigenvalues(kernel, matvecs=...)` with more products."
             )
-        largest, count = found.values[0], kernel.in_structure.shape[0]
+        largest, count = found.values[0], space_of("kernel", kernel).points
     else:
         largest, count = _largest_eigenvalue(kernel)
     m = m.astype(largest.dtype)

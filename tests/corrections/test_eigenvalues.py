@@ -84,7 +84,7 @@ def test_bad_arguments_are_named(unchecked):
         match="`kernel` is not symmetric: entries differ from",
     ):
         spectrum(jnp.array([[1.0, 1.0], [0.0, 1.0]]))
-    with pytest.raises(ValueError, match="`kernel` is an operator between two sets"):
+    with pytest.raises(ValueError, match="`kernel` is an operator that is not known"):
         spectrum(NTKOperator(model, X, inputs(3)))
     with pytest.raises(ValueError, match="`count` is 10 and `matvecs` 5, expected at least as"):
         spectrum(NTKOperator(model, X), matvecs=5)

@@ -23,8 +23,8 @@ def test_is_the_kernel(batch_size):
     metric = jax.tree.map(lambda p: float(p.ndim), eqx.filter(model, eqx.is_inexact_array))
     operator = NTKOperator(model, X1, X2, metric=metric, batch_size=batch_size)
     kernel = dense(model, X1, X2, metric)
-    assert operator.in_structure.shape == (3, 2)
-    assert operator.out_structure.shape == (5, 2)
+    assert operator.in_structure().shape == (3, 2)
+    assert operator.out_structure().shape == (5, 2)
     np.testing.assert_allclose(operator.mv(g), (kernel @ g.ravel()).reshape(5, 2), rtol=1e-12)
     np.testing.assert_allclose(operator.as_matrix(), kernel, rtol=1e-12, atol=1e-14)
     np.testing.assert_allclose(operator.T.as_matrix(), kernel.T, rtol=1e-12, atol=1e-14)
@@ -52,16 +52,16 @@ def test_coefficients_are_those_of_the_kernel_along_the_path(batch_size):
 def test_conjugate_gradients_run_on_it():
     model, b = tanh_mlp(width=32), inputs(5, 2, seed=8)
     operator = NTKOperator(model, X1)
-    assert lx.is_positive_semidefinite(operator.as_lineax())
-    shifted = operator.as_lineax() + lx.IdentityLinearOperator(operator.in_structure)
+    assert lx.is_positive_semidefinite(operator)
+    shifted = operator + lx.IdentityLinearOperator(operator.in_structure())
     positive = lx.TaggedLinearOperator(shifted, lx.positive_semidefinite_tag)
     solution = lx.linear_solve(positive, b, lx.CG(rtol=1e-12, atol=1e-12)).value
     expected = np.linalg.solve(dense(model, X1, X1) + np.eye(10), b.ravel())
     np.testing.assert_allclose(solution.ravel(), expected, rtol=1e-9)
     moved = operator.coefficient([eqx.filter(model, eqx.is_inexact_array)], 1)
-    assert lx.is_symmetric(moved.as_lineax())
-    assert not lx.is_positive_semidefinite(moved.as_lineax())
-    assert not lx.is_symmetric(NTKOperator(model, X1, X2).as_lineax())
+    assert lx.is_symmetric(moved)
+    assert not lx.is_positive_semidefinite(moved)
+    assert not lx.is_symmetric(NTKOperator(model, X1, X2))
 
 
 def test_bad_arguments_are_named(unchecked):

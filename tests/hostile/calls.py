@@ -153,7 +153,7 @@ def _dtype_of(net: Any) -> Any:
 
 
 def _product(operator: Any, given: Any) -> Any:
-    structure = operator.in_structure
+    structure = operator.in_structure()
     return operator.mv(jnp.ones(structure.shape, structure.dtype))
 
 

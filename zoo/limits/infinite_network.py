@@ -26,7 +26,7 @@ from zoo.limits.widths import NoLimitError, product_of, Wide, Widths
 from zoo.memory import check_fits
 from zoo.parameterization import Parameterization
 from zoo.precision import full_precision
-from zoo.tiles import DEVICE_BYTES, shards_of, Tiling
+from zoo.tiles import Blocks, DEVICE_BYTES, first_tiles, over_pairs, shards_of, Tiling
 from zoo.trainable import is_state
 
 ERROR_TOLERANCE = 5e-5
@@ -273,10 +273,9 @@ def _kernels(
         columns = Tiling(len(second.entries), at_most)
     if rows.count == columns.count == 1:
         both, error = tile(first, second)
-    elif x2 is None:
-        both, error = _symmetric(tile, first, rows)
     else:
-        both, error = _rectangular(tile, first, second, rows, columns)
+        xs = first, None if x2 is None else second
+        both, error = _in_tiles(tile, xs, (rows, columns))
     return both[0], both[1] if tangent else None, error
 
 
@@ -315,41 +314,29 @@ def _on_every_device(x: Array) -> Array:
 Tile = Callable[[Examples, Examples], tuple[Array, Array]]
 
 
-def _symmetric(tile: Tile, x: Examples, tiling: Tiling) -> tuple[Array, Array]:
-    """Of a batch with itself: the tiles on and above the diagonal."""
-    tiles, size = tiling.split(x), tiling.size
-    rows, columns = np.triu_indices(tiling.count)
-
-    def at(i: Array) -> Examples:
-        return jax.tree.map(lambda array: array[i], tiles)
-
-    def step(carry: tuple[Array, Array], ij: tuple[Array, Array]) -> tuple[Any, None]:
-        (kernels, error), (i, j) = carry, ij
-        here, here_error = tile(at(i), at(j))
-        zero = jnp.zeros_like(i)
-        kernels = jax.lax.dynamic_update_slice(kernels, here.mT, (zero, j * size, i * size))
-        kernels = jax.lax.dynamic_update_slice(kernels, here, (zero, i * size, j * size))
-        return (kernels, jnp.maximum(error, here_error)), None
-
-    like, error = jax.eval_shape(lambda: tile(at(jnp.array(0)), at(jnp.array(0))))
-    whole = tiling.count * size
-    start = jnp.zeros((len(like), whole, whole), like.dtype), jnp.zeros((), error.dtype)
-    pairs = jnp.asarray(rows), jnp.asarray(columns)
-    (kernels, error), _ = jax.lax.scan(jax.checkpoint(step), start, pairs)
-    return kernels[:, : tiling.n, : tiling.n], error
-
-
-def _rectangular(
-    tile: Tile, x1: Examples, x2: Examples, rows: Tiling, columns: Tiling
+def _in_tiles(
+    tile: Tile, xs: tuple[Examples, Examples | None], tilings: tuple[Tiling, Tiling]
 ) -> tuple[Array, Array]:
-    of_columns = columns.split(x2)
+    """Block by block; of a batch with itself those on and above the diagonal."""
+    blocks = Blocks(tilings, 1)
+    write = blocks.write_both if xs[1] is None else blocks.write
 
-    def row(tile1: Examples) -> tuple[Array, Array]:
-        found, errors = jax.lax.map(jax.checkpoint(lambda t: tile(tile1, t)), of_columns)
-        return columns.join(jnp.moveaxis(found, 0, -2), axis=2), jnp.max(errors)
+    @jax.checkpoint
+    def block_of(first: Examples, second: Examples) -> tuple[Array, Array]:
+        kernels, error = tile(first, second)
+        return jnp.moveaxis(kernels, 0, -1), error
 
-    found, errors = jax.lax.map(row, rows.split(x1))
-    return rows.join(jnp.moveaxis(found, 0, 1), axis=1), jnp.max(errors)
+    def visit(
+        found: tuple[Array, Array], row: Examples, column: Examples, i: Array, j: Array
+    ) -> tuple[Array, Array]:
+        kernels, error = found
+        here, here_error = block_of(row, column)
+        return write(kernels, here, i, j), jnp.maximum(error, here_error)
+
+    like, error = jax.eval_shape(block_of, *first_tiles(xs, tilings))
+    start = blocks.empty(like), jnp.zeros((), error.dtype)
+    kernels, error = over_pairs(visit, start, xs, tilings)
+    return jnp.moveaxis(blocks.joined(kernels), -1, 0), error
 
 
 def _warn(error: Array) -> None:
