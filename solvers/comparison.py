@@ -220,7 +220,7 @@ def _network(case: _Case) -> Outputs:
             callbacks={"outputs": lambda model: jax.vmap(model)(problem.points)},
         )
     except TrainingError as error:
-        training = error.training
+        training = error.partial
         if training.result != RESULTS.diverged:
             raise
     n = len(problem.x)

@@ -14,9 +14,8 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from corrections.matrix_functions import eigenbasis, SquareRoot
-from solvers.result import raise_where_failed, RESULTS
+from solvers.result import raise_where_failed, RESULTS, SolverError
 from zoo import checks
-from zoo.pickling import PicklableException
 from zoo.precision import full_precision
 
 
@@ -77,16 +76,10 @@ class Gaussian(eqx.Module):
         return self.covariance.reshape(*self.mean.shape[:-2], size, size)
 
 
-class PredictionError(PicklableException, RuntimeError):
-    """A prediction failed under `throw=True`. `.prediction` is what there is, marked: NaN.
-    `.partial` is the same with the numbers that an iterative solve had come to, whose error is in
-    its `stats`; None for other solves.
+class PredictionError(SolverError):
+    """A prediction failed under `throw=True`. `.partial` is what it came to: NaN, or of an
+    iterative solve its best iterate, whose error is in its `stats`.
     """
-
-    def __init__(self, message: str, prediction: eqx.Module, partial: eqx.Module | None = None):
-        super().__init__(message)
-        self.prediction = prediction
-        self.partial = partial
 
 
 def raise_unless_successful(prediction: Any, *, throw: bool) -> Any:
@@ -95,7 +88,7 @@ def raise_unless_successful(prediction: Any, *, throw: bool) -> Any:
     def error() -> PredictionError:
         return PredictionError(
             f"{RESULTS[prediction.result]} `throw=False` returns what there is, and so does "
-            "`.prediction` of this error.",
+            "`.partial` of this error.",
             prediction,
         )
 

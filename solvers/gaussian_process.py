@@ -356,22 +356,17 @@ def _finish_iterative(found: Posterior, options: dict[str, Any], *, throw: bool)
     """What is returned or raised of a solve with its numbers, whatever they are."""
 
     def error() -> PredictionError:
-        partial = None
+        partial = found
         if bool(found.result == RESULTS.kernel_not_positive):
-            text = RESULTS[found.result]
+            text, partial = RESULTS[found.result], _marked(found)
         else:
-            partial = found
             reason = advice(found.result, found.stats, dtype=found.train.mean.dtype, **options)
             text = (
                 "A solve with the kernel did not converge. It came to the relative residual "
                 f"{float(found.stats['error']):.2g}, expected at most `rtol` = "
                 f"{options['rtol']:g}. {reason} `.partial` of this error holds the best iterate."
             )
-        return PredictionError(
-            f"{text} `throw=False` returns what there is, and so does `.prediction` of this error.",
-            _marked(found),
-            partial,
-        )
+        return PredictionError(f"{text} `throw=False` returns what is valid.", partial)
 
     best = jnp.asarray(found.successful | (found.result == RESULTS.rounding))
     return raise_where_failed(_where(best, found), error, throw=throw)

@@ -201,22 +201,17 @@ def _finish(found: Trajectory, options: dict[str, Any], *, throw: bool) -> Traje
     """What is returned or raised of a solve with its numbers, whatever they are."""
 
     def error() -> SolverError:
-        partial = None
+        partial = found
         if bool(found.result == RESULTS.kernel_not_positive):
-            text = RESULTS[found.result]
+            text, partial = RESULTS[found.result], _where(found.valid, found)
         else:
-            partial = found
             reason = advice(found.result, found.stats, dtype=found.train.dtype, **options)
             text = (
                 f"The Krylov solves came to relative errors {found.stats['error']} at the times "
                 f"{found.ts}, expected at most `rtol` = {options['rtol']:g}. {reason} `.partial` "
                 "of this error holds what they came to."
             )
-        return SolverError(
-            f"{text} `throw=False` returns what is valid, and so does `.trajectory` of this error.",
-            _where(found.valid, found),
-            partial,
-        )
+        return SolverError(f"{text} `throw=False` returns what is valid.", partial)
 
     best = found.valid | (found.result == RESULTS.rounding)
     return raise_where_failed(_where(best, found), error, throw=throw)

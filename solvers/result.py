@@ -80,16 +80,16 @@ class Trajectory(eqx.Module):
 
 
 class SolverError(PicklableException, RuntimeError):
-    """A solve failed under `throw=True`. `.trajectory` is what there is, marked: NaN where it is
-    not valid. `.partial` is the same with the numbers that an iterative solve had come to, whose
-    errors are in its `stats`; None for other solves.
+    """A solve failed under `throw=True`. `.partial` is what it came to: what it would have
+    returned, NaN where that is not valid; of an iterative solve its best iterate, whose error is in
+    its `stats`.
 
-    Inside `jax.jit` there is no trajectory yet: there the failure is Equinox's run-time error.
+    `PredictionError`, `TrainingError` and `ExpansionError` are kinds of it. Inside `jax.jit` there
+    are no numbers yet: there the failure is Equinox's run-time error.
     """
 
-    def __init__(self, message: str, trajectory: Trajectory, partial: Trajectory | None = None):
+    def __init__(self, message: str, partial: Any):
         super().__init__(message)
-        self.trajectory = trajectory
         self.partial = partial
 
 
@@ -121,7 +121,7 @@ def finish(trajectory: Trajectory, *, throw: bool, on_divergence: str = "") -> T
             f"{RESULTS[trajectory.result]}{advice} Reached t = {reached:.6g} of "
             f"{float(trajectory.ts[-1]):.6g}; {int(np.sum(trajectory.valid))} of "
             f"{len(trajectory.ts)} times are valid (`throw=False` returns them, and so does "
-            "`.trajectory` of this error).",
+            "`.partial` of this error).",
             trajectory,
         )
 

@@ -18,6 +18,7 @@ from jaxtyping import Array, ArrayLike, Float
 from corrections import extreme_eigenvalues
 from corrections.symmetric import check_kernel, positive
 from solvers.operators import space_of
+from solvers.result import SolverError
 from zoo import checks
 from zoo.checks import Number
 from zoo.precision import full_precision
@@ -54,7 +55,7 @@ def max_learning_rate(
     - `nesterov`: whether the momentum is Nesterov's.
 
     **Raises:** `ValueError` / `TypeError` for a kernel of another shape or that is not finite, a
-    momentum outside [0, 1); `RuntimeError` where the eigenvalue of an operator did not converge.
+    momentum outside [0, 1); `SolverError` where the eigenvalue of an operator did not converge.
 
     Source: Lee et al. (2019), section 2.2; docs/theory.md, section 8.
     """
@@ -65,9 +66,11 @@ def max_learning_rate(
         found = extreme_eigenvalues(kernel)
         converged = checks.concrete(found.converged)
         if converged is not None and not converged.all():
-            raise RuntimeError(
+            raise SolverError(
                 "The largest eigenvalue of `kernel` did not converge: take "
-                "`corrections.extreme_eigenvalues(kernel, matvecs=...)` with more products."
+                "`corrections.extreme_eigenvalues(kernel, matvecs=...)` with more products. "
+                "`.partial` of this error holds what was found.",
+                found,
             )
         largest, count = found.values[0], space_of("kernel", kernel).points
     else:

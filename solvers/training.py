@@ -20,11 +20,10 @@ from corrections.parameters import Model
 from solvers.callbacks import Callbacks, failed_call, FailedCall
 from solvers.kernel_problem import Targets, TestTargets
 from solvers.losses import LossFunction
-from solvers.result import RESULTS
+from solvers.result import RESULTS, SolverError
 from solvers.training_history import History, Log, Progress
 from solvers.training_loop import advance, CHUNK, initial_state, Target, TrainingState
 from solvers.training_setup import check_setup, check_state, Setup
-from zoo.pickling import PicklableException
 from zoo.precision import full_precision
 
 
@@ -59,16 +58,15 @@ class Training(eqx.Module):
         return jnp.asarray(self.result == RESULTS.successful)
 
 
-class TrainingError(PicklableException, RuntimeError):
-    """A training failed under `throw=True`. `.training` is what there is, marked.
+class TrainingError(SolverError):
+    """A training failed under `throw=True`. `.partial` is the training so far, marked.
 
     `.before` are the trainings before it, of `spawn`. The error of a function that was passed in is
     the cause (`__cause__`).
     """
 
-    def __init__(self, message: str, training: Training, before: Sequence[Training] = ()):
-        super().__init__(message)
-        self.training = training
+    def __init__(self, message: str, partial: Training, before: Sequence[Training] = ()):
+        super().__init__(message, partial)
         self.before = list(before)
 
 
@@ -210,7 +208,7 @@ def run(
     if failure is None or not throw:
         return training
     raise TrainingError(
-        f"{failure} `throw=False` returns the training so far, and so does `.training` of this "
+        f"{failure} `throw=False` returns the training so far, and so does `.partial` of this "
         "error.",
         training,
         before,

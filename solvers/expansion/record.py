@@ -8,9 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from solvers.result import marked, raise_where_failed, RESULTS
+from solvers.result import marked, raise_where_failed, RESULTS, SolverError
 from zoo import checks
-from zoo.pickling import PicklableException
 
 _LARGE = 0.5
 """The ratio |Theta1| / lambda_min from which on corrections do not count as small."""
@@ -71,12 +70,8 @@ class WidthExpansion(eqx.Module):
         return jnp.asarray(self.result == RESULTS.successful)
 
 
-class ExpansionError(PicklableException, RuntimeError):
-    """An expansion failed under `throw=True`. `.expansion` is what there is, marked."""
-
-    def __init__(self, message: str, expansion: WidthExpansion):
-        super().__init__(message)
-        self.expansion = expansion
+class ExpansionError(SolverError):
+    """An expansion failed under `throw=True`. `.partial` is what there is, marked."""
 
 
 def ratio_to(smallest: Float[Array, ""], norms: Float[Array, " t"]) -> Float[Array, " t"]:
@@ -102,7 +97,7 @@ def finish(expansion: WidthExpansion, *, throw: bool, stacklevel: int = 4) -> Wi
     def error() -> ExpansionError:
         return ExpansionError(
             f"{RESULTS[expansion.result]} {int(np.sum(expansion.valid))} of {len(expansion.ts)} "
-            "times are valid (`throw=False` returns them, and so does `.expansion` of this error).",
+            "times are valid (`throw=False` returns them, and so does `.partial` of this error).",
             expansion,
         )
 

@@ -105,7 +105,7 @@ def test_callback_that_fails_is_named_and_nothing_is_lost(case, whole):
     assert error.value.__cause__ is not None
     if isinstance(last, Exception):
         assert error.value.__cause__ is last
-    found = error.value.training
+    found = error.value.partial
     assert_kept(found, whole, rows=3)
     rows = [jnp.asarray(leaf) for leaf in jax.tree.leaves(first)]
     for leaf, row in zip(jax.tree.leaves(found.history.callbacks["mine"]), rows, strict=True):
@@ -174,12 +174,12 @@ def test_progress_meter_that_fails_is_named_and_nothing_is_lost(whole):
     message = "`progress` failed after step {}: ZeroDivisionError: no paper"
     with pytest.raises(TrainingError, match=message.format(1)) as error:
         train(MODEL, X, Y, **options, progress=Meter("step"))
-    found = error.value.training
+    found = error.value.partial
     assert (found.failed_at, int(found.state.step)) == (1, 1)
     assert eqx.tree_equal(train(MODEL, X, Y, **OPTIONS, state=found.state).state, whole.state)
     with pytest.raises(TrainingError, match=message.format(12)) as error:
         train(MODEL, X, Y, **options, progress=Meter("close"))
-    found = error.value.training
+    found = error.value.partial
     assert equal((found.state, found.history), (whole.state, whole.history))
 
 
@@ -217,7 +217,7 @@ def test_step_that_fails_at_run_time_loses_no_step_before_it(whole):
         TrainingError, match=r"(?s)A step failed after step 2: .*the host says no"
     ) as error:
         train(MODEL, X, Y, **options, callbacks={"outputs": fails_from_now_on})
-    found = error.value.training
+    found = error.value.partial
     assert (found.failed_at, int(found.state.step)) == (2, 2)
     np.testing.assert_array_equal(found.history.valid, [True, True, False, False, False])
     np.testing.assert_allclose(
@@ -238,7 +238,7 @@ def test_children_before_one_that_fails_are_kept():
     (before,) = error.value.before
     alone = [train(MODEL, X, Y, **options, key=k, state=parent.state) for k in keys[:2]]
     assert eqx.tree_equal(before.state, alone[0].state)
-    assert eqx.tree_equal(error.value.training.state, alone[1].state)
+    assert eqx.tree_equal(error.value.partial.state, alone[1].state)
     seen = {"a": Changing(1, "last", calls=3)}
     children = spawn(parent, X, Y, **options, keys=keys, callbacks=seen, throw=False)
     assert [bool(child.successful) for child in children] == [True, True, False]

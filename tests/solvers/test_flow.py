@@ -186,7 +186,7 @@ def test_an_indefinite_kernel_is_marked_never_returned_as_numbers():
     with pytest.raises(SolverError, match="stopped being positive on the training set") as caught:
         gradient_flow(kernel, y, ts, loss=MeanSquaredError(), f0=f0)
     for marked in (
-        caught.value.trajectory,
+        caught.value.partial,
         gradient_flow(kernel, y, ts, loss=MeanSquaredError(), f0=f0, throw=False),
     ):
         assert bool(marked.result == RESULTS.kernel_not_positive)

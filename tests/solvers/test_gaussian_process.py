@@ -178,7 +178,7 @@ def test_kernel_that_is_not_positive_is_refused(method):
     assert bool(jnp.isnan(found.train.mean).all())
     with pytest.raises(PredictionError, match="positive semidefinite") as error:
         posterior(kernel, Y, **TEST, **options)
-    assert error.value.prediction.result == RESULTS.kernel_not_positive
+    assert error.value.partial.result == RESULTS.kernel_not_positive
     inconsistent = TEST | {"kernel_test_test": 0.01 * PRIOR[N:, N:]}
     found = posterior(PRIOR[:N, :N], Y, throw=False, **inconsistent, **options)
     assert found.result == RESULTS.kernel_not_positive

@@ -172,7 +172,7 @@ def test_failures_carry_the_trajectory():
     model, x, y = tanh_mlp(), inputs(4), one_hot(4, 2)
     with pytest.raises(SolverError, match="Try increasing `max_steps`") as caught:
         parameter_flow(model, x, y, [0.0, 1e-3, 50.0], loss=CrossEntropy(), max_steps=3)
-    found = caught.value.trajectory
+    found = caught.value.partial
     np.testing.assert_array_equal(found.valid, [True, True, False])
     exact = parameter_flow(model, x, y, [float(found.t_reached)], loss=CrossEntropy())
     np.testing.assert_allclose(jax.vmap(found.final)(x), exact.train[0], rtol=1e-5)

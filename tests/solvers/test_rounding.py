@@ -144,7 +144,6 @@ def test_stagnated_posterior_says_rounding_and_its_best_iterate_is_reachable(nam
     assert found.result == RESULTS.rounding
     assert float(found.stats["error"]) > rtol
     np.testing.assert_array_equal(error.partial.train.mean, found.train.mean)
-    assert bool(jnp.isnan(error.prediction.train.mean).all())
     # The numbers are as good as they say.
     exact, size = fitted(kernel, y, noise)
     bound = float(error.partial.stats["error"]) * np.linalg.norm(y, axis=0) + EPS * size
@@ -175,9 +174,7 @@ def test_stagnated_flow_says_rounding_and_its_best_iterate_is_reachable(name):
     np.testing.assert_array_equal(found.valid, [True, False, False])
     np.testing.assert_array_equal(error.partial.train, found.train)
     np.testing.assert_array_equal(error.partial.final, found.final)
-    np.testing.assert_array_equal(
-        jnp.isnan(error.trajectory.train).all(axis=(1, 2)), [False, True, True]
-    )
+    assert bool(jnp.isfinite(error.partial.train).all())
     for row in (1, 2):
         exact, size = fitted(kernel, y, reg, times[row] / n)
         bound = float(found.stats["error"][row]) * np.linalg.norm(y, axis=0) + EPS * size

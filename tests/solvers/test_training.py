@@ -219,7 +219,7 @@ def test_divergence_stops_where_the_loop_by_hand_does():
     options = {"loss": SQUARED, "optimizer": optimizer}
     with pytest.raises(TrainingError, match=f"not finite after step {last + 1} of 500") as error:
         train(MODEL, X, Y, steps=500, **options)
-    found = error.value.training
+    found = error.value.partial
     assert found.result == RESULTS.diverged
     assert (found.failed_at, int(found.state.step)) == (last + 1, last)
     np.testing.assert_allclose(found.model.layers[-1].bias, models[-1].layers[-1].bias, rtol=1e-8)

@@ -253,7 +253,7 @@ def test_a_singular_kernel_has_no_limit_but_every_finite_time():
     np.testing.assert_allclose(found.train[0, 1], found.train[0, 2], atol=1e-12)
     with pytest.raises(ExpansionError, match=r"no limit here .* 1 of 2 times are valid") as failure:
         width_expansion(model, x, y, [1.0, jnp.inf])
-    np.testing.assert_array_equal(failure.value.expansion.valid, [True, False])
+    np.testing.assert_array_equal(failure.value.partial.valid, [True, False])
 
 
 @pytest.mark.long
