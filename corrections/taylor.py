@@ -15,10 +15,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from corrections.forward_mode import check_forward_mode
-from corrections.parameters import check_model, check_real, check_tree_like, direction, Model, split
+from corrections.parameters import (
+    check_model,
+    check_real,
+    check_tree_like,
+    direction,
+    Metric,
+    Model,
+    split,
+)
 from corrections.path import coefficients_along, held, path_of
 from corrections.smoothness import warn_at_kinks
-from zoo import checks, forward_train
+from zoo import checks, forward_train, parameters
 from zoo.frozen import Frozen
 from zoo.precision import full_precision
 from zoo.trainable import partitioned
@@ -78,6 +86,14 @@ class TaylorModel(eqx.Module):
         """theta - theta_0, a tree like the parameters."""
         return jax.tree.map(jnp.subtract, split(self.model)[0], self.base)
 
+    def lift_metric(self, metric: Metric | None) -> Metric | None:
+        """A metric on the parameters of the model as one on those of its expansion, which are the
+        same.
+        """
+        if metric is None:
+            return None
+        return eqx.tree_at(lambda taylor: taylor.model, parameters(self), metric)
+
     def __call__(self, x: Shaped[Array, "..."]) -> Float[Array, " k"]:
         """The expansion for one example."""
         if self.order > 0:
@@ -135,8 +151,8 @@ def taylorize(model: Model, order: int, *, at: Model | None = None) -> TaylorMod
     An order costs about two forward passes: 2 order + 1 in all, as nested JVPs after XLA has merged
     what they compute twice (docs/linearity.md).
 
-    The parameters of the result are those of `model`, under `.model`; a metric for `model` becomes
-    one for the result by `eqx.tree_at(lambda t: t.model, zoo.parameters(result), metric)`.
+    The parameters of the result are those of `model`, under `.model`; `.lift_metric(metric)` makes
+    a metric for the result of one for `model`.
 
     **Raises:** `ValueError` for an order that is not an integer >= 0, or where `at` differs from
     `model` in structure or shapes. **Warns:** `KinkWarning` from order 2 on, for activations with

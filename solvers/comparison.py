@@ -28,7 +28,7 @@ from solvers.parameter_flow import parameter_flow
 from solvers.problem import check_problem, Problem
 from solvers.result import RESULTS, Times, Trajectory
 from solvers.training import train, TrainingError
-from zoo import checks, parameters
+from zoo import checks
 from zoo.precision import full_precision
 
 Prediction = Literal[
@@ -241,9 +241,7 @@ def _predicted(name: Prediction, case: _Case) -> Outputs:
     model, metric = case.model, case.metric
     if name.startswith("Taylor"):
         taylor = taylorize(model, int(name[-1]))
-        if metric is not None:
-            metric = eqx.tree_at(lambda t: t.model, parameters(taylor), metric)
-        return _outputs(_flow_of(taylor, case, metric))
+        return _outputs(_flow_of(taylor, case, taylor.lift_metric(metric)))
     if name == "order 2 descent":
         points = case.problem.points
         n = len(x)

@@ -164,7 +164,7 @@ def _shown(flow: Flow, leg: Leg, ts: Array, limit: bool) -> _Shown:
     """What a solve has shown, where it is valid, and how it ended."""
     limit_of_rise = most_rise(leg.t.dtype)
     observed, rises, reached = leg.observed, leg.rises, leg.reached
-    settled = leg.ended["settled"]
+    settled = leg.ended.settled
     if limit:
         last = (flow.observe(leg.state), leg.rise, settled)
         rows = (observed, rises, reached)
@@ -191,8 +191,8 @@ def _shown(flow: Flow, leg: Leg, ts: Array, limit: bool) -> _Shown:
         to_the_end = (result == RESULTS.successful) & ~settled
         result = where(to_the_end, RESULTS.no_limit, result)
         result = where(settled, RESULTS.successful, result)
-    result = where(leg.ended["margin"], RESULTS.event_occurred, result)
-    broke_down = leg.ended["rises"] | jnp.any(reached & (rises > limit_of_rise))
+    result = where(leg.ended.margin, RESULTS.event_occurred, result)
+    broke_down = leg.ended.rises | jnp.any(reached & (rises > limit_of_rise))
     lost = (leg.result == RESULTS.diverged) | jnp.any(reached & ~finite)
     result = where(lost, RESULTS.diverged, result)
     result = where(broke_down, RESULTS.kernel_not_positive, result)

@@ -25,13 +25,27 @@ Whole = tuple[Any, ...]
 """A state, the relative rise, and, for one that settles, where it was a while ago."""
 
 
+class Events(NamedTuple):
+    """What ends a solve before its time: conditions, or which of them did. The first that holds
+    counts.
+
+    - `rises`: the loss has risen by more than rounding explains.
+    - `settled`: the state does not move any more.
+    - `margin`: that of the `Ending` is passed.
+    """
+
+    rises: Any
+    settled: Any
+    margin: Any
+
+
 class Leg(NamedTuple):
     """A part of a solve. Rows are those of the finite times.
 
     - `observed`, `rises`, `reached`: what was seen, the relative rise, and whether, at each row.
     - `state`, `lag`, `rise`, `t`, `end`: where it is now, where it was about t / 10 ago, and the
       time that it was to reach.
-    - `ended`: by which event it was: "rises", "margin", "settled".
+    - `ended`: by which event it was.
     - `unfinished`: whether it ran out of steps.
     """
 
@@ -43,7 +57,7 @@ class Leg(NamedTuple):
     rise: Float[Array, ""]
     t: Float[Array, ""]
     end: Float[Array, ""]
-    ended: dict[str, Array]
+    ended: Events
     unfinished: Array
     result: Any
     stats: dict[str, Array]
@@ -82,10 +96,10 @@ def solve_leg(
     def save(t: Any, whole: Whole, args: Any) -> tuple[Observation, Array]:
         return _observe(flow, whole[0]), whole[1]
 
-    def rises(whole: Whole) -> Array:
+    def rises(t: Any, whole: Whole, args: Any, **kwargs: Any) -> Array:
         return whole[1] > most_rise(dtype)
 
-    def settled(t: Any, whole: Whole) -> Array:
+    def settled(t: Any, whole: Whole, args: Any, **kwargs: Any) -> Array:
         state, _, *lag = whole
         if not lag:
             return jnp.asarray(False)
@@ -95,14 +109,8 @@ def solve_leg(
         rests = largest_rms(_motion(flow, state).velocity) == 0
         return rests | ((largest_rms(scaled) < 2) & (jnp.asarray(t, dtype) * slowest >= 100))
 
-    def ends(t: Any, y: Whole, args: Any, **kwargs: Any) -> Array:
-        at_once = rises(y) | settled(t, y)
-        if ending.margin is None:
-            return at_once
-        margin = ending.margin(y[0])
-        if margin.dtype == bool:
-            return at_once | margin
-        return jnp.where(at_once, -1 - jnp.abs(margin), margin)
+    def margin(t: Any, whole: Whole, args: Any, **kwargs: Any) -> Array:
+        return jnp.asarray(False) if ending.margin is None else ending.margin(whole[0])
 
     begin = (state, rise0, lag) if ending.slowest is not None else (state, rise0)
     # A velocity that is not finite would be tried again with smaller steps for ever.
@@ -110,9 +118,9 @@ def solve_leg(
     healthy = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(at_start)]).all()
     done, finder = jnp.asarray(False), None
     if ending.margin is not None:
-        margin = ending.margin(state)
-        done = _is_past(margin)
-        if margin.dtype != bool:
+        of_start = ending.margin(state)
+        done = _is_past(of_start)
+        if of_start.dtype != bool:
             finder = optimistix.Bisection(rtol=rtol, atol=atol)
     # In the state's dtype: diffrax would promote the state to that of the times.
     end_reached = jnp.where(healthy & ~done, end, t0)
@@ -139,7 +147,7 @@ def solve_leg(
         y0=begin,
         saveat=diffrax.SaveAt(subs=subs, solver_state=True),
         stepsize_controller=controller,
-        event=diffrax.Event(ends, finder),
+        event=diffrax.Event(Events(rises, settled, margin), finder),
         max_steps=tolerances.max_steps,
         progress_meter=diffrax.NoProgressMeter() if progress is None else progress,
         throw=False,
@@ -156,9 +164,9 @@ def solve_leg(
         row_ts, observed, rise_rows = ts, seen, ts
     result = RESULTS.promote(solution.result)
     t = jnp.where(healthy & ~done, solution.ts[0][-1], t0)
-    ended = {"rises": rises(final), "settled": healthy & settled(t, final)}
-    by_event = (result == RESULTS.event_occurred) & ~ended["rises"] & ~ended["settled"]
-    ended["margin"] = done | by_event
+    ended = solution.event_mask
+    assert isinstance(ended, Events)
+    ended = ended._replace(margin=done | ended.margin)
     reached = jnp.isfinite(row_ts) & healthy & (ts <= t)
     # diffrax leaves infinity where it did not come to.
     observed, rise_rows = jax.tree.map(
@@ -174,7 +182,7 @@ def solve_leg(
         t=t,
         end=end,
         ended=ended,
-        unfinished=(result == RESULTS.max_steps_reached) & ~ended["settled"],
+        unfinished=(result == RESULTS.max_steps_reached) & ~ended.settled,
         result=RESULTS.where(healthy, result, RESULTS.diverged),  # pyright: ignore
         stats=_stats(solution, solver, ending),
     )
