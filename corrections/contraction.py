@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float
 
 from zoo.tiles import working_bytes
@@ -122,10 +123,11 @@ def _product_by_channels(
 
     def gradients(term: Term, start: Array) -> tuple[Array, Array]:
         part = jax.lax.dynamic_slice_in_dim(term.cotangent, start, channels, axis=3)
-        n, k, positions, _ = part.shape
-        delta = jnp.swapaxes(part, 2, 3).reshape(n, k * channels, positions)
-        rows = (delta @ term.input).reshape(n * k, -1)
-        return rows, jnp.sum(delta, axis=2).reshape(n * k, channels)
+        k = part.shape[1]
+        delta = rearrange(part, "n k positions channels -> n (k channels) positions")
+        rows = rearrange(delta @ term.input, "n (k channels) size -> (n k) (channels size)", k=k)
+        biases = rearrange(jnp.sum(delta, axis=2), "n (k channels) -> (n k) channels", k=k)
+        return rows, biases
 
     half = n1 * k1 // 2 if second is first else 0
     upper, lower = slice(half), slice(half, None)
@@ -149,7 +151,7 @@ def _product_by_channels(
         product = jnp.block([[total[0], total[1]], [total[1].T, total[2]]])
     else:
         (product,) = total
-    return product.reshape(n1, k1, n2, k2)
+    return rearrange(product, "(n1 k) (n2 l) -> n1 k n2 l", k=k1, l=k2)
 
 
 def _channels_at_once(sets: list[Term]) -> int:
@@ -164,19 +166,25 @@ def gram(
     first: Float[Array, "n1 k size"], second: Float[Array, "n2 l size"]
 ) -> Float[Array, "n1 k n2 l"]:
     """All inner products of two sets of vectors: one product of two matrices."""
-    size = first.shape[-1]
-    rows, columns = (v.reshape(v.shape[0] * v.shape[1], size) for v in (first, second))
-    product = rows @ columns.T
-    return product.reshape(*first.shape[:2], *second.shape[:2])
+    rows, columns = (rearrange(v, "n k size -> (n k) size") for v in (first, second))
+    of_each = {"k": first.shape[1], "l": second.shape[1]}
+    return rearrange(rows @ columns.T, "(n1 k) (n2 l) -> n1 k n2 l", **of_each)
 
 
 def _pairs_product(first: Term, second: Term, weight: Any, bias: Any) -> Array:
     inputs = weight * gram(first.input, second.input)
     if bias is not None and first.to_bias and second.to_bias:
         inputs += bias
-    merged = [d.reshape(len(d), -1, d.shape[3]) for d in (first.cotangent, second.cotangent)]
-    shape = (*first.cotangent.shape[:3], *second.cotangent.shape[:3])
-    cotangents = gram(*merged).reshape(shape)
+    merged = [
+        rearrange(term.cotangent, "n k positions out -> n (k positions) out")
+        for term in (first, second)
+    ]
+    cotangents = rearrange(
+        gram(*merged),
+        "n1 (k p) n2 (l q) -> n1 k p n2 l q",
+        k=first.cotangent.shape[1],
+        l=second.cotangent.shape[1],
+    )
     return jnp.sum(inputs[:, None, :, :, None] * cotangents, axis=(2, 5))
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float, Shaped
 
 from corrections.anatomy import Anatomy, Factors
@@ -242,9 +243,10 @@ def _product(anatomy: Anatomy, outputs: Outputs) -> Products:
 
 def _outputs_as_one(at: Factors) -> Factors:
     """Factors of one output, whose product is the sum of those of equal outputs."""
-    merged = [jnp.moveaxis(delta, 1, 2) for delta in at.cotangents]
-    cotangents = tuple(d.reshape(len(d), 1, d.shape[1], -1) for d in merged)
-    return Factors(at.inputs, cotangents, at.rest.reshape(len(at.rest), 1, -1))
+    cotangents = tuple(
+        rearrange(delta, "n k positions out -> n 1 positions (k out)") for delta in at.cotangents
+    )
+    return Factors(at.inputs, cotangents, rearrange(at.rest, "n k rest -> n 1 (k rest)"))
 
 
 def _one_output(gradients: Gradients, i: Array) -> Gradients:

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, Bool, Float
 
 from zoo import checks
@@ -65,21 +66,22 @@ class Layout(NamedTuple):
         if self.axes == 2:
             return kernel[None]
         if self.axes == 3:
-            return jnp.moveaxis(kernel, 2, 0)
-        points, k, n, _ = kernel.shape
-        return kernel.reshape(1, points * k, n * k)
+            return rearrange(kernel, "points n k -> k points n")
+        return rearrange(kernel, "points k n l -> 1 (points k) (n l)")
 
     def columns(self, f: Float[Array, "n k"]) -> Float[Array, "count size c"]:
         """Outputs as columns that each matrix acts on."""
         if self.axes == 2:
             return f[None]
-        return f.T[..., None] if self.axes == 3 else f.reshape(1, -1, 1)
+        return rearrange(f, "n k -> k n 1" if self.axes == 3 else "n k -> 1 (n k) 1")
 
     def outputs(self, columns: Float[Array, "count rows c"], k: int) -> Float[Array, "points k"]:
         """The inverse of `columns`, also for another number of points."""
         if self.axes == 2:
             return columns[0]
-        return columns[..., 0].T if self.axes == 3 else columns.reshape(-1, k)
+        if self.axes == 3:
+            return rearrange(columns, "k points 1 -> points k")
+        return rearrange(columns, "1 (points k) 1 -> points k", k=k)
 
     def times(self, kernel: Array, g: Float[Array, "n k"]) -> Array:
         """The kernel applied to outputs; one of higher order in its last slot."""

@@ -16,6 +16,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from corrections.positive_matrix import (
@@ -375,8 +376,8 @@ def _finish_iterative(found: Posterior, options: dict[str, Any], *, throw: bool)
 def _unflattened(matrix: Float[Array, "size size"], space: Space) -> Array:
     if space.outputs is None:
         return matrix
-    points = len(matrix) // space.outputs
-    return matrix.reshape(points, space.outputs, points, space.outputs)
+    k = space.outputs
+    return rearrange(matrix, "(n k) (m l) -> n k m l", k=k, l=k)
 
 
 def _marked(found: Posterior) -> Posterior:

@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from corrections.symmetric import NEGATIVE, ZERO
 from solvers.conjugate_gradients import conjugate_gradients, Found, Map
-from solvers.operators import Operator, product, Space, space_of
+from solvers.operators import at_each, Operator, product, Space, space_of
 
 
 class Units(NamedTuple):
@@ -116,7 +116,7 @@ def learned_at(
     units = Units(found.unit, norms)
     basis = last.basis[:, :steps]
     scaled = jnp.einsum("csn,tsc->tnc", basis, found.weights)
-    image = _at_each(operator, units.of_unit_columns(scaled))
+    image = at_each(operator, units.of_unit_columns(scaled))
     known = jnp.einsum("csn,tsc->tnc", basis, found.images)
     # The image is K u, or differs from it by the residual alone: whatever else there is, rounding
     # or an operator that is not linear and symmetric, is an error as well.
@@ -274,13 +274,6 @@ def _of_corner(corner: int, state: _Krylov, ts: Float[Array, " t"], damping: Arr
         largest=largest,
         positive=~jnp.any(values < -NEGATIVE * rounding),
     )
-
-
-def _at_each(operator: Operator, vectors: Float[Array, "t size c"]) -> Float[Array, "t rows c"]:
-    """The operator applied at each time, in one product."""
-    t, _, c = vectors.shape
-    images = product(operator, jnp.moveaxis(vectors, 0, 1).reshape(-1, t * c))
-    return jnp.moveaxis(images.reshape(-1, t, c), 1, 0)
 
 
 class Solved(NamedTuple):

@@ -17,7 +17,7 @@ from solvers.iterative import Learned, learned_at, solve, Solved
 from solvers.kernel_problem import check_kernel_problem
 from solvers.krylov_outcome import advice, check_krylov_options, outcome, tolerance
 from solvers.losses import MeanSquaredError
-from solvers.operators import check_kernel_operator, Operator, product, space_of
+from solvers.operators import at_each, check_kernel_operator, Operator, space_of
 from solvers.result import (
     as_times,
     check_times,
@@ -152,10 +152,7 @@ def _flow(
         return jnp.concatenate([of(part) for part in parts])
 
     def moved_by(rows: Operator, part: Learned) -> Array:
-        solutions = part.units.of_unit_columns(part.scaled)
-        together = jnp.moveaxis(solutions, 0, 1).reshape(space.size, -1)
-        moved = product(rows, together).reshape(-1, len(part.scaled), right.shape[1])
-        return part.units.outputs(jnp.moveaxis(moved, 1, 0))
+        return part.units.outputs(at_each(rows, part.units.of_unit_columns(part.scaled)))
 
     def outputs(start: Array, moved: Array) -> Array:
         return start[None] + moved.reshape(len(ts), *start.shape)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import lineax as lx
+from einops import rearrange
 from jaxtyping import Array, Float
 
 from corrections.linear_operator import vectors_like
@@ -90,6 +91,12 @@ def product(operator: Operator, columns: Float[Array, "size c"]) -> Float[Array,
         return operator.mv(column.reshape(space.points, -1)).reshape(-1)
 
     return jax.lax.map(single, columns.T).T
+
+
+def at_each(operator: Operator, vectors: Float[Array, "t size c"]) -> Float[Array, "t rows c"]:
+    """The operator applied to columns at each time, in one product."""
+    images = product(operator, rearrange(vectors, "t size c -> size (t c)"))
+    return rearrange(images, "rows (t c) -> t rows c", t=len(vectors))
 
 
 def times(operator: Operator, g: Float[Array, "n k"]) -> Float[Array, "points k"]:
