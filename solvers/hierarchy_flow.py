@@ -11,7 +11,7 @@ from typing import Literal
 
 import diffrax
 import jax
-from jaxtyping import ArrayLike, PyTree, Shaped
+from jaxtyping import ArrayLike, Float, PyTree, Shaped
 
 from corrections import o3, o4
 from corrections.kernel import tangent_kernel
@@ -20,7 +20,7 @@ from corrections.smoothness import warn_at_kinks
 from solvers.flow import KernelFlow
 from solvers.frozen_kernel import StoredKernel
 from solvers.integrate import integrate
-from solvers.kernel_problem import check_start, Targets
+from solvers.kernel_problem import check_start, check_weights, Targets
 from solvers.losses import LossFunction
 from solvers.matrix_free import matrix_free_flow, state_at_start
 from solvers.ode import check_tolerances, Tolerances
@@ -43,6 +43,7 @@ def hierarchy_flow(
     method: Literal["matrix_free", "dense"] = "matrix_free",
     x_test: Shaped[ArrayLike, "m ..."] | None = None,
     metric: Metric | None = None,
+    weights: Float[ArrayLike, " n"] | None = None,
     kernel_pairs: tuple[Shaped[ArrayLike, "n1 ..."], Shaped[ArrayLike, "n2 ..."]] | None = None,
     batch_size: int | None = None,
     start: Sequence[PyTree] | None = None,
@@ -72,6 +73,8 @@ def hierarchy_flow(
     - `method`: "matrix_free" or "dense".
     - `x_test`: test examples, (m, ...).
     - `metric`: the learning-rate multipliers M, a PyTree prefix of the parameters (default: 1).
+    - `weights`: of the examples in the loss, (n,) numbers >= 0, as in `gradient_flow`: examples of
+      weight 0 fill up a set whose size is to be a multiple of the devices.
     - `kernel_pairs`: (x1, x2), examples of which "matrix_free" shows the predicted kernel.
     - `batch_size`: the most examples that "matrix_free" takes at once: memory is then that of so
       many, and each product runs the network again. Default: all.
@@ -104,13 +107,14 @@ def hierarchy_flow(
         model, x, y, ts, loss=loss, x_test=x_test, metric=metric, forward_mode=forward_mode
     )
     tolerances = check_tolerances(Tolerances(solver, rtol, atol, max_steps, progress))
+    w = check_weights(weights, problem.y)
 
     if method == "matrix_free":
         warn_at_kinks(model, order - 1)  # with "dense", `o3` and `o4` do
         pairs = check_pairs(model, kernel_pairs)
         state = check_start(start, state_at_start(model, order), given=False)
         network = PathProducts(model, problem.sets, metric, pairs, batch_size)
-        flow = matrix_free_flow(network, problem.y, loss=loss)
+        flow = matrix_free_flow(network, problem.y, loss=loss, weights=w)
     else:
         x, points = problem.x, problem.points
         (n, k), dtype = problem.y.shape, problem.y.dtype
@@ -123,6 +127,6 @@ def hierarchy_flow(
         if order > 3:
             tower.append(o4(model, points, x, x, x, metric=metric))
         *at_start, frozen = tower
-        flow = KernelFlow(frozen=StoredKernel(frozen), y=problem.y, loss=loss, observes_kernel=True)
+        flow = KernelFlow(StoredKernel(frozen), problem.y, loss, observes_kernel=True, weights=w)
         state = tuple(at_start) if start is None else given
     return integrate(flow, state, problem.ts, tolerances=tolerances, throw=throw)

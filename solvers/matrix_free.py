@@ -44,11 +44,13 @@ class MatrixFreeFlow(Flow):
     """The outputs on all points."""
     linearized: list[Linearization] | None
     """Of each set at theta_0; None where batches run the network again."""
+    weights: Float[Array, " n"] | None
+    """Of the examples in the loss."""
 
     def motion(self, state: State) -> Motion:
         network, path = held(self.network, list(state))
         f = self._outputs(network, path, train_only=True)
-        loss, g = loss_and_residual(self.loss, f, self.y)
+        loss, g = loss_and_residual(self.loss, f, self.y, self.weights)
         pulled = self._pulled(network, g, path[:-1])
         directions = [precondition(network.metric, one) for one in pulled]
         # dL/dt = - sum_j g . [Theta g]_j = - sum_{a + b <= p - 2} [J^T g]_a . M [J^T g]_b
@@ -114,10 +116,14 @@ def state_at_start(model: Model, order: int) -> State:
 
 
 def matrix_free_flow(
-    network: PathProducts, y: Float[Array, "n k"], *, loss: LossFunction
+    network: PathProducts,
+    y: Float[Array, "n k"],
+    *,
+    loss: LossFunction,
+    weights: Float[Array, " n"] | None = None,
 ) -> MatrixFreeFlow:
     """The hierarchy of a network, whose order is that of the state."""
     model, sets, size = network.model, network.sets, network.batch_size
     at_start = jnp.concatenate([in_tiles(model, x, size or len(x)) for x in sets])
     linearized = [linearization(model, x, [], 0) for x in sets] if size is None else None
-    return MatrixFreeFlow(network, y, loss, at_start, linearized)
+    return MatrixFreeFlow(network, y, loss, at_start, linearized, weights)

@@ -16,7 +16,7 @@ from corrections.forward_mode import has_forward_mode
 from corrections.kernel import tangent_kernel
 from corrections.parameters import check_pairs, Metric, Model, Pairs, Params, precondition
 from solvers.integrate import integrate
-from solvers.kernel_problem import Targets
+from solvers.kernel_problem import check_weights, Targets
 from solvers.losses import LossFunction, mean_loss
 from solvers.ode import check_tolerances, Flow, Motion, Observation, Tolerances
 from solvers.problem import check_problem
@@ -40,6 +40,8 @@ class ParameterFlow(Flow):
     metric: Metric | None
     loss: LossFunction
     kernel_pairs: Pairs | None
+    weights: Float[Array, " n"] | None
+    """Of the examples in the loss."""
     forward_mode: bool = eqx.field(static=True)
     """Whether the model has derivatives in forward mode."""
 
@@ -49,7 +51,8 @@ class ParameterFlow(Flow):
 
     def motion(self, state: State) -> Motion:
         def training_loss(displacement: Params) -> Float[Array, ""]:
-            return mean_loss(self.loss, jax.vmap(self.model_at((displacement,)))(self.x), self.y)
+            f = jax.vmap(self.model_at((displacement,)))(self.x)
+            return mean_loss(self.loss, f, self.y, self.weights)
 
         gradient = jax.grad(training_loss)(state[0])
         velocity = (jax.tree.map(jnp.negative, precondition(self.metric, gradient)),)
@@ -92,6 +95,7 @@ def parameter_flow(
     loss: LossFunction,
     x_test: Shaped[ArrayLike, "m ..."] | None = None,
     metric: Metric | None = None,
+    weights: Float[ArrayLike, " n"] | None = None,
     kernel_pairs: tuple[Shaped[ArrayLike, "n1 ..."], Shaped[ArrayLike, "n2 ..."]] | None = None,
     solver: diffrax.AbstractSolver | None = None,
     rtol: float = 1e-6,
@@ -111,6 +115,7 @@ def parameter_flow(
     - `loss`: per example, (f (k,), y (k,)) -> scalar. Its mean over examples is what is descended.
     - `x_test`: test examples, (m, ...).
     - `metric`: the learning-rate multipliers M, a PyTree prefix of the parameters (default: 1).
+    - `weights`: of the examples in the loss, (n,) numbers >= 0, as in `gradient_flow`.
     - `kernel_pairs`: (x1, x2), examples of which the tangent kernel of the network is shown at each
       time.
     - `solver`, `max_steps`, `throw`, `progress`: as in `gradient_flow`.
@@ -134,6 +139,7 @@ def parameter_flow(
         metric=metric,
         loss=loss,
         kernel_pairs=check_pairs(model, kernel_pairs),
+        weights=check_weights(weights, problem.y),
         forward_mode=has_forward_mode(model, problem.x[0]),
     )
     displacement = jax.tree.map(jnp.zeros_like, parameters(model))

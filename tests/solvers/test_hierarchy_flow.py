@@ -55,6 +55,32 @@ def test_matrix_free_equals_dense(order, loss):
     np.testing.assert_allclose(matrix_free.test, dense.test, atol=1e-9)
 
 
+def _dense(*args, **options):
+    return hierarchy_flow(*args, method="dense", order=2, **options)
+
+
+def _in_batches(*args, **options):
+    return hierarchy_flow(*args, order=2, batch_size=3, **options)
+
+
+def _at_order_3(*args, **options):
+    return hierarchy_flow(*args, order=3, **options)
+
+
+@pytest.mark.parametrize("flow", [_dense, _in_batches, _at_order_3, parameter_flow])
+def test_examples_of_weight_0_only_fill_up_a_set(flow):
+    """Of 5 examples 3 count; the mean over 5 is then that over 3."""
+    model, x, y = tanh_mlp(), inputs(5), one_hot(5, 2)
+    counted = jnp.array([0, 2, 3])
+    weights = jnp.zeros(5).at[counted].set(5 / 3)
+    options = {"loss": CrossEntropy(), "rtol": 1e-8, "atol": 1e-10}
+    alone = flow(model, x[counted], y[counted], [0.5, 2.0], x_test=x, **options)
+    filled = flow(model, x, y, [0.5, 2.0], weights=weights, **options)
+    np.testing.assert_allclose(filled.train, alone.test, atol=1e-7)
+    with pytest.raises(ValueError, match=r"`weights` holds -1.0 \(at index 0\)"):
+        flow(model, x, y, [0.5], weights=-jnp.ones(5), **options)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("order", [3, 4])
 @pytest.mark.parametrize("architecture", ["cnn", "wide_resnet"])
