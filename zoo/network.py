@@ -9,7 +9,7 @@ import jax
 from jaxtyping import Array, Float
 
 from zoo import checks
-from zoo.limits.rule import LimitRule, rule_of
+from zoo.limits.rule import limit_rule_of, LimitRule
 from zoo.limits.widths import Widths
 from zoo.parameterization import Role
 from zoo.structure import Sequential
@@ -33,7 +33,7 @@ class Network(eqx.Module):
 
     def limit_rule(self, widths: Widths) -> LimitRule:
         """What it does to the kernels of infinite width; see `zoo.limits`."""
-        return rule_of(self.body, widths.at(".body"))
+        return limit_rule_of(self.body, widths.at(".body"))
 
     def forward_train(self, xs: Float[Array, "n ..."]) -> tuple[Float[Array, "n k"], "Network"]:
         """See `zoo.forward_train`."""

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Shaped
 from zoo import checks
 from zoo.limits.composition import ResidualRule, SequentialRule
 from zoo.limits.layers import FlattenRule, PoolRule
-from zoo.limits.rule import rule_of
+from zoo.limits.rule import limit_rule_of, register_limit_rule
 from zoo.limits.widths import Widths
 from zoo.training_pass import forward_train
 
@@ -54,8 +54,20 @@ class Sequential(eqx.Module):
 
     def limit_rule(self, widths: Widths) -> SequentialRule:
         """What it does to the kernels of infinite width; see `zoo.limits`."""
-        rules = (rule_of(layer, widths.at(f".layers[{i}]")) for i, layer in enumerate(self.layers))
-        return SequentialRule(tuple(rules))
+        return _one_after_the_other(self, widths)
+
+
+def _one_after_the_other(
+    sequential: Sequential | eqx.nn.Sequential, widths: Widths
+) -> SequentialRule:
+    rules = (
+        limit_rule_of(layer, widths.at(f".layers[{i}]"))
+        for i, layer in enumerate(sequential.layers)
+    )
+    return SequentialRule(tuple(rules))
+
+
+register_limit_rule(eqx.nn.Sequential, _one_after_the_other)
 
 
 class Residual(eqx.Module):
@@ -82,10 +94,12 @@ class Residual(eqx.Module):
 
     def limit_rule(self, widths: Widths) -> ResidualRule:
         """What it does to the kernels of infinite width; see `zoo.limits`."""
-        branch = rule_of(self.branch, widths.at(".branch"))
+        branch = limit_rule_of(self.branch, widths.at(".branch"))
         if self.shortcut is None:
             return ResidualRule(branch, None, widths.path)
-        return ResidualRule(branch, rule_of(self.shortcut, widths.at(".shortcut")), widths.path)
+        return ResidualRule(
+            branch, limit_rule_of(self.shortcut, widths.at(".shortcut")), widths.path
+        )
 
 
 class Flatten(eqx.Module):

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Shaped
 from zoo import checks
 from zoo.frozen import Frozen
 from zoo.limits.composition import CenteredRule, ScaledRule
-from zoo.limits.rule import LimitRule, rule_of
+from zoo.limits.rule import limit_rule_of, LimitRule
 from zoo.limits.widths import NoLimitError, Widths
 from zoo.training_pass import forward_train
 
@@ -50,7 +50,7 @@ class Centered(eqx.Module):
 
     def limit_rule(self, widths: Widths) -> CenteredRule:
         """What it does to the kernels of infinite width; see `zoo.limits`."""
-        return CenteredRule(rule_of(self.model, widths.at(".model")))
+        return CenteredRule(limit_rule_of(self.model, widths.at(".model")))
 
 
 class Scaled(eqx.Module):
@@ -70,7 +70,7 @@ class Scaled(eqx.Module):
 
     def limit_rule(self, widths: Widths) -> ScaledRule:
         """What it does to the kernels of infinite width; see `zoo.limits`."""
-        return ScaledRule(rule_of(self.model, widths.at(".model")), self.alpha)
+        return ScaledRule(limit_rule_of(self.model, widths.at(".model")), self.alpha)
 
 
 class WithOutput(eqx.Module):

@@ -21,7 +21,7 @@ from zoo.layers import ParameterizedLayer
 from zoo.limits.affine import AffineRule
 from zoo.limits.inputs import Examples, examples, input_kernels
 from zoo.limits.kernels import LayerKernels, Layout, Needs
-from zoo.limits.rule import LimitRule, rule_of
+from zoo.limits.rule import limit_rule_of, LimitRule
 from zoo.limits.widths import NoLimitError, product_of, Wide, Widths
 from zoo.memory import check_fits
 from zoo.parameterization import Parameterization
@@ -212,7 +212,9 @@ def limit(
             f"`rate_power` is {rate_power!r}, expected one of at most {_MOST_POWER:g}: the width "
             "to such a power is no number."
         )
-    return InfiniteNetwork(rule_of(model, _widths_of(model, equivalent_to, float(rate_power))))
+    return InfiniteNetwork(
+        limit_rule_of(model, _widths_of(model, equivalent_to, float(rate_power)))
+    )
 
 
 def _widths_of(model: Any, equivalent_to: Parameterization | None, rate_power: float) -> Widths:
