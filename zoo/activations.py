@@ -14,7 +14,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from zoo import checks
 from zoo.limits.duals import (
@@ -55,8 +55,11 @@ class Activation(eqx.Module):
     derivative_lipschitz: int | float | None = eqx.field(static=True, default=None)
     dual: Dual | None = eqx.field(static=True, default=None)
 
-    def __call__(self, a: Float[Array, "..."]) -> Float[Array, "..."]:
-        """phi(a), entry by entry."""
+    def __call__(
+        self, a: Float[Array, "..."], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "..."]:
+        """phi(a), entry by entry; `key` is not used."""
+        del key
         return self.function(a) if self.smoothness is None else pointwise(self.function)(a)
 
     @property

@@ -218,7 +218,11 @@ class Dense(AffineLayer):
         """How it is affine in its weights: one position."""
         return ContractionRule(lambda _, a: a[None], _multipliers)
 
-    def __call__(self, a: Float[Array, " in"]) -> Float[Array, " out"]:
+    def __call__(
+        self, a: Float[Array, " in"], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, " out"]:
+        """z of one example; `key` is not used."""
+        del key
         z = self.weight_multiplier * (a @ self.weight.T)
         return z if self.bias is None else z + self.bias_multiplier * self.bias
 
@@ -304,7 +308,11 @@ class Conv(AffineLayer):
         transposed = Transposed(_cotangent_patches, _cotangent_matrix, applies=_has_stride_1)
         return ContractionRule(_patches, _multipliers, transposed=transposed)
 
-    def __call__(self, a: Float[Array, "in *space"]) -> Float[Array, "out *out_space"]:
+    def __call__(
+        self, a: Float[Array, "in *space"], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "out *out_space"]:
+        """z of one image; `key` is not used."""
+        del key
         z = convolve(a, self.weight, stride=self.stride, padding=self.padding)
         z = self.weight_multiplier * z
         if self.bias is None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from zoo import checks
 from zoo.limits.rule import limit_rule_of, LimitRule
@@ -27,9 +27,11 @@ class Network(eqx.Module):
     def example(self, x: Any) -> Array:
         """`x` as the one example that the body takes; raises where it is none."""
 
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, " k"]:
+    def __call__(
+        self, x: Float[Array, "..."], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, " k"]:
         """The outputs for one example; use `jax.vmap(model)` for a batch."""
-        return self.body(self.example(x))
+        return self.body(self.example(x), key=key)
 
     def limit_rule(self, widths: Widths) -> LimitRule:
         """What it does to the kernels of infinite width; see `zoo.limits`."""

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from zoo import checks
+from zoo import checks, keys
 from zoo.limits.composition import ResidualRule, SequentialRule
 from zoo.limits.layers import FlattenRule, PoolRule
 from zoo.limits.rule import limit_rule_of, register_limit_rule
@@ -37,9 +37,12 @@ class Sequential(eqx.Module):
             checks.function(f"layers[{i}]", layer, "a callable of one array")
         self.layers = tuple(layers)
 
-    def __call__(self, a: Shaped[Array, "..."]) -> Float[Array, "..."]:
-        for layer in self.layers:
-            a = layer(a)
+    def __call__(
+        self, a: Shaped[Array, "..."], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "..."]:
+        """The output of the last layer; each layer that takes a key gets one of its own."""
+        for layer, own in zip(self.layers, keys.split(key, len(self.layers)), strict=True):
+            a = keys.called(layer, a, own)
         return a
 
     def forward_train(
@@ -79,8 +82,13 @@ class Residual(eqx.Module):
     branch: Layer
     shortcut: Layer | None = None
 
-    def __call__(self, a: Shaped[Array, "..."]) -> Float[Array, "..."]:
-        return self.branch(a) + (a if self.shortcut is None else self.shortcut(a))
+    def __call__(
+        self, a: Shaped[Array, "..."], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "..."]:
+        """The sum; branch and shortcut get keys of their own."""
+        first, second = keys.split(key, 2)
+        added = keys.called(self.branch, a, first)
+        return added + (a if self.shortcut is None else keys.called(self.shortcut, a, second))
 
     def forward_train(
         self, batch: Shaped[Array, "n ..."]
@@ -105,7 +113,11 @@ class Residual(eqx.Module):
 class Flatten(eqx.Module):
     """All entries of an example in one vector, in row-major order."""
 
-    def __call__(self, a: Shaped[Array, "..."]) -> Float[Array, " size"]:
+    def __call__(
+        self, a: Shaped[Array, "..."], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, " size"]:
+        """The entries of `a`; `key` is not used."""
+        del key
         return jnp.ravel(a)
 
     def limit_rule(self, widths: Widths) -> FlattenRule:
@@ -117,7 +129,11 @@ class Flatten(eqx.Module):
 class GlobalAveragePool(eqx.Module):
     """The mean over all positions, one number a channel."""
 
-    def __call__(self, a: Float[Array, "channels *space"]) -> Float[Array, " channels"]:
+    def __call__(
+        self, a: Float[Array, "channels *space"], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, " channels"]:
+        """The means; `key` is not used."""
+        del key
         return jnp.mean(a, axis=tuple(range(1, a.ndim)))
 
     def limit_rule(self, widths: Widths) -> PoolRule:

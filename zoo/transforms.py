@@ -13,9 +13,9 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from zoo import checks
+from zoo import checks, keys
 from zoo.frozen import Frozen
 from zoo.limits.composition import CenteredRule, ScaledRule
 from zoo.limits.rule import limit_rule_of, LimitRule
@@ -38,9 +38,11 @@ class Centered(eqx.Module):
     model: Model
     _start: Frozen[Any]
 
-    def __call__(self, x: Shaped[Array, "..."]) -> Float[Array, " k"]:
-        """The change of the outputs for one example."""
-        return self.model(x) - self._start.value(x)
+    def __call__(
+        self, x: Shaped[Array, "..."], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, " k"]:
+        """The change of the outputs for one example, both models given the same key."""
+        return keys.called(self.model, x, key) - keys.called(self._start.value, x, key)
 
     def forward_train(self, xs: Shaped[Array, "n ..."]) -> tuple[Float[Array, "n k"], "Centered"]:
         """See `zoo.forward_train`; the copy keeps the statistics it was frozen with."""
@@ -59,9 +61,11 @@ class Scaled(eqx.Module):
     model: Model
     alpha: float = eqx.field(static=True)
 
-    def __call__(self, x: Shaped[Array, "..."]) -> Float[Array, " k"]:
+    def __call__(
+        self, x: Shaped[Array, "..."], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, " k"]:
         """The scaled outputs for one example."""
-        return self.alpha * self.model(x)
+        return self.alpha * keys.called(self.model, x, key)
 
     def forward_train(self, xs: Shaped[Array, "n ..."]) -> tuple[Float[Array, "n k"], "Scaled"]:
         """See `zoo.forward_train`."""
@@ -79,9 +83,11 @@ class WithOutput(eqx.Module):
     model: Model
     output: Callable[[Array], Array] = eqx.field(static=True)
 
-    def __call__(self, x: Shaped[Array, "..."]) -> Float[Array, " k"]:
+    def __call__(
+        self, x: Shaped[Array, "..."], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, " k"]:
         """The transformed outputs for one example."""
-        return self.output(self.model(x))
+        return self.output(keys.called(self.model, x, key))
 
     def forward_train(self, xs: Shaped[Array, "n ..."]) -> tuple[Float[Array, "n k"], "WithOutput"]:
         """See `zoo.forward_train`."""
