@@ -6,7 +6,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
+
+from zoo import keys
+from zoo.limits.rule import limit_rule_of, LimitRule
+from zoo.limits.widths import Widths
 
 _Tree = TypeVar("_Tree")
 
@@ -19,8 +23,9 @@ class Frozen(eqx.Module, Generic[_Tree]):
     cannot see them, whatever library they are of.
     `Frozen(tree).value` gives the tree back, bit for bit.
 
-    It is for batch-norm statistics, the copy of a network inside `f - f_0`, the base point of a
-    Taylor model. It is a PyTree like any other: it passes through `jit`, `vmap` and
+    A layer of a model is frozen by wrapping it: `Frozen(layer)` is called as the layer is. And it
+    is for batch-norm statistics, the copy of a network inside `f - f_0`, the base point of a Taylor
+    model. It is a PyTree like any other: it passes through `jit`, `vmap` and
     `eqx.tree_serialise_leaves`.
     """
 
@@ -49,6 +54,25 @@ class Frozen(eqx.Module, Generic[_Tree]):
         ]
         return jax.tree.unflatten(structure, leaves)
 
+    def __call__(
+        self, a: Shaped[Array, "..."], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "..."]:
+        """What the frozen layer gives for `a`.
+
+        **Raises:** `TypeError` where what is frozen cannot be called.
+        """
+        layer: Any = self.value
+        if not callable(layer):
+            raise TypeError(
+                f"`Frozen` holds a {type(layer).__name__}, which cannot be called, expected a "
+                "layer or a network."
+            )
+        return keys.called(layer, a, key)
+
+    def limit_rule(self, widths: Widths) -> LimitRule:
+        """That of the frozen layer, whose weights add nothing to the tangent kernel."""
+        return limit_rule_of(self.value, widths.frozen())
+
 
 def _to_bits(array: Array) -> Array:
     if jnp.iscomplexobj(array):  # no integer is wide enough: the two parts, on a new last axis
@@ -56,7 +80,9 @@ def _to_bits(array: Array) -> Array:
     return jax.lax.bitcast_convert_type(array, _unsigned(array.dtype))
 
 
-def _from_bits(bits: Array, dtype: str) -> Array:
+def _from_bits(bits: Array | jax.ShapeDtypeStruct, dtype: str) -> Any:
+    if isinstance(bits, jax.ShapeDtypeStruct):  # of a model without numbers
+        return jax.eval_shape(lambda bits: _from_bits(bits, dtype), bits)
     if jnp.issubdtype(dtype, jnp.complexfloating):
         parts = jax.lax.bitcast_convert_type(bits, jnp.zeros(0, dtype).real.dtype)
         return jax.lax.complex(parts[..., 0], parts[..., 1])

@@ -18,6 +18,7 @@ from zoo import (
     Conv,
     Dense,
     Flatten,
+    Frozen,
     GlobalAveragePool,
     GroupNorm,
     LimitRule,
@@ -44,6 +45,7 @@ MODULES = {
     Conv: (lambda: Conv(1, 2, kernel_size=(3, 3), bias_std=0.5, key=KEY), IMAGE),
     Dense: (lambda: Dense(3, 2, bias_std=0.5, key=KEY), VECTOR),
     Flatten: (Flatten, IMAGE),
+    Frozen: (lambda: Frozen(plain()), VECTOR),
     GlobalAveragePool: (GlobalAveragePool, IMAGE),
     GroupNorm: (lambda: GroupNorm(1), IMAGE),
     MLP: (lambda: MLP(3, 2, width=4, depth=1, key=KEY), VECTOR),
@@ -111,6 +113,7 @@ def test_containers_hand_a_key_on_to_the_layers_that_take_one():
     branch, shortcut = jr.split(key)
     added = 2 * a + noise(a, branch) + noise(a, shortcut)
     np.testing.assert_allclose(Residual(Noise(), Noise())(a, key=key), added, rtol=1e-15)
+    np.testing.assert_array_equal(Frozen(Noise())(a, key=key), a + noise(a, key))
     np.testing.assert_array_equal(scaled(Noise(), 2.0)(a, key=key), 2 * (a + noise(a, key)))
     np.testing.assert_array_equal(centered(Noise())(a, key=key), jnp.zeros(3))
     drawn = jax.nn.softmax(a + noise(a, key))

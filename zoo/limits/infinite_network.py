@@ -5,7 +5,7 @@ K^0 = x . x' / d,  and layer by layer  K -> forward K + bias,  Theta -> backward
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -28,6 +28,7 @@ from zoo.parameterization import Parameterization
 from zoo.precision import full_precision
 from zoo.tiles import DEVICE_BYTES, shards_of, Tiling
 from zoo.trainable import is_state
+from zoo.transforms import Centered
 
 ERROR_TOLERANCE = 5e-5
 """The share of a kernel that a series may leave unresolved before there is a warning."""
@@ -222,11 +223,7 @@ def _widths_of(model: Any, equivalent_to: Parameterization | None, rate_power: f
 
     **Raises:** `NoLimitError` for more than one readout.
     """
-
-    def is_end(node: Any) -> bool:
-        return isinstance(node, ParameterizedLayer | Frozen) or is_state(node)
-
-    nodes = jax.tree.leaves(model, is_leaf=is_end)
+    nodes = list(_nodes(model))
     weights = [
         (node, name)
         for node in nodes
@@ -249,6 +246,22 @@ def _widths_of(model: Any, equivalent_to: Parameterization | None, rate_power: f
         power = max(power, -Wide("readout", "weight", has_hidden).power(law))
         fan_in = layer.fans["fan_in"]
     return Widths(equivalent_to, rate_power, "", has_hidden, power, fan_in)
+
+
+def _nodes(model: Any) -> Iterator[Any]:
+    """The layers with parameters in a model, frozen ones too, and the leaves outside of them."""
+
+    def is_end(node: Any) -> bool:
+        return isinstance(node, ParameterizedLayer | Centered | Frozen) or is_state(node)
+
+    for node in jax.tree.leaves(model, is_leaf=is_end):
+        if isinstance(node, Centered):  # whose other half is a copy
+            yield from _nodes(node.model)
+        elif isinstance(node, Frozen):
+            layer = node.value
+            yield from _nodes(layer) if callable(layer) else ()  # fixed numbers are no weights
+        else:
+            yield node
 
 
 @eqx.filter_jit
