@@ -9,6 +9,7 @@ The corrections of finite width expand a network in its parameters, and bounds o
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
@@ -29,11 +30,12 @@ from zoo.limits.duals import (
 from zoo.limits.hermite import HermiteDual
 from zoo.limits.layers import ActivationRule
 from zoo.limits.widths import Widths
+from zoo.pickling import PicklableFunctions
 
 ActivationFunction = Callable[[Array], Array]
 
 
-class Activation(eqx.Module):
+class Activation(PicklableFunctions, eqx.Module):
     """A pointwise nonlinearity phi, and a layer that applies it.
 
     - `name`: what reports print.
@@ -183,13 +185,18 @@ def monomial(degree: int) -> Activation:
         return ACTIVATIONS["identity"]
     bounds = {"lipschitz": _INF, "derivative_lipschitz": 2.0 if degree == 2 else _INF}
     return Activation(
-        f"monomial_{degree}", _power(degree), smoothness=_INF, dual=MonomialDual(degree), **bounds
+        f"monomial_{degree}", _Power(degree), smoothness=_INF, dual=MonomialDual(degree), **bounds
     )
 
 
-@functools.cache
-def _power(degree: int) -> ActivationFunction:
-    return functools.partial(jax.lax.integer_pow, y=degree)
+@dataclass(frozen=True)
+class _Power:
+    """x^degree. Equal ones are one function to JAX."""
+
+    degree: int
+
+    def __call__(self, x: Array) -> Array:
+        return jax.lax.integer_pow(x, self.degree)
 
 
 def activation_function(activation: str | ActivationFunction) -> Activation:

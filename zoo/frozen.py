@@ -11,11 +11,12 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 from zoo import keys
 from zoo.limits.rule import limit_rule_of, LimitRule
 from zoo.limits.widths import Widths
+from zoo.pickling import PicklableFunctions
 
 _Tree = TypeVar("_Tree")
 
 
-class Frozen(eqx.Module, Generic[_Tree]):
+class Frozen(PicklableFunctions, eqx.Module, Generic[_Tree]):
     """Holds a PyTree whose arrays are not parameters.
 
     The parameters of a model are its inexact arrays (`zoo.parameters`). `Frozen` keeps its inexact

@@ -14,7 +14,7 @@ from jaxtyping import Array, PRNGKeyArray
 from zoo import checks
 
 
-def called(layer: Callable[..., Array], a: Array, key: PRNGKeyArray | None) -> Array:
+def called(layer: Callable[..., Any], a: Array, key: PRNGKeyArray | None) -> Any:
     """`layer(a)`, with the key where there is one and the layer takes it."""
     return layer(a, key=key) if key is not None and _takes_key(layer) else layer(a)
 

@@ -15,12 +15,13 @@ from zoo.limits.composition import ResidualRule, SequentialRule
 from zoo.limits.layers import FlattenRule, PoolRule
 from zoo.limits.rule import limit_rule_of, register_limit_rule
 from zoo.limits.widths import Widths
+from zoo.pickling import PicklableFunctions
 from zoo.training_pass import forward_train
 
 Layer = Callable[[Array], Array]
 
 
-class Sequential(eqx.Module):
+class Sequential(PicklableFunctions, eqx.Module):
     """Layers one after the other: layers[-1](... layers[1](layers[0](a)))."""
 
     layers: tuple[Layer, ...]
@@ -73,7 +74,7 @@ def _one_after_the_other(
 register_limit_rule(eqx.nn.Sequential, _one_after_the_other)
 
 
-class Residual(eqx.Module):
+class Residual(PicklableFunctions, eqx.Module):
     """A branch and a shortcut around it: branch(a) + shortcut(a).
 
     `shortcut=None` is the identity.

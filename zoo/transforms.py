@@ -20,6 +20,7 @@ from zoo.frozen import Frozen
 from zoo.limits.composition import CenteredRule, ScaledRule
 from zoo.limits.rule import limit_rule_of, LimitRule
 from zoo.limits.widths import NoLimitError, Widths
+from zoo.pickling import PicklableFunctions
 from zoo.training_pass import forward_train
 
 Model = Callable[[Array], Array]
@@ -32,7 +33,7 @@ OUTPUTS: dict[str, Callable[[Array], Array]] = {
 """The output functions that have a name: (k,) -> (k,)."""
 
 
-class Centered(eqx.Module):
+class Centered(PicklableFunctions, eqx.Module):
     """f(x; theta) - f(x; theta_0); see `centered`."""
 
     model: Model
@@ -55,7 +56,7 @@ class Centered(eqx.Module):
         return CenteredRule(limit_rule_of(self.model, widths.at(".model")))
 
 
-class Scaled(eqx.Module):
+class Scaled(PicklableFunctions, eqx.Module):
     """alpha f(x); see `scaled`."""
 
     model: Model
@@ -77,7 +78,7 @@ class Scaled(eqx.Module):
         return ScaledRule(limit_rule_of(self.model, widths.at(".model")), self.alpha)
 
 
-class WithOutput(eqx.Module):
+class WithOutput(PicklableFunctions, eqx.Module):
     """output(f(x)); see `with_output`."""
 
     model: Model
