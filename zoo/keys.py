@@ -15,8 +15,14 @@ from zoo import checks
 
 
 def called(layer: Callable[..., Any], a: Array, key: PRNGKeyArray | None) -> Any:
-    """`layer(a)`, with the key where there is one and the layer takes it."""
-    return layer(a, key=key) if key is not None and _takes_key(layer) else layer(a)
+    """`layer(a)`, with the key where there is one and the layer takes it.
+
+    **Raises:** `TypeError` where `key` is no key.
+    """
+    if key is None:
+        return layer(a)
+    checks.key("key", key)
+    return layer(a, key=key) if _takes_key(layer) else layer(a)
 
 
 def split(key: PRNGKeyArray | None, count: int) -> list[Any]:

@@ -123,3 +123,5 @@ def test_containers_hand_a_key_on_to_the_layers_that_take_one():
 def test_a_key_that_is_none_is_named(unchecked):
     with pytest.raises(TypeError, match="`key` is 5, expected a key"):
         Sequential([Noise()])(jnp.ones(3), key=5)
+    with pytest.raises(TypeError, match="`key` is 5, expected a key"):
+        scaled(Noise(), 2.0)(jnp.ones(3), key=5)
