@@ -36,7 +36,7 @@ ActivationFunction = Callable[[Array], Array]
 
 
 class Activation(PicklableFunctions, eqx.Module):
-    """A pointwise nonlinearity phi, and a layer that applies it.
+    """A pointwise nonlinearity phi, and a layer that applies it. It prints with its name alone.
 
     - `name`: what reports print.
     - `function`: phi, on arrays of any shape.
@@ -51,11 +51,11 @@ class Activation(PicklableFunctions, eqx.Module):
     """
 
     name: str = eqx.field(static=True)
-    function: ActivationFunction = eqx.field(static=True)
-    smoothness: int | float | None = eqx.field(static=True, default=None)
-    lipschitz: int | float | None = eqx.field(static=True, default=None)
-    derivative_lipschitz: int | float | None = eqx.field(static=True, default=None)
-    dual: Dual | None = eqx.field(static=True, default=None)
+    function: ActivationFunction = eqx.field(static=True, repr=False)
+    smoothness: int | float | None = eqx.field(static=True, repr=False, default=None)
+    lipschitz: int | float | None = eqx.field(static=True, repr=False, default=None)
+    derivative_lipschitz: int | float | None = eqx.field(static=True, repr=False, default=None)
+    dual: Dual | None = eqx.field(static=True, repr=False, default=None)
 
     def __call__(
         self, a: Float[Array, "..."], *, key: PRNGKeyArray | None = None

@@ -24,14 +24,14 @@ class Network(eqx.Module):
     body: eqx.AbstractVar[Sequential]
 
     @abc.abstractmethod
-    def example(self, x: Any) -> Array:
+    def _example(self, x: Any) -> Array:
         """`x` as the one example that the body takes; raises where it is none."""
 
     def __call__(
         self, x: Float[Array, "..."], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, " k"]:
         """The outputs for one example; use `jax.vmap(model)` for a batch."""
-        return self.body(self.example(x), key=key)
+        return self.body(self._example(x), key=key)
 
     def limit_rule(self, widths: Widths) -> LimitRule:
         """What it does to the kernels of infinite width; see `zoo.limits`."""
@@ -39,7 +39,7 @@ class Network(eqx.Module):
 
     def forward_train(self, xs: Float[Array, "n ..."]) -> tuple[Float[Array, "n k"], "Network"]:
         """See `zoo.forward_train`."""
-        outputs, body = self.body.forward_train(jax.vmap(self.example)(xs))
+        outputs, body = self.body.forward_train(jax.vmap(self._example)(xs))
         return outputs, eqx.tree_at(lambda network: network.body, self, body)
 
 
