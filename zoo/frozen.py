@@ -34,7 +34,7 @@ class Frozen(PicklableFunctions, eqx.Module, Generic[_Tree]):
     _dtypes: tuple[str | None, ...] = eqx.field(static=True)
 
     def __init__(self, tree: _Tree):
-        leaves, structure = jax.tree.flatten(tree)
+        leaves, structure = jax.tree.flatten(tree, is_leaf=_is_none)
         dtypes = [
             str(jnp.asarray(leaf).dtype) if eqx.is_inexact_array(leaf) else None for leaf in leaves
         ]
@@ -47,10 +47,10 @@ class Frozen(PicklableFunctions, eqx.Module, Generic[_Tree]):
 
     @property
     def value(self) -> _Tree:
-        """The tree that was frozen."""
-        bits, structure = jax.tree.flatten(self._bits)
+        """The tree that was frozen, with None where the leaves of this one are None by now."""
+        bits, structure = jax.tree.flatten(self._bits, is_leaf=_is_none)
         leaves = [
-            leaf if dtype is None else _from_bits(leaf, dtype)
+            leaf if dtype is None or leaf is None else _from_bits(leaf, dtype)
             for leaf, dtype in zip(bits, self._dtypes, strict=True)
         ]
         return jax.tree.unflatten(structure, leaves)
@@ -73,6 +73,10 @@ class Frozen(PicklableFunctions, eqx.Module, Generic[_Tree]):
     def limit_rule(self, widths: Widths) -> LimitRule:
         """That of the frozen layer, whose weights add nothing to the tangent kernel."""
         return limit_rule_of(self.value, widths.frozen())
+
+
+def _is_none(leaf: Any) -> bool:
+    return leaf is None
 
 
 def _to_bits(array: Array) -> Array:

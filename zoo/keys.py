@@ -25,7 +25,7 @@ def called(layer: Callable[..., Any], a: Array, key: PRNGKeyArray | None) -> Any
     return layer(a, key=key) if _takes_key(layer) else layer(a)
 
 
-def split(key: PRNGKeyArray | None, count: int) -> list[Any]:
+def for_each(key: PRNGKeyArray | None, count: int) -> list[Any]:
     """A key for each of `count` layers, None where there is none.
 
     **Raises:** `TypeError` where `key` is no key.

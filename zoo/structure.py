@@ -42,7 +42,7 @@ class Sequential(PicklableFunctions, eqx.Module):
         self, a: Shaped[Array, "..."], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "..."]:
         """The output of the last layer; each layer that takes a key gets one of its own."""
-        for layer, own in zip(self.layers, keys.split(key, len(self.layers)), strict=True):
+        for layer, own in zip(self.layers, keys.for_each(key, len(self.layers)), strict=True):
             a = keys.called(layer, a, own)
         return a
 
@@ -87,7 +87,7 @@ class Residual(PicklableFunctions, eqx.Module):
         self, a: Shaped[Array, "..."], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "..."]:
         """The sum; branch and shortcut get keys of their own."""
-        first, second = keys.split(key, 2)
+        first, second = keys.for_each(key, 2)
         added = keys.called(self.branch, a, first)
         return added + (a if self.shortcut is None else keys.called(self.shortcut, a, second))
 

@@ -6,9 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from corrections import monte_carlo_kernels, ntk
+from corrections import monte_carlo_kernels, ntk, taylorize
 from zoo import (
     ACTIVATIONS,
+    centered,
     Dense,
     Frozen,
     GroupNorm,
@@ -19,6 +20,7 @@ from zoo import (
     NTK,
     ParameterizedLayer,
     parameters,
+    Residual,
     Sequential,
     STANDARD,
     summary,
@@ -42,6 +44,11 @@ def test_holds_any_tree_and_hides_its_parameters():
     back = frozen.value
     assert eqx.tree_equal(back, tree)
     assert bool(eqx.tree_equal(eqx.filter_jit(lambda f: f.value["a"])(frozen), tree["a"]))
+
+
+def test_what_is_filtered_away_is_gone():
+    tree = {"a": jnp.ones((2, 3)), "n": jnp.arange(3), "none": None}
+    assert eqx.filter(Frozen(tree), eqx.is_inexact_array).value == dict.fromkeys(tree)
 
 
 def test_works_batched_under_vmap():
@@ -188,6 +195,20 @@ def test_frozen_weights_need_no_tangent_kernel():
     np.testing.assert_allclose(found, 3 * (both.ntk - both.nngp), rtol=1e-12)
     shapes = eqx.filter_eval_shape(lambda: network(STANDARD, Frozen))
     np.testing.assert_array_equal(limit(shapes).ntk(X), found)
+
+
+def test_frozen_copies_make_no_second_readout_and_others_do():
+    model = with_a_frozen_layer()
+    plain = limit(model).kernels(X)
+    np.testing.assert_array_equal(limit(centered(model)).ntk(X), plain.ntk)
+    np.testing.assert_array_equal(limit(Frozen(model)).nngp(X), plain.nngp)
+    np.testing.assert_array_equal(limit(Frozen(centered(model))).ntk(X), 0 * plain.ntk)
+    with pytest.raises(NoLimitError, match="`model` is TaylorModel, which has no rule"):
+        limit(taylorize(model, 1))
+    other = Frozen(Dense(5, 2, role="readout", parameterization=MUP, key=KEY))
+    both = Sequential([*model.layers[:-1], Residual(model.layers[-1], other)])
+    with pytest.raises(NoLimitError, match="`model` has 2 layers with the role of a readout"):
+        limit(both)
 
 
 def test_what_cannot_be_called_is_named():

@@ -28,7 +28,6 @@ from zoo.parameterization import Parameterization
 from zoo.precision import full_precision
 from zoo.tiles import DEVICE_BYTES, shards_of, Tiling
 from zoo.trainable import is_state
-from zoo.transforms import Centered
 
 ERROR_TOLERANCE = 5e-5
 """The share of a kernel that a series may leave unresolved before there is a warning."""
@@ -223,45 +222,56 @@ def _widths_of(model: Any, equivalent_to: Parameterization | None, rate_power: f
 
     **Raises:** `NoLimitError` for more than one readout.
     """
-    nodes = list(_nodes(model))
-    weights = [
-        (node, name)
-        for node in nodes
-        if isinstance(node, ParameterizedLayer)
-        for name, place in node.tensors.items()
-        if place.kind == "weight"  # vectors over channels make no width
-    ]
-    readouts = [(layer, name) for layer, name in weights if layer.role == "readout"]
-    count = len({id(layer) for layer, _ in readouts})
-    if count > 1:
+    nodes = sorted(_nodes(model), key=lambda found: found[1])  # what is trained comes first
+    layers = [found for found in nodes if isinstance(found[0], ParameterizedLayer)]
+    readouts: list[ParameterizedLayer] = []
+    for layer, is_frozen in layers:
+        if layer.role != "readout" or not _weights(layer):
+            continue
+        # A frozen one that is like another may be a copy of it, as in `centered`.
+        known = any(layer is other or (is_frozen and _alike(layer, other)) for other in readouts)
+        if not known:
+            readouts.append(layer)
+    if len(readouts) > 1:
         raise NoLimitError(
-            f"`model` has {count} layers with the role of a readout, expected one at most."
+            f"`model` has {len(readouts)} layers with the role of a readout, expected one at most."
         )
+    has_hidden = any(layer.role != "readout" and _weights(layer) for layer, _ in layers)
     # Parameters outside such layers are those of a layer too, whatever their place is.
-    has_hidden = len(readouts) < len(weights) or any(map(eqx.is_inexact_array, nodes))
+    has_hidden = has_hidden or any(eqx.is_inexact_array(node) for node, _ in nodes)
     power, fan_in = 0.0, 1
-    for layer, name in readouts:
-        scaling = layer.tensor_scaling(name)
-        law = product_of(scaling.multiplier, scaling.multiplier, scaling.init, scaling.init)
-        power = max(power, -Wide("readout", "weight", has_hidden).power(law))
+    for layer in readouts:
+        for name in _weights(layer):
+            scaling = layer.tensor_scaling(name)
+            law = product_of(scaling.multiplier, scaling.multiplier, scaling.init, scaling.init)
+            power = max(power, -Wide("readout", "weight", has_hidden).power(law))
         fan_in = layer.fans["fan_in"]
     return Widths(equivalent_to, rate_power, "", has_hidden, power, fan_in)
 
 
-def _nodes(model: Any) -> Iterator[Any]:
-    """The layers with parameters in a model, frozen ones too, and the leaves outside of them."""
+def _weights(layer: ParameterizedLayer) -> list[str]:
+    """Its tensors that make a width: vectors over channels do not."""
+    return [name for name, place in layer.tensors.items() if place.kind == "weight"]
+
+
+def _alike(first: ParameterizedLayer, second: ParameterizedLayer) -> bool:
+    """Whether the widths of a model mean the same to both layers."""
+    return (first.parameterization, first.fans) == (second.parameterization, second.fans)
+
+
+def _nodes(model: Any, frozen: bool = False) -> Iterator[tuple[Any, bool]]:
+    """The layers with parameters in a model and the leaves outside of them, each with whether it is
+    frozen.
+    """
 
     def is_end(node: Any) -> bool:
-        return isinstance(node, ParameterizedLayer | Centered | Frozen) or is_state(node)
+        return isinstance(node, ParameterizedLayer | Frozen) or is_state(node)
 
     for node in jax.tree.leaves(model, is_leaf=is_end):
-        if isinstance(node, Centered):  # whose other half is a copy
-            yield from _nodes(node.model)
-        elif isinstance(node, Frozen):
-            layer = node.value
-            yield from _nodes(layer) if callable(layer) else ()  # fixed numbers are no weights
-        else:
-            yield node
+        if not isinstance(node, Frozen):
+            yield node, frozen
+        elif callable(layer := node.value):  # fixed numbers are no weights
+            yield from _nodes(layer, frozen=True)
 
 
 @eqx.filter_jit
