@@ -19,7 +19,7 @@ from zoo import checks
 from zoo.frozen import Frozen
 from zoo.layers import ParameterizedLayer
 from zoo.limits.affine import AffineRule
-from zoo.limits.inputs import Examples, examples, input_kernels
+from zoo.limits.inputs import input_batch, input_kernels, InputBatch
 from zoo.limits.kernels import LayerKernels, Layout, Needs
 from zoo.limits.rule import limit_rule_of, LimitRule
 from zoo.limits.widths import NoLimitError, product_of, Wide, Widths
@@ -285,16 +285,16 @@ def _kernels(
 ) -> tuple[Array, Array | None, Array]:
     needs = rule.needs(Needs())
 
-    def tile(first: Examples, second: Examples) -> tuple[Array, Array]:
+    def tile(first: InputBatch, second: InputBatch) -> tuple[Array, Array]:
         """Kernels (1 or 2, n1, n2) and their error."""
         after = rule(input_kernels(first, second, tangent=tangent)).averaged()
         return _stacked(after), after.error
 
     at_most = batch_size or _tile_size(x1, needs, shards)
-    first = second = examples(x1, needs)
+    first = second = input_batch(x1, needs)
     rows = columns = Tiling(len(x1), at_most, shards)
     if x2 is not None:
-        second = examples(x2, needs)
+        second = input_batch(x2, needs)
         columns = Tiling(len(second.entries), at_most)
     if rows.count == columns.count == 1:
         both, error = tile(first, second)
@@ -337,15 +337,15 @@ def _on_every_device(x: Array) -> Array:
     return jax.jit(lambda x: x, out_shardings=everywhere)(x)
 
 
-Tile = Callable[[Examples, Examples], tuple[Array, Array]]
+Tile = Callable[[InputBatch, InputBatch], tuple[Array, Array]]
 
 
-def _symmetric(tile: Tile, x: Examples, tiling: Tiling) -> tuple[Array, Array]:
+def _symmetric(tile: Tile, x: InputBatch, tiling: Tiling) -> tuple[Array, Array]:
     """Of a batch with itself: the tiles on and above the diagonal."""
     tiles, size = tiling.split(x), tiling.size
     rows, columns = np.triu_indices(tiling.count)
 
-    def at(i: Array) -> Examples:
+    def at(i: Array) -> InputBatch:
         return jax.tree.map(lambda array: array[i], tiles)
 
     def step(carry: tuple[Array, Array], ij: tuple[Array, Array]) -> tuple[Any, None]:
@@ -365,11 +365,11 @@ def _symmetric(tile: Tile, x: Examples, tiling: Tiling) -> tuple[Array, Array]:
 
 
 def _rectangular(
-    tile: Tile, x1: Examples, x2: Examples, rows: Tiling, columns: Tiling
+    tile: Tile, x1: InputBatch, x2: InputBatch, rows: Tiling, columns: Tiling
 ) -> tuple[Array, Array]:
     of_columns = columns.split(x2)
 
-    def row(tile1: Examples) -> tuple[Array, Array]:
+    def row(tile1: InputBatch) -> tuple[Array, Array]:
         found, errors = jax.lax.map(jax.checkpoint(lambda t: tile(tile1, t)), of_columns)
         return columns.join(jnp.moveaxis(found, 0, -2), axis=2), jnp.max(errors)
 
