@@ -105,17 +105,23 @@ class Scaled(eqx.Module):
         return self.scale * (self.weight @ a)
 
 
-RULE = ContractionRule(lambda _, a: a, lambda _: (0.5, 1.0), channel_axis=-1)
+RULE = ContractionRule(
+    lambda _, a: a,
+    lambda _: (0.5, 1.0),
+    channel_axis=-1,
+    transposed=Transposed(lambda _, delta: delta, lambda _, matrix: matrix),
+)
 TOKENS = jr.normal(jr.key(1), (3, 4, 2))
 
 
 def of_tokens(kind):
-    layers = [kind(jr.normal(KEY, (2, 3))), jnp.tanh, Flatten(), Dense(12, 2, key=KEY)]
+    first, second = (kind(jr.normal(KEY, shape)) for shape in ((2, 3), (3, 3)))
+    layers = [first, jnp.tanh, second, jnp.tanh, Flatten(), Dense(12, 2, key=KEY)]
     return Sequential(layers)
 
 
 def test_a_layer_of_your_own_states_its_rule():
-    assert tapped(of_tokens(StatesIt), TOKENS) == 2
+    assert tapped(of_tokens(StatesIt), TOKENS) == 3
     agrees(of_tokens(StatesIt), TOKENS)
 
 
@@ -124,7 +130,7 @@ def test_a_layer_of_another_library_is_registered():
     before = ntk(model, TOKENS)
     assert tapped(model, TOKENS) == 1
     register_contraction_rule(TokenDense, RULE)
-    assert tapped(model, TOKENS) == 2
+    assert tapped(model, TOKENS) == 3
     jax.clear_caches()
     close(ntk(model, TOKENS, method="structured"), before)
     agrees(model, TOKENS)
