@@ -50,7 +50,6 @@ from corrections.operator import (
     NTKCoefficient as NTKCoefficient,
     NTKOperator as NTKOperator,
 )
-from corrections.rules import register_layer as register_layer
 from corrections.smoothness import KinkWarning as KinkWarning
 from corrections.symmetric import RoundingWarning as RoundingWarning
 from corrections.taylor import (

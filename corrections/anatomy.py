@@ -33,9 +33,10 @@ from corrections.contraction import (
     Term,
 )
 from corrections.parameters import Method, Metric, Model
-from corrections.rules import has_rule, rule_of, ruled_layer, RuledLayer
+from corrections.rules import applicable_rule, ruled_layer, RuledLayer
 from corrections.tapping import Call, Tape
 from zoo import Frozen, parameters
+from zoo.contraction_rule import has_contraction_rule
 
 
 class Factors(NamedTuple):
@@ -85,8 +86,8 @@ class Anatomy:
         self._precision = jnp.result_type(*jax.tree.leaves(parameters(model)))
         x = jax.eval_shape(self._precise, jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)))
         program = Program(self._structure, nodes, x)
-        ruled = [i for i, node in enumerate(nodes) if has_rule(node)]
-        candidates = [i for i in ruled if rule_of(nodes[i], metrics[i]) is not None]
+        ruled = [i for i, node in enumerate(nodes) if has_contraction_rule(node)]
+        candidates = [i for i in ruled if applicable_rule(nodes[i], metrics[i]) is not None]
         found = program.contractible([] if method == "jacobian" else candidates)
         if method == "structured":
             refused = {i: _NO_RULE for i in ruled if i not in candidates} | found.refused
@@ -378,7 +379,7 @@ def _insist_on_none(refused: Iterable[str]) -> None:
 
 
 def _is_end(node: Any) -> bool:
-    return has_rule(node) or isinstance(node, Frozen)
+    return has_contraction_rule(node) or isinstance(node, Frozen)
 
 
 def _by_node(model: Model, metric: Metric | None) -> list[Any]:

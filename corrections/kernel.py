@@ -126,7 +126,7 @@ def nngp(
 
     **Arguments:**
 
-    - `model`: a network whose last layer with a rule (`register_layer`) is its readout: `MLP`,
+    - `model`: a network whose last layer with a `zoo.ContractionRule` is its readout: `MLP`,
       `CNN`, `WideResNet`, `equinox.nn.MLP`. A function of the outputs may follow (`with_output`);
       it does not enter. All parameters reach the outputs through the readout. Of `scaled(model,
       alpha)` it is alpha^2 times that of the model, of `centered(model)` zero.

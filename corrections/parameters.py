@@ -73,13 +73,20 @@ def check_parameters(model: Model, name: str = "model") -> None:
         raise TypeError(f"`{name}` is of type {type(model).__name__}, expected a callable PyTree.")
     leaves = jax.tree_util.tree_leaves_with_path(parameters(model))
     if not leaves:
+        functions = any(callable(leaf) for leaf in jax.tree.leaves(model))
         raise ValueError(
             f"`{name}` has no parameters, expected at least one floating-point array among its "
-            "leaves (`zoo.parameters`)."
+            f"leaves (`zoo.parameters`).{_OF_FUNCTIONS if functions else ''}"
         )
     check_real(name, model)
     for path, leaf in leaves:
         checks.finite(f"{name}{jax.tree_util.keystr(path)}", leaf)
+
+
+_OF_FUNCTIONS = (
+    " Arrays that a function takes along (a closure, `functools.partial`) are no leaves: expected "
+    "`jax.tree_util.Partial(apply, params)` or an `eqx.Module` that holds them."
+)
 
 
 def check_real(name: str, tree: PyTree) -> None:

@@ -23,14 +23,14 @@ def run(name: str, count: int) -> str:
 
 def test_the_page_on_networks_runs(float32, unchecked, capsys):
     pytest.importorskip("flax")
-    page = run("networks", 5)
+    page = run("networks", 6)
     (shown,) = (text for text in re.findall(r"```text\n(.*?)```", page, re.DOTALL) if "CNN" in text)
     assert capsys.readouterr().out == shown
 
 
 @pytest.mark.long
 def test_the_page_on_infinite_width_runs(float32, unchecked):
-    run("infinite_width", 6)
+    run("infinite_width", 5)
 
 
 def test_the_page_on_kernels_runs(float32, unchecked):

@@ -3,6 +3,7 @@
 One table of calls, checked to be complete, so that a function that is added is asked as well.
 """
 
+import functools
 import inspect
 import re
 import warnings
@@ -180,6 +181,27 @@ def test_complex_parameters_are_refused_by_name(name):
     assert f"`{argument}` has the complex parameter `{argument}.w` (complex128)" in str(
         raised.value
     )
+
+
+HAVE_PARAMETERS = (CALLING.keys() - {"taylorize"}) | {"initial_state"}
+
+
+@pytest.mark.parametrize("takes", ["partial", "closure"])
+@pytest.mark.parametrize("name", sorted(HAVE_PARAMETERS))
+def test_functions_that_take_arrays_along_are_told_what_holds_parameters(name, takes):
+    w = jnp.ones((2, 5))
+    model = functools.partial(dense, w) if takes == "partial" else lambda x: dense(w, x)
+    with pytest.raises(ValueError, match="has no parameters") as raised:
+        ENTRIES[name](model, X, Y)
+    assert str(raised.value).startswith(f"`{CALLED.get(name, 'model')}` has no")
+    assert "`jax.tree_util.Partial(apply, params)` or an `eqx.Module`" in str(raised.value)
+
+
+def test_a_partial_of_jax_is_a_model():
+    w = jr.normal(jr.key(0), (2, 5))
+    found = corrections.ntk(jax.tree_util.Partial(dense, w), X)
+    expected = jnp.einsum("ij,kl->ikjl", X @ X.T, jnp.eye(2))
+    np.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-15)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

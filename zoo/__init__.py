@@ -8,6 +8,11 @@ from zoo.activations import (
     step as step,
 )
 from zoo.cnn import CNN as CNN
+from zoo.contraction_rule import (
+    ContractionRule as ContractionRule,
+    register_contraction_rule as register_contraction_rule,
+    Transposed as Transposed,
+)
 from zoo.data import (
     Dataset as Dataset,
     DATASETS as DATASETS,
@@ -43,7 +48,10 @@ from zoo.limits.propagation import (
     signal_propagation as signal_propagation,
     SignalPropagation as SignalPropagation,
 )
-from zoo.limits.rule import LimitRule as LimitRule
+from zoo.limits.rule import (
+    LimitRule as LimitRule,
+    register_limit_rule as register_limit_rule,
+)
 from zoo.limits.widths import NoLimitError as NoLimitError, Widths as Widths
 from zoo.mlp import MLP as MLP
 from zoo.network_summary import Summary as Summary, summary as summary

@@ -9,12 +9,13 @@ The corrections of finite width expand a network in its parameters, and bounds o
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from zoo import checks
 from zoo.limits.duals import (
@@ -29,12 +30,13 @@ from zoo.limits.duals import (
 from zoo.limits.hermite import HermiteDual
 from zoo.limits.layers import ActivationRule
 from zoo.limits.widths import Widths
+from zoo.pickling import PicklableFunctions
 
 ActivationFunction = Callable[[Array], Array]
 
 
-class Activation(eqx.Module):
-    """A pointwise nonlinearity phi, and a layer that applies it.
+class Activation(PicklableFunctions, eqx.Module):
+    """A pointwise nonlinearity phi, and a layer that applies it. It prints with its name alone.
 
     - `name`: what reports print.
     - `function`: phi, on arrays of any shape.
@@ -49,14 +51,17 @@ class Activation(eqx.Module):
     """
 
     name: str = eqx.field(static=True)
-    function: ActivationFunction = eqx.field(static=True)
-    smoothness: int | float | None = eqx.field(static=True, default=None)
-    lipschitz: int | float | None = eqx.field(static=True, default=None)
-    derivative_lipschitz: int | float | None = eqx.field(static=True, default=None)
-    dual: Dual | None = eqx.field(static=True, default=None)
+    function: ActivationFunction = eqx.field(static=True, repr=False)
+    smoothness: int | float | None = eqx.field(static=True, repr=False, default=None)
+    lipschitz: int | float | None = eqx.field(static=True, repr=False, default=None)
+    derivative_lipschitz: int | float | None = eqx.field(static=True, repr=False, default=None)
+    dual: Dual | None = eqx.field(static=True, repr=False, default=None)
 
-    def __call__(self, a: Float[Array, "..."]) -> Float[Array, "..."]:
-        """phi(a), entry by entry."""
+    def __call__(
+        self, a: Float[Array, "..."], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "..."]:
+        """phi(a), entry by entry; `key` is not used."""
+        del key
         return self.function(a) if self.smoothness is None else pointwise(self.function)(a)
 
     @property
@@ -180,13 +185,18 @@ def monomial(degree: int) -> Activation:
         return ACTIVATIONS["identity"]
     bounds = {"lipschitz": _INF, "derivative_lipschitz": 2.0 if degree == 2 else _INF}
     return Activation(
-        f"monomial_{degree}", _power(degree), smoothness=_INF, dual=MonomialDual(degree), **bounds
+        f"monomial_{degree}", _Power(degree), smoothness=_INF, dual=MonomialDual(degree), **bounds
     )
 
 
-@functools.cache
-def _power(degree: int) -> ActivationFunction:
-    return functools.partial(jax.lax.integer_pow, y=degree)
+@dataclass(frozen=True)
+class _Power:
+    """x^degree. Equal ones are one function to JAX."""
+
+    degree: int
+
+    def __call__(self, x: Array) -> Array:
+        return jax.lax.integer_pow(x, self.degree)
 
 
 def activation_function(activation: str | ActivationFunction) -> Activation:

@@ -114,6 +114,6 @@ class CNN(Network):
         ]
         self.body = Sequential(layers)
 
-    def example(self, x: Any) -> Array:
+    def _example(self, x: Any) -> Array:
         """`x` as one example; raises where it has another shape."""
         return checks.example(x, self.in_shape)

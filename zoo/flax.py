@@ -14,7 +14,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from zoo.frozen import Frozen
 
@@ -35,12 +35,15 @@ class FlaxModel(eqx.Module):
     _network: Any = eqx.field(static=True)
     _batched: bool = eqx.field(static=True)
 
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, " k"]:
-        """The outputs for one example.
+    def __call__(
+        self, x: Float[Array, "..."], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, " k"]:
+        """The outputs for one example; `key` is not used.
 
         **Raises:** `ValueError` for a module that draws random numbers or updates its variables in
         the call, and where its outputs have no batch axis though `batched=True`.
         """
+        del key
         state = _with_keys(self._state.value)
         if not self._batched:
             return self._network(self.params, state, x)

@@ -19,7 +19,16 @@ import jax.random as jr
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from zoo import checks
-from zoo.convolution import convolve, Padding, PADDINGS, per_axis
+from zoo.contraction_rule import ContractionRule, Transposed
+from zoo.convolution import (
+    convolve,
+    cotangent_matrix,
+    cotangent_patches,
+    Padding,
+    PADDINGS,
+    patches,
+    per_axis,
+)
 from zoo.limits.affine import AffineRule, Window
 from zoo.limits.widths import Widths
 from zoo.parameterization import (
@@ -114,7 +123,10 @@ class ParameterizedLayer(eqx.Module):
 
 
 class AffineLayer(ParameterizedLayer):
-    """A layer z = weight_multiplier W a + bias_multiplier b: `Dense` and `Conv`."""
+    """A layer z = weight_multiplier W a + bias_multiplier b: `Dense` and `Conv`.
+
+    What a subclass of your own computes, and so its rules, is for it to say.
+    """
 
     weight: eqx.AbstractVar[Float[Array, "..."]]
     bias: eqx.AbstractVar[Float[Array, " out"] | None]
@@ -144,26 +156,6 @@ class AffineLayer(ParameterizedLayer):
     def bias_multiplier(self) -> float:
         """The factor of b in the forward pass (0 where the layer has no bias)."""
         return 0.0 if self.bias_std is None else self.multiplier("bias")
-
-    @property
-    def window(self) -> Window | None:
-        """What each output position sees, for a convolution."""
-        return None
-
-    def limit_rule(self, widths: Widths) -> AffineRule:
-        """What it does to the kernels of infinite width; see `zoo.limits`."""
-        has_bias = self.bias_std is not None
-        return AffineRule(
-            weight_std=jnp.asarray(self.weight_std, float),
-            bias_std=jnp.asarray(self.bias_std, float) if has_bias else None,
-            weight=widths.tensor(self, "weight"),
-            bias=widths.tensor(self, "bias") if has_bias else None,
-            in_size=self.weight.shape[1],
-            out_size=self.weight.shape[0],
-            window=self.window,
-            role=self.role,
-            path=widths.path,
-        )
 
 
 class Dense(AffineLayer):
@@ -218,7 +210,19 @@ class Dense(AffineLayer):
             key=jr.key(0),
         )
 
-    def __call__(self, a: Float[Array, " in"]) -> Float[Array, " out"]:
+    def limit_rule(self, widths: Widths) -> AffineRule:
+        """What it does to the kernels of infinite width; see `zoo.limits`."""
+        return _limit_rule(self, widths, window=None)
+
+    def contraction_rule(self) -> ContractionRule:
+        """How it is affine in its weights: one position."""
+        return ContractionRule(lambda _, a: a[None], _multipliers)
+
+    def __call__(
+        self, a: Float[Array, " in"], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, " out"]:
+        """z of one example; `key` is not used."""
+        del key
         z = self.weight_multiplier * (a @ self.weight.T)
         return z if self.bias is None else z + self.bias_multiplier * self.bias
 
@@ -294,18 +298,63 @@ class Conv(AffineLayer):
             key=jr.key(0),
         )
 
-    @property
-    def window(self) -> Window:
-        """What each output position sees."""
-        return Window(self.weight.shape[2:], self.stride, self.padding)
+    def limit_rule(self, widths: Widths) -> AffineRule:
+        """What it does to the kernels of infinite width; see `zoo.limits`."""
+        window = Window(self.weight.shape[2:], self.stride, self.padding)
+        return _limit_rule(self, widths, window=window)
 
-    def __call__(self, a: Float[Array, "in *space"]) -> Float[Array, "out *out_space"]:
+    def contraction_rule(self) -> ContractionRule:
+        """How it is affine in its weights, at the positions of its output."""
+        transposed = Transposed(_cotangent_patches, _cotangent_matrix, applies=_has_stride_1)
+        return ContractionRule(_patches, _multipliers, transposed=transposed)
+
+    def __call__(
+        self, a: Float[Array, "in *space"], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "out *out_space"]:
+        """z of one image; `key` is not used."""
+        del key
         z = convolve(a, self.weight, stride=self.stride, padding=self.padding)
         z = self.weight_multiplier * z
         if self.bias is None:
             return z
         axes = (1,) * (z.ndim - 1)
         return z + self.bias_multiplier * self.bias.reshape(-1, *axes)
+
+
+def _limit_rule(layer: AffineLayer, widths: Widths, *, window: Window | None) -> AffineRule:
+    has_bias = layer.bias_std is not None
+    return AffineRule(
+        weight_std=jnp.asarray(layer.weight_std, float),
+        bias_std=jnp.asarray(layer.bias_std, float) if has_bias else None,
+        weight=widths.tensor(layer, "weight"),
+        bias=widths.tensor(layer, "bias") if has_bias else None,
+        in_size=layer.weight.shape[1],
+        out_size=layer.weight.shape[0],
+        window=window,
+        role=layer.role,
+        path=widths.path,
+    )
+
+
+def _multipliers(layer: AffineLayer) -> tuple[float, float]:
+    return layer.weight_multiplier, layer.bias_multiplier
+
+
+def _patches(layer: Conv, a: Array) -> Array:
+    kernel = layer.weight.shape[2:]
+    return patches(a, kernel=kernel, stride=layer.stride, padding=layer.padding)
+
+
+def _has_stride_1(layer: Conv) -> bool:
+    return set(layer.stride) == {1}
+
+
+def _cotangent_patches(layer: Conv, cotangent: Array) -> Array:
+    return cotangent_patches(cotangent, kernel=layer.weight.shape[2:], padding=layer.padding)
+
+
+def _cotangent_matrix(layer: Conv, matrix: Array) -> Array:
+    return cotangent_matrix(matrix, kernel=layer.weight.shape[2:])
 
 
 def _stds(weight_std: float, bias_std: float | None) -> tuple[float, float | None]:

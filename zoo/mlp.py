@@ -96,7 +96,7 @@ class MLP(Network):
         """The dense layers, the readout last."""
         return tuple(layer for layer in self.body.layers if isinstance(layer, Dense))
 
-    def example(self, x: Any) -> Array:
+    def _example(self, x: Any) -> Array:
         """`x` as one example; raises where it has another number of entries."""
         x = checks.real_array(
             "x", x, expected=f"one example of {self.in_size} entries", half="kept"

@@ -6,10 +6,10 @@ from typing import Any
 
 import equinox as eqx
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from zoo import checks
-from zoo.limits.rule import LimitRule, rule_of
+from zoo.limits.rule import limit_rule_of, LimitRule
 from zoo.limits.widths import Widths
 from zoo.parameterization import Role
 from zoo.structure import Sequential
@@ -24,20 +24,22 @@ class Network(eqx.Module):
     body: eqx.AbstractVar[Sequential]
 
     @abc.abstractmethod
-    def example(self, x: Any) -> Array:
+    def _example(self, x: Any) -> Array:
         """`x` as the one example that the body takes; raises where it is none."""
 
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, " k"]:
+    def __call__(
+        self, x: Float[Array, "..."], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, " k"]:
         """The outputs for one example; use `jax.vmap(model)` for a batch."""
-        return self.body(self.example(x))
+        return self.body(self._example(x), key=key)
 
     def limit_rule(self, widths: Widths) -> LimitRule:
         """What it does to the kernels of infinite width; see `zoo.limits`."""
-        return rule_of(self.body, widths.at(".body"))
+        return limit_rule_of(self.body, widths.at(".body"))
 
     def forward_train(self, xs: Float[Array, "n ..."]) -> tuple[Float[Array, "n k"], "Network"]:
         """See `zoo.forward_train`."""
-        outputs, body = self.body.forward_train(jax.vmap(self.example)(xs))
+        outputs, body = self.body.forward_train(jax.vmap(self._example)(xs))
         return outputs, eqx.tree_at(lambda network: network.body, self, body)
 
 

@@ -13,7 +13,7 @@ parameterization gives them the learning rates of a bias.
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from zoo import checks
 from zoo.frozen import Frozen
@@ -121,7 +121,11 @@ class GroupNorm(_ChannelNorm):
             path=widths.path,
         )
 
-    def __call__(self, a: Float[Array, "channels *space"]) -> Float[Array, "channels *space"]:
+    def __call__(
+        self, a: Float[Array, "channels *space"], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "channels *space"]:
+        """z of one image; `key` is not used."""
+        del key
         self._check_channels(a.shape)
         grouped = a.reshape(self.groups, -1)
         mean = jnp.mean(grouped, axis=1, keepdims=True)
@@ -204,7 +208,11 @@ class BatchNorm(_ChannelNorm):
             'no kernel of two examples. Expected `norm="layer"` or `norm=None`.'
         )
 
-    def __call__(self, a: Float[Array, "channels *space"]) -> Float[Array, "channels *space"]:
+    def __call__(
+        self, a: Float[Array, "channels *space"], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "channels *space"]:
+        """z of one image; `key` is not used."""
+        del key
         self._check_channels(a.shape)
         return self._scaled_and_shifted(self._normalized(a, self.mean, self.variance))
 

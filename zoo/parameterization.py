@@ -66,7 +66,7 @@ class LayerScaling:
     bias: TensorScaling
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Parameterization:
     """One value that says, for each layer role, where a layer's size enters.
 
@@ -76,7 +76,7 @@ class Parameterization:
 
     **Arguments:**
 
-    - `name`: what reports print.
+    - `name`: what reports print, and what it prints as.
     - `input`, `hidden`, `readout`: the `LayerScaling` of each role.
     """
 
@@ -84,6 +84,16 @@ class Parameterization:
     input: LayerScaling
     hidden: LayerScaling
     readout: LayerScaling
+
+    def __repr__(self) -> str:
+        return self.name
+
+    def __pdoc__(self, **options: Any) -> Any:
+        """How it prints inside a module of Equinox."""
+        from wadler_lindig import TextDoc  # whose printer has called this
+
+        del options
+        return TextDoc(self.name)
 
     def scaling(self, role: Role) -> LayerScaling:
         """The scaling of a layer with this role."""

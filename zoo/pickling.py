@@ -1,11 +1,58 @@
-"""Exceptions that travel between processes, with what they carry."""
+"""What travels between processes: exceptions with what they carry, models with their functions.
+
+`pickle` takes functions that JAX has wrapped (`jnp.tanh` is one of `jax.jit`, `jax.nn.relu` one of
+`jax.custom_jvp`) apart, and fails on what is inside, which is no longer what their name stands for.
+"""
 
 import copy
+import functools
+import importlib
 import io
 import pickle
 import sys
+import types
 from collections.abc import Callable
 from typing import Any
+
+
+class PicklableFunctions:
+    """A base of objects that hold functions, also in tuples, lists and dictionaries: those that JAX
+    has wrapped are pickled by name, as other functions are, and come back as themselves.
+    """
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: _mapped(_by_name, value) for name, value in vars(self).items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({name: _mapped(_itself, value) for name, value in state.items()})
+
+
+class _Named:
+    """A function that pickles as its name."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _found, (self.function.__module__, self.function.__qualname__)
+
+
+def _by_name(value: Any) -> Any:
+    wrapped = callable(value) and not isinstance(value, type | types.FunctionType)
+    return _Named(value) if wrapped and _held_by_name(value) else value
+
+
+def _itself(value: Any) -> Any:
+    return value.function if isinstance(value, _Named) else value
+
+
+def _mapped(fn: Callable[[Any], Any], value: Any) -> Any:
+    """`fn` of a value, or of the entries of Python's own containers."""
+    if type(value) in (tuple, list):
+        return type(value)(_mapped(fn, entry) for entry in value)
+    if type(value) is dict:
+        return {key: _mapped(fn, entry) for key, entry in value.items()}
+    return fn(value)
 
 
 class PicklableException:
@@ -67,11 +114,7 @@ def _reason(error: Exception) -> str:
 
 
 class _Pickler(pickle.Pickler):
-    """Pickles by name every function that a module holds by that name.
-
-    `pickle` itself does so for plain functions and takes those that are wrapped (`jax.jit`,
-    `jax.custom_jvp`) apart, where what is inside is no longer what the name stands for.
-    """
+    """Pickles by name every function that a module holds by that name."""
 
     def reducer_override(self, obj: Any) -> Any:
         if callable(obj) and not isinstance(obj, type) and _held_by_name(obj):
@@ -81,9 +124,13 @@ class _Pickler(pickle.Pickler):
 
 def _held_by_name(function: Callable[..., Any]) -> bool:
     module, path = (getattr(function, name, None) for name in ("__module__", "__qualname__"))
-    if not isinstance(module, str) or not isinstance(path, str):
+    if not isinstance(module, str) or not isinstance(path, str) or module not in sys.modules:
         return False
-    found: Any = sys.modules.get(module)
-    for name in path.split("."):
-        found = getattr(found, name, None)
-    return found is function
+    try:
+        return _found(module, path) is function
+    except AttributeError:
+        return False
+
+
+def _found(module: str, path: str) -> Any:
+    return functools.reduce(getattr, path.split("."), importlib.import_module(module))

@@ -8,19 +8,20 @@ from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from zoo import checks
+from zoo import checks, keys
 from zoo.limits.composition import ResidualRule, SequentialRule
 from zoo.limits.layers import FlattenRule, PoolRule
-from zoo.limits.rule import rule_of
+from zoo.limits.rule import limit_rule_of, register_limit_rule
 from zoo.limits.widths import Widths
+from zoo.pickling import PicklableFunctions
 from zoo.training_pass import forward_train
 
 Layer = Callable[[Array], Array]
 
 
-class Sequential(eqx.Module):
+class Sequential(PicklableFunctions, eqx.Module):
     """Layers one after the other: layers[-1](... layers[1](layers[0](a)))."""
 
     layers: tuple[Layer, ...]
@@ -37,9 +38,12 @@ class Sequential(eqx.Module):
             checks.function(f"layers[{i}]", layer, "a callable of one array")
         self.layers = tuple(layers)
 
-    def __call__(self, a: Shaped[Array, "..."]) -> Float[Array, "..."]:
-        for layer in self.layers:
-            a = layer(a)
+    def __call__(
+        self, a: Shaped[Array, "..."], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "..."]:
+        """The output of the last layer; each layer that takes a key gets one of its own."""
+        for layer, own in zip(self.layers, keys.for_each(key, len(self.layers)), strict=True):
+            a = keys.called(layer, a, own)
         return a
 
     def forward_train(
@@ -54,11 +58,23 @@ class Sequential(eqx.Module):
 
     def limit_rule(self, widths: Widths) -> SequentialRule:
         """What it does to the kernels of infinite width; see `zoo.limits`."""
-        rules = (rule_of(layer, widths.at(f".layers[{i}]")) for i, layer in enumerate(self.layers))
-        return SequentialRule(tuple(rules))
+        return _one_after_the_other(self, widths)
 
 
-class Residual(eqx.Module):
+def _one_after_the_other(
+    sequential: Sequential | eqx.nn.Sequential, widths: Widths
+) -> SequentialRule:
+    rules = (
+        limit_rule_of(layer, widths.at(f".layers[{i}]"))
+        for i, layer in enumerate(sequential.layers)
+    )
+    return SequentialRule(tuple(rules))
+
+
+register_limit_rule(eqx.nn.Sequential, _one_after_the_other)
+
+
+class Residual(PicklableFunctions, eqx.Module):
     """A branch and a shortcut around it: branch(a) + shortcut(a).
 
     `shortcut=None` is the identity.
@@ -67,8 +83,13 @@ class Residual(eqx.Module):
     branch: Layer
     shortcut: Layer | None = None
 
-    def __call__(self, a: Shaped[Array, "..."]) -> Float[Array, "..."]:
-        return self.branch(a) + (a if self.shortcut is None else self.shortcut(a))
+    def __call__(
+        self, a: Shaped[Array, "..."], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "..."]:
+        """The sum; branch and shortcut get keys of their own."""
+        first, second = keys.for_each(key, 2)
+        added = keys.called(self.branch, a, first)
+        return added + (a if self.shortcut is None else keys.called(self.shortcut, a, second))
 
     def forward_train(
         self, batch: Shaped[Array, "n ..."]
@@ -82,16 +103,22 @@ class Residual(eqx.Module):
 
     def limit_rule(self, widths: Widths) -> ResidualRule:
         """What it does to the kernels of infinite width; see `zoo.limits`."""
-        branch = rule_of(self.branch, widths.at(".branch"))
+        branch = limit_rule_of(self.branch, widths.at(".branch"))
         if self.shortcut is None:
             return ResidualRule(branch, None, widths.path)
-        return ResidualRule(branch, rule_of(self.shortcut, widths.at(".shortcut")), widths.path)
+        return ResidualRule(
+            branch, limit_rule_of(self.shortcut, widths.at(".shortcut")), widths.path
+        )
 
 
 class Flatten(eqx.Module):
     """All entries of an example in one vector, in row-major order."""
 
-    def __call__(self, a: Shaped[Array, "..."]) -> Float[Array, " size"]:
+    def __call__(
+        self, a: Shaped[Array, "..."], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, " size"]:
+        """The entries of `a`; `key` is not used."""
+        del key
         return jnp.ravel(a)
 
     def limit_rule(self, widths: Widths) -> FlattenRule:
@@ -103,7 +130,11 @@ class Flatten(eqx.Module):
 class GlobalAveragePool(eqx.Module):
     """The mean over all positions, one number a channel."""
 
-    def __call__(self, a: Float[Array, "channels *space"]) -> Float[Array, " channels"]:
+    def __call__(
+        self, a: Float[Array, "channels *space"], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, " channels"]:
+        """The means; `key` is not used."""
+        del key
         return jnp.mean(a, axis=tuple(range(1, a.ndim)))
 
     def limit_rule(self, widths: Widths) -> PoolRule:

@@ -13,13 +13,14 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from zoo import checks
+from zoo import checks, keys
 from zoo.frozen import Frozen
 from zoo.limits.composition import CenteredRule, ScaledRule
-from zoo.limits.rule import LimitRule, rule_of
+from zoo.limits.rule import limit_rule_of, LimitRule
 from zoo.limits.widths import NoLimitError, Widths
+from zoo.pickling import PicklableFunctions
 from zoo.training_pass import forward_train
 
 Model = Callable[[Array], Array]
@@ -32,15 +33,17 @@ OUTPUTS: dict[str, Callable[[Array], Array]] = {
 """The output functions that have a name: (k,) -> (k,)."""
 
 
-class Centered(eqx.Module):
+class Centered(PicklableFunctions, eqx.Module):
     """f(x; theta) - f(x; theta_0); see `centered`."""
 
     model: Model
     _start: Frozen[Any]
 
-    def __call__(self, x: Shaped[Array, "..."]) -> Float[Array, " k"]:
-        """The change of the outputs for one example."""
-        return self.model(x) - self._start.value(x)
+    def __call__(
+        self, x: Shaped[Array, "..."], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, " k"]:
+        """The change of the outputs for one example, both models given the same key."""
+        return keys.called(self.model, x, key) - keys.called(self._start.value, x, key)
 
     def forward_train(self, xs: Shaped[Array, "n ..."]) -> tuple[Float[Array, "n k"], "Centered"]:
         """See `zoo.forward_train`; the copy keeps the statistics it was frozen with."""
@@ -50,18 +53,20 @@ class Centered(eqx.Module):
 
     def limit_rule(self, widths: Widths) -> CenteredRule:
         """What it does to the kernels of infinite width; see `zoo.limits`."""
-        return CenteredRule(rule_of(self.model, widths.at(".model")))
+        return CenteredRule(limit_rule_of(self.model, widths.at(".model")))
 
 
-class Scaled(eqx.Module):
+class Scaled(PicklableFunctions, eqx.Module):
     """alpha f(x); see `scaled`."""
 
     model: Model
     alpha: float = eqx.field(static=True)
 
-    def __call__(self, x: Shaped[Array, "..."]) -> Float[Array, " k"]:
+    def __call__(
+        self, x: Shaped[Array, "..."], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, " k"]:
         """The scaled outputs for one example."""
-        return self.alpha * self.model(x)
+        return self.alpha * keys.called(self.model, x, key)
 
     def forward_train(self, xs: Shaped[Array, "n ..."]) -> tuple[Float[Array, "n k"], "Scaled"]:
         """See `zoo.forward_train`."""
@@ -70,18 +75,20 @@ class Scaled(eqx.Module):
 
     def limit_rule(self, widths: Widths) -> ScaledRule:
         """What it does to the kernels of infinite width; see `zoo.limits`."""
-        return ScaledRule(rule_of(self.model, widths.at(".model")), self.alpha)
+        return ScaledRule(limit_rule_of(self.model, widths.at(".model")), self.alpha)
 
 
-class WithOutput(eqx.Module):
+class WithOutput(PicklableFunctions, eqx.Module):
     """output(f(x)); see `with_output`."""
 
     model: Model
     output: Callable[[Array], Array] = eqx.field(static=True)
 
-    def __call__(self, x: Shaped[Array, "..."]) -> Float[Array, " k"]:
+    def __call__(
+        self, x: Shaped[Array, "..."], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, " k"]:
         """The transformed outputs for one example."""
-        return self.output(self.model(x))
+        return self.output(keys.called(self.model, x, key))
 
     def forward_train(self, xs: Shaped[Array, "n ..."]) -> tuple[Float[Array, "n k"], "WithOutput"]:
         """See `zoo.forward_train`."""

@@ -119,7 +119,7 @@ class WideResNet(Network):
         ]
         self.body = Sequential(body)
 
-    def example(self, x: Any) -> Array:
+    def _example(self, x: Any) -> Array:
         """`x` as one example; raises where it has another shape."""
         return checks.example(x, self.in_shape)
 

@@ -6,11 +6,18 @@ import jax.numpy as jnp
 import jax.random as jr
 import pytest
 
-from corrections import ntk, o3, register_layer
+from corrections import ntk, o3
 from corrections.anatomy import Anatomy
 from tests import oracles
 from tests.corrections.test_anatomy import close, random_metric
-from zoo import Dense, Flatten, Sequential
+from zoo import (
+    ContractionRule,
+    Dense,
+    Flatten,
+    register_contraction_rule,
+    Sequential,
+    Transposed,
+)
 
 KEY = jr.key(0)
 
@@ -74,6 +81,20 @@ class TokenDense(eqx.Module):
         return 0.5 * (a @ self.weight)
 
 
+class StatesIt(TokenDense):
+    """The same, and says so."""
+
+    def contraction_rule(self):
+        return RULE
+
+
+class Inherits(StatesIt):
+    """Of a subclass nobody knows what it computes."""
+
+    def __call__(self, a):
+        return super().__call__(a) + jnp.sum(self.weight)
+
+
 class Scaled(eqx.Module):
     """Holds a parameter that no affine rule knows of."""
 
@@ -84,33 +105,76 @@ class Scaled(eqx.Module):
         return self.scale * (self.weight @ a)
 
 
-def test_a_layer_of_your_own_is_registered_in_one_line():
-    x = jr.normal(jr.key(1), (3, 4, 2))
-    layers = [TokenDense(jr.normal(KEY, (2, 3))), jnp.tanh, Flatten(), Dense(12, 2, key=KEY)]
-    model = Sequential(layers)
-    before = ntk(model, x)
-    assert tapped(model, x) == 1
-    register_layer(
-        TokenDense, lambda layer, a: a, multipliers=lambda layer: (0.5, 1.0), channel_axis=-1
-    )
-    assert tapped(model, x) == 2
+RULE = ContractionRule(
+    lambda _, a: a,
+    lambda _: (0.5, 1.0),
+    channel_axis=-1,
+    transposed=Transposed(lambda _, delta: delta, lambda _, matrix: matrix),
+)
+TOKENS = jr.normal(jr.key(1), (3, 4, 2))
+
+
+def of_tokens(kind):
+    first, second = (kind(jr.normal(KEY, shape)) for shape in ((2, 3), (3, 3)))
+    layers = [first, jnp.tanh, second, jnp.tanh, Flatten(), Dense(12, 2, key=KEY)]
+    return Sequential(layers)
+
+
+def test_a_layer_of_your_own_states_its_rule():
+    assert tapped(of_tokens(StatesIt), TOKENS) == 3
+    agrees(of_tokens(StatesIt), TOKENS)
+
+
+def test_a_layer_of_another_library_is_registered():
+    model = of_tokens(TokenDense)
+    before = ntk(model, TOKENS)
+    assert tapped(model, TOKENS) == 1
+    register_contraction_rule(TokenDense, RULE)
+    assert tapped(model, TOKENS) == 3
     jax.clear_caches()
-    close(ntk(model, x, method="structured"), before)
-    agrees(model, x)
+    close(ntk(model, TOKENS, method="structured"), before)
+    agrees(model, TOKENS)
+
+
+def test_a_rule_that_is_inherited_does_not_count():
+    assert tapped(of_tokens(Inherits), TOKENS) == 1
+    agrees(of_tokens(Inherits), TOKENS)
 
 
 def test_a_layer_with_other_parameters_takes_the_jacobian():
-    register_layer(Scaled, lambda layer, a: a[None])
+    register_contraction_rule(Scaled, ContractionRule(lambda layer, a: a[None]))
     x = jr.normal(jr.key(1), (3, 2))
     model = Sequential([Scaled(jr.normal(KEY, (2, 2)), jnp.array(0.7)), jnp.tanh])
     assert tapped(model, x) == 0
     agrees(model, x)
 
 
+class StatesNothing(TokenDense):
+    """Its rule is none."""
+
+    def contraction_rule(self):
+        return self.weight
+
+
 def test_bad_rules_are_refused(unchecked):
-    with pytest.raises(TypeError, match="`layer_type` is a Dense, expected a class"):
-        register_layer(Dense(2, 2, key=KEY), lambda layer, a: a[None])
-    with pytest.raises(TypeError, match="`patches` is None, expected a function of a layer"):
-        register_layer(Scaled, None)
+    def patches(layer, a):
+        return a[None]
+
+    with pytest.raises(TypeError, match=r"(?s)`layer_type` is Dense.*expected a class"):
+        register_contraction_rule(Dense(2, 2, key=KEY), RULE)
+    with pytest.raises(TypeError, match=r"`rule` is <function.*expected a `zoo.ContractionRule`"):
+        register_contraction_rule(Scaled, patches)
+    for name in ("patches", "multipliers", "applies"):
+        with pytest.raises(TypeError, match=f"`{name}` is None, expected a function of a layer"):
+            ContractionRule(**{"patches": patches, name: None})
     with pytest.raises(TypeError, match="`channel_axis` is 'last', expected an axis"):
-        register_layer(Scaled, lambda layer, a: a[None], channel_axis="last")
+        ContractionRule(patches, channel_axis="last")
+    with pytest.raises(TypeError, match=r"`transposed` is <function.*expected a `zoo.Transposed`"):
+        ContractionRule(patches, transposed=patches)
+    for name in ("patches", "matrix", "applies"):
+        with pytest.raises(TypeError, match=f"`{name}` is 3, expected a function of a layer"):
+            Transposed(**{"patches": patches, "matrix": patches, name: 3})
+    with pytest.raises(
+        TypeError, match=r"(?s)`StatesNothing.contraction_rule\(\)` is .*expected a"
+    ):
+        ntk(of_tokens(StatesNothing), TOKENS)

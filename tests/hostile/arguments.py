@@ -18,6 +18,7 @@ import optax
 
 import corrections
 import solvers
+import zoo
 from tests.models import tanh_mlp
 from zoo import MLP, NTK, parameters, STANDARD
 
@@ -250,6 +251,10 @@ ARGUMENTS: dict[str, tuple[str, Callable[[], Any]]] = {
     "patches": ("other", lambda: lambda layer, a: a[None]),
     "multipliers": ("other", lambda: lambda layer: (1.0, 1.0)),
     "applies": ("other", lambda: lambda layer: True),
+    "matrix": ("other", lambda: lambda layer, matrix: matrix),
+    "transposed": ("other", lambda: _transposed()),
+    "rule": ("other", lambda: zoo.ContractionRule(lambda layer, a: a[None])),
+    "make_rule": ("other", lambda: lambda layer, widths: None),
     # objects
     "key": ("key", lambda: jr.key(0)),
     "keys": ("keys", lambda: [jr.key(0), jr.key(1)]),
@@ -287,6 +292,10 @@ NEEDS = {
     "variables": ["module"],
 }
 """Arguments that are given with another one, where the function has them."""
+
+
+def _transposed() -> zoo.Transposed:
+    return zoo.Transposed(lambda layer, delta: delta[None], lambda layer, matrix: matrix)
 
 
 class _Layer:

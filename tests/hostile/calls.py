@@ -200,6 +200,10 @@ CALLS: dict[str, Call] = {
     "astype": Call(why_none="nothing is computed: numbers are rounded to the type asked for"),
     "from_flax": Call(why_none="a network of Flax is called as it is"),
     "Frozen": Call(why_none="holds what it is given"),
+    "ContractionRule": Call(why_none="holds functions; kernels of its layers are tested elsewhere"),
+    "Transposed": Call(why_none="holds functions; kernels of its layers are tested elsewhere"),
+    "register_contraction_rule": Call(why_none="keeps functions, as `ContractionRule`"),
+    "register_limit_rule": Call(why_none="keeps a function; limits of its layers are elsewhere"),
     "RungeKuttaChebyshev": Call(why_none="holds a number; flows that take it are asked"),
     "limit": _twin(
         passes=("model",),
@@ -263,7 +267,6 @@ CALLS: dict[str, Call] = {
     "monte_carlo_kernels": _twin(read=lambda found, given: (found.nngp, found.ntk)),
     "NTKOperator": _twin(read=_product),
     "NTKCoefficient": _twin(read=_product, takes=frozenset({("path", "no entries")})),
-    "register_layer": Call(why_none="keeps functions; kernels of its layers are tested elsewhere"),
     "taylor_coefficients": _twin(passes=("theta", "path", "fn")),
     "taylor_terms": _twin(),
     "taylorize": _twin(read=_on(VECTORS), passes=("model", "at")),

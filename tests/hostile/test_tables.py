@@ -10,7 +10,7 @@ import inspect
 import pytest
 
 from tests.hostile import arguments
-from tests.hostile.calls import CALLS, is_asked, public
+from tests.hostile.calls import CALLS, is_asked, PACKAGES, public
 
 
 def test_every_public_function_is_asked():
@@ -32,3 +32,10 @@ def test_every_argument_of_the_table_is_one_of_a_function():
     }
     names = {full.split(".")[1] for full in taken}
     assert set(arguments.ARGUMENTS) <= taken | names
+
+
+def test_no_two_things_that_are_exported_share_a_name():
+    exported = [
+        name for package in PACKAGES for name, value in vars(package).items() if callable(value)
+    ]
+    assert len(set(exported)) == len(exported)

@@ -40,7 +40,7 @@ from zoo import (
     STANDARD,
     WideResNet,
 )
-from zoo.limits.inputs import examples, input_kernels
+from zoo.limits.inputs import input_batch, input_kernels
 
 X = jr.normal(jr.key(7), (4, 2, 5, 4))
 OPTIONS = {"weight_std": 1.3, "bias_std": 0.4, "key": jr.key(0)}
@@ -136,8 +136,8 @@ def test_equal_examples_have_their_own_variance_to_the_last_bit(float32):
     """Products of 3072 entries differ from sums of squares by some roundings."""
     needs = Needs(Layout.FLAT, Layout.FLAT)
     x = 3 + jr.normal(jr.key(0), (50, 3072))
-    batch = examples(x, needs)
-    kernels = input_kernels(batch, examples(x[::-1], needs), tangent=False)
+    batch = input_batch(x, needs)
+    kernels = input_kernels(batch, input_batch(x[::-1], needs), tangent=False)
     np.testing.assert_array_equal(jnp.diagonal(kernels.nngp[:, ::-1]), batch.own)
 
 

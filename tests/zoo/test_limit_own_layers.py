@@ -16,6 +16,7 @@ from zoo import (
     NoLimitError,
     NTK,
     ParameterizedLayer,
+    register_limit_rule,
     Sequential,
     STANDARD,
     TensorPlace,
@@ -134,3 +135,85 @@ def test_tangent_kernels_that_grow_with_the_width_are_refused(width, hidden):
 def test_layers_without_a_rule_are_named():
     with pytest.raises(NoLimitError, match=r"`model.layers\[0\]` is Unruled, which has no rule"):
         limit(network(64, NTK, own(Unruled)))
+
+
+class Tripled(Ruled):
+    """A subclass that computes something else, and has not said so."""
+
+    def __call__(self, a):
+        return 3 * super().__call__(a)
+
+
+def test_a_rule_of_a_base_class_with_another_call_does_not_count():
+    with pytest.raises(NoLimitError, match=r"`model.layers\[0\]` is Tripled, which has no rule"):
+        limit(network(64, NTK, own(Tripled)))
+
+
+class TripledDense(Dense):
+    """The same of a layer of the zoo."""
+
+    def __call__(self, a):
+        return 3 * super().__call__(a)
+
+
+def test_nor_does_that_of_a_layer_of_the_zoo():
+    model = network(8, NTK, lambda shape, role, _: TripledDense(3, 8, role=role, key=jr.key(0)))
+    with pytest.raises(NoLimitError, match=r"`model.layers\[0\]` is TripledDense, which has no"):
+        limit(model)
+
+
+class Foreign(eqx.Module):
+    """A layer of another library."""
+
+    def __call__(self, a):
+        return 3 * a
+
+
+class Ninefold(LimitRule):
+    def __call__(self, kernels):
+        return kernels.mapped(lambda kernel, layout: 9 * kernel)
+
+
+def with_foreign(kind):
+    plain = network(8, NTK, zoo_layer)
+    return plain, Sequential([*plain.layers[:2], kind(), plain.layers[2]])
+
+
+def test_a_layer_of_another_library_is_registered():
+    plain, model = with_foreign(Foreign)
+    with pytest.raises(NoLimitError, match=r"`model.layers\[2\]` is Foreign, which has no rule"):
+        limit(model)
+    register_limit_rule(Foreign, lambda layer, widths: Ninefold())
+    for found, expected in zip(limit(model).kernels(X), limit(plain).kernels(X), strict=True):
+        np.testing.assert_allclose(found, 9 * expected, rtol=1e-12)
+
+
+def test_a_sequential_of_equinox_has_a_rule():
+    plain = network(8, NTK, zoo_layer)
+    found = limit(eqx.nn.Sequential(plain.layers)).kernels(X)
+    for kernel, expected in zip(found, limit(plain).kernels(X), strict=True):
+        np.testing.assert_array_equal(kernel, expected)
+
+
+class StatesNothing(Foreign):
+    """Its rule is none."""
+
+    def limit_rule(self, widths):
+        return 9.0
+
+
+class Unmade(Foreign):
+    """Is registered with what makes no rule."""
+
+
+def test_bad_rules_are_refused(unchecked):
+    with pytest.raises(TypeError, match=r"`layer_type` is Foreign\(\), expected a class"):
+        register_limit_rule(Foreign(), lambda layer, widths: Ninefold())
+    with pytest.raises(TypeError, match=r"`make_rule` is 9.0, expected a function of a layer and"):
+        register_limit_rule(Unmade, 9.0)
+    expected = "is 9.0, expected a `zoo.LimitRule`"
+    with pytest.raises(TypeError, match=rf"`StatesNothing.limit_rule\(widths\)` {expected}"):
+        limit(with_foreign(StatesNothing)[1])
+    register_limit_rule(Unmade, lambda layer, widths: 9.0)
+    with pytest.raises(TypeError, match=rf"`make_rule\(Unmade, widths\)` {expected}"):
+        limit(with_foreign(Unmade)[1])

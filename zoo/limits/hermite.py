@@ -27,6 +27,7 @@ from jaxtyping import Array, Float
 from zoo import checks
 from zoo.limits.arcsine import safe_sqrt
 from zoo.limits.duals import Dual, GaussianPair
+from zoo.pickling import PicklableFunctions
 
 _REACH = 13.0
 """Standard deviations that integrals take in; e^{-z^2/4} is 4e-19 there."""
@@ -38,7 +39,7 @@ _UNROLL = 8
 
 
 @dataclass(frozen=True)
-class HermiteDual(Dual):
+class HermiteDual(PicklableFunctions, Dual):
     """The dual of a function with a derivative almost everywhere.
 
     - `function`: phi, pointwise.

@@ -5,7 +5,7 @@ K^0 = x . x' / d,  and layer by layer  K -> forward K + bias,  Theta -> backward
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -19,9 +19,9 @@ from zoo import checks
 from zoo.frozen import Frozen
 from zoo.layers import ParameterizedLayer
 from zoo.limits.affine import AffineRule
-from zoo.limits.inputs import Examples, examples, input_kernels
+from zoo.limits.inputs import input_batch, input_kernels, InputBatch
 from zoo.limits.kernels import LayerKernels, Layout, Needs
-from zoo.limits.rule import LimitRule, rule_of
+from zoo.limits.rule import limit_rule_of, LimitRule
 from zoo.limits.widths import NoLimitError, product_of, Wide, Widths
 from zoo.memory import check_fits
 from zoo.parameterization import Parameterization
@@ -212,7 +212,9 @@ def limit(
             f"`rate_power` is {rate_power!r}, expected one of at most {_MOST_POWER:g}: the width "
             "to such a power is no number."
         )
-    return InfiniteNetwork(rule_of(model, _widths_of(model, equivalent_to, float(rate_power))))
+    return InfiniteNetwork(
+        limit_rule_of(model, _widths_of(model, equivalent_to, float(rate_power)))
+    )
 
 
 def _widths_of(model: Any, equivalent_to: Parameterization | None, rate_power: float) -> Widths:
@@ -220,33 +222,56 @@ def _widths_of(model: Any, equivalent_to: Parameterization | None, rate_power: f
 
     **Raises:** `NoLimitError` for more than one readout.
     """
+    nodes = sorted(_nodes(model), key=lambda found: found[1])  # what is trained comes first
+    layers = [found for found in nodes if isinstance(found[0], ParameterizedLayer)]
+    readouts: list[ParameterizedLayer] = []
+    for layer, is_frozen in layers:
+        if layer.role != "readout" or not _weights(layer):
+            continue
+        # A frozen one that is like another may be a copy of it, as in `centered`.
+        known = any(layer is other or (is_frozen and _alike(layer, other)) for other in readouts)
+        if not known:
+            readouts.append(layer)
+    if len(readouts) > 1:
+        raise NoLimitError(
+            f"`model` has {len(readouts)} layers with the role of a readout, expected one at most."
+        )
+    has_hidden = any(layer.role != "readout" and _weights(layer) for layer, _ in layers)
+    # Parameters outside such layers are those of a layer too, whatever their place is.
+    has_hidden = has_hidden or any(eqx.is_inexact_array(node) for node, _ in nodes)
+    power, fan_in = 0.0, 1
+    for layer in readouts:
+        for name in _weights(layer):
+            scaling = layer.tensor_scaling(name)
+            law = product_of(scaling.multiplier, scaling.multiplier, scaling.init, scaling.init)
+            power = max(power, -Wide("readout", "weight", has_hidden).power(law))
+        fan_in = layer.fans["fan_in"]
+    return Widths(equivalent_to, rate_power, "", has_hidden, power, fan_in)
+
+
+def _weights(layer: ParameterizedLayer) -> list[str]:
+    """Its tensors that make a width: vectors over channels do not."""
+    return [name for name, place in layer.tensors.items() if place.kind == "weight"]
+
+
+def _alike(first: ParameterizedLayer, second: ParameterizedLayer) -> bool:
+    """Whether the widths of a model mean the same to both layers."""
+    return (first.parameterization, first.fans) == (second.parameterization, second.fans)
+
+
+def _nodes(model: Any, frozen: bool = False) -> Iterator[tuple[Any, bool]]:
+    """The layers with parameters in a model and the leaves outside of them, each with whether it is
+    frozen.
+    """
 
     def is_end(node: Any) -> bool:
         return isinstance(node, ParameterizedLayer | Frozen) or is_state(node)
 
-    nodes = jax.tree.leaves(model, is_leaf=is_end)
-    weights = [
-        (node, name)
-        for node in nodes
-        if isinstance(node, ParameterizedLayer)
-        for name, place in node.tensors.items()
-        if place.kind == "weight"  # vectors over channels make no width
-    ]
-    readouts = [(layer, name) for layer, name in weights if layer.role == "readout"]
-    count = len({id(layer) for layer, _ in readouts})
-    if count > 1:
-        raise NoLimitError(
-            f"`model` has {count} layers with the role of a readout, expected one at most."
-        )
-    # Parameters outside such layers are those of a layer too, whatever their place is.
-    has_hidden = len(readouts) < len(weights) or any(map(eqx.is_inexact_array, nodes))
-    power, fan_in = 0.0, 1
-    for layer, name in readouts:
-        scaling = layer.tensor_scaling(name)
-        law = product_of(scaling.multiplier, scaling.multiplier, scaling.init, scaling.init)
-        power = max(power, -Wide("readout", "weight", has_hidden).power(law))
-        fan_in = layer.fans["fan_in"]
-    return Widths(equivalent_to, rate_power, "", has_hidden, power, fan_in)
+    for node in jax.tree.leaves(model, is_leaf=is_end):
+        if not isinstance(node, Frozen):
+            yield node, frozen
+        elif callable(layer := node.value):  # fixed numbers are no weights
+            yield from _nodes(layer, frozen=True)
 
 
 @eqx.filter_jit
@@ -260,16 +285,16 @@ def _kernels(
 ) -> tuple[Array, Array | None, Array]:
     needs = rule.needs(Needs())
 
-    def tile(first: Examples, second: Examples) -> tuple[Array, Array]:
+    def tile(first: InputBatch, second: InputBatch) -> tuple[Array, Array]:
         """Kernels (1 or 2, n1, n2) and their error."""
         after = rule(input_kernels(first, second, tangent=tangent)).averaged()
         return _stacked(after), after.error
 
     at_most = batch_size or _tile_size(x1, needs, shards)
-    first = second = examples(x1, needs)
+    first = second = input_batch(x1, needs)
     rows = columns = Tiling(len(x1), at_most, shards)
     if x2 is not None:
-        second = examples(x2, needs)
+        second = input_batch(x2, needs)
         columns = Tiling(len(second.entries), at_most)
     if rows.count == columns.count == 1:
         both, error = tile(first, second)
@@ -311,23 +336,23 @@ def _on_every_device(x: Array) -> Array:
     return jax.jit(lambda x: x, out_shardings=everywhere)(x)
 
 
-Tile = Callable[[Examples, Examples], tuple[Array, Array]]
+Tile = Callable[[InputBatch, InputBatch], tuple[Array, Array]]
 
 
 def _in_tiles(
-    tile: Tile, xs: tuple[Examples, Examples | None], tilings: tuple[Tiling, Tiling]
+    tile: Tile, xs: tuple[InputBatch, InputBatch | None], tilings: tuple[Tiling, Tiling]
 ) -> tuple[Array, Array]:
     """Block by block; of a batch with itself those on and above the diagonal."""
     blocks = Blocks(tilings, 1)
     write = blocks.write_both if xs[1] is None else blocks.write
 
     @jax.checkpoint
-    def block_of(first: Examples, second: Examples) -> tuple[Array, Array]:
+    def block_of(first: InputBatch, second: InputBatch) -> tuple[Array, Array]:
         kernels, error = tile(first, second)
         return jnp.moveaxis(kernels, 0, -1), error
 
     def visit(
-        found: tuple[Array, Array], row: Examples, column: Examples, i: Array, j: Array
+        found: tuple[Array, Array], row: InputBatch, column: InputBatch, i: Array, j: Array
     ) -> tuple[Array, Array]:
         kernels, error = found
         here, here_error = block_of(row, column)

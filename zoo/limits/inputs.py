@@ -12,7 +12,7 @@ _ROUNDS_TO_ITSELF = 16
 """Up to so many channels, products of an example with itself come out within a few roundings."""
 
 
-class Examples(eqx.Module):
+class InputBatch(eqx.Module):
     """A batch of examples, and what is known of each by itself.
 
     - `entries`: vectors (n, d), or images (n, channels, positions).
@@ -30,7 +30,7 @@ class Examples(eqx.Module):
     space: tuple[int, ...] = eqx.field(static=True)
 
 
-def examples(x: Float[Array, "n channels *space"], needs: Needs) -> Examples:
+def input_batch(x: Float[Array, "n channels *space"], needs: Needs) -> InputBatch:
     """Of vectors or channel-first images, for kernels in the layouts that are needed."""
     n, channels, *space = x.shape
     layout = max(needs.between, Layout.FLAT)
@@ -40,10 +40,10 @@ def examples(x: Float[Array, "n channels *space"], needs: Needs) -> Examples:
         entries = x.reshape(n, -1)
         if entries.shape[1] > _ROUNDS_TO_ITSELF:
             marks = _hashes(entries)
-    return Examples(entries, _own(x, needs.own), marks, layout, needs.own, channels, tuple(space))
+    return InputBatch(entries, _own(x, needs.own), marks, layout, needs.own, channels, tuple(space))
 
 
-def input_kernels(first: Examples, second: Examples, *, tangent: bool) -> LayerKernels:
+def input_kernels(first: InputBatch, second: InputBatch, *, tangent: bool) -> LayerKernels:
     """K(p, p') = x1(p) . x2(p') / channels.
 
     Equal examples have the correlation 1 exactly: see `zoo.limits.duals.gaussian_pair`.

@@ -63,6 +63,7 @@ class Widths:
     - `path`: where in the model it looks.
     - `has_hidden`: whether there is a layer before the readout.
     - `readout_power`, `readout_fan_in`: the outputs of the readout go like fan_in^-power.
+    - `is_frozen`: whether what it looks at is frozen: no tensor in it has a gradient.
     """
 
     equivalent_to: Parameterization | None
@@ -71,10 +72,15 @@ class Widths:
     has_hidden: bool
     readout_power: float
     readout_fan_in: int
+    is_frozen: bool = False
 
     def at(self, path: str) -> "Widths":
         """The same, further inside the model."""
         return replace(self, path=self.path + path)
+
+    def frozen(self) -> "Widths":
+        """The same, where nothing is trained."""
+        return replace(self, is_frozen=True)
 
     def tensor(self, layer: "ParameterizedLayer", name: str) -> TensorLimit:
         """What a tensor of a layer contributes.
@@ -108,11 +114,12 @@ class Widths:
         is_readout = layer.role == "readout"
         found = rate * gradient(**units) * positions / (1 if is_readout else missing)
         back = backward(**units) * positions * (missing if is_readout else 1)
+        moves = excess >= 0 and not self.is_frozen
         return TensorLimit(
             forward=StdPower(0.0 if grows < 0 else forward(**units) * positions, forward.std),
             backward=StdPower(back, backward.std),
-            gradient=StdPower(0.0 if excess < 0 else found, gradient.std),
-            no_gradient=None if excess <= 0 else self._why(label, excess),
+            gradient=StdPower(found if moves else 0.0, gradient.std),
+            no_gradient=self._why(label, excess) if moves and excess > 0 else None,
         )
 
     def _why(self, label: str, excess: float) -> str:
