@@ -49,6 +49,7 @@ class Gaussian(eqx.Module):
         **Raises:** `ValueError` where only the mean is known, or for a `count` below 1.
         """
         count = checks.integer("count", count)
+        checks.key("key", key)
         covariance = self._flat_covariance()
         size = covariance.shape[-1]
         columns = self.mean.shape[-2] * self.mean.shape[-1] // size
