@@ -22,13 +22,7 @@ from zoo.data import (
 from zoo.dtype import astype as astype
 from zoo.flax import FlaxModel as FlaxModel, from_flax as from_flax
 from zoo.frozen import Frozen as Frozen
-from zoo.layers import (
-    AffineLayer as AffineLayer,
-    Conv as Conv,
-    Dense as Dense,
-    ParameterizedLayer as ParameterizedLayer,
-    TensorPlace as TensorPlace,
-)
+from zoo.layers import AffineLayer as AffineLayer, Conv as Conv, Dense as Dense
 from zoo.limits.duals import Dual as Dual, GaussianPair as GaussianPair
 from zoo.limits.hermite import HermiteDual as HermiteDual
 from zoo.limits.infinite_network import (
@@ -66,6 +60,10 @@ from zoo.parameterization import (
     PowerLaw as PowerLaw,
     STANDARD as STANDARD,
     TensorScaling as TensorScaling,
+)
+from zoo.parameterized_layer import (
+    ParameterizedLayer as ParameterizedLayer,
+    TensorPlace as TensorPlace,
 )
 from zoo.reparameterization import (
     learning_rates as learning_rates,

@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from zoo import checks
 from zoo.activations import Activation
-from zoo.layers import ParameterizedLayer
+from zoo.parameterized_layer import ParameterizedLayer
 from zoo.tape import record
 from zoo.trainable import parameters as parameters_of
 

@@ -17,10 +17,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from zoo import checks
 from zoo.frozen import Frozen
-from zoo.layers import ParameterizedLayer, TensorPlace
 from zoo.limits.layers import NormRule
 from zoo.limits.widths import NoLimitError, Widths
 from zoo.parameterization import check_parameterization, NTK, Parameterization, Role
+from zoo.parameterized_layer import ParameterizedLayer, TensorPlace
 
 _TENSORS = {
     "scale": TensorPlace("bias", std=1.0, start=1.0),

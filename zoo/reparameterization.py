@@ -14,8 +14,8 @@ from jaxtyping import PyTree
 
 from zoo import checks
 from zoo.frozen import Frozen
-from zoo.layers import ParameterizedLayer
 from zoo.parameterization import check_parameterization, Parameterization
+from zoo.parameterized_layer import ParameterizedLayer
 from zoo.trainable import parameters
 
 _Model = TypeVar("_Model")

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from zoo import checks
 from zoo.activations import Activation
 from zoo.frozen import Frozen
-from zoo.layers import ParameterizedLayer
+from zoo.parameterized_layer import ParameterizedLayer
 from zoo.programs import same_program
 from zoo.stand_in import stand_in
 from zoo.structure import Flatten, GlobalAveragePool

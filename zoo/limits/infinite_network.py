@@ -17,7 +17,6 @@ from jaxtyping import Array, ArrayLike, Float
 
 from zoo import checks
 from zoo.frozen import Frozen
-from zoo.layers import ParameterizedLayer
 from zoo.limits.affine import AffineRule
 from zoo.limits.inputs import input_batch, input_kernels, InputBatch
 from zoo.limits.kernels import LayerKernels, Layout, Needs
@@ -25,6 +24,7 @@ from zoo.limits.rule import limit_rule_of, LimitRule
 from zoo.limits.widths import NoLimitError, product_of, Wide, Widths
 from zoo.memory import check_fits
 from zoo.parameterization import Parameterization
+from zoo.parameterized_layer import ParameterizedLayer
 from zoo.precision import full_precision
 from zoo.tiles import Blocks, DEVICE_BYTES, first_tiles, over_pairs, shards_of, Tiling
 from zoo.trainable import is_state

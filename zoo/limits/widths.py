@@ -22,7 +22,7 @@ from jaxtyping import Array
 from zoo.parameterization import Parameterization, PowerLaw
 
 if TYPE_CHECKING:
-    from zoo.layers import ParameterizedLayer
+    from zoo.parameterized_layer import ParameterizedLayer
 
 
 class NoLimitError(ValueError):
