@@ -11,7 +11,7 @@ import equinox as eqx
 import jax
 from jaxtyping import PyTree
 
-from zoo.trainable import partitioned
+from zoo.common.trainable import partitioned
 
 
 class ForwardModeError(TypeError):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from zoo import checks
+from zoo.common import checks
 
 LossFunction = Callable[[Array, Array], Array]
 """Per example: outputs (k,), target (k,) -> scalar."""

@@ -15,8 +15,9 @@ import numpy as np
 from jaxtyping import Array, PyTree, Shaped
 
 from corrections.forward_mode import check_forward_mode, ForwardModeError
-from zoo import checks, parameters
-from zoo.trainable import partitioned
+from zoo import parameters
+from zoo.common import checks
+from zoo.common.trainable import partitioned
 
 Model = Callable[[Array], Array]
 """A callable PyTree: one example in, a vector of k outputs out."""

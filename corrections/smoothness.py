@@ -10,7 +10,7 @@ import warnings
 
 from corrections.parameters import Model
 from zoo import Activation
-from zoo.held import held
+from zoo.common.contents import held
 
 
 class KinkWarning(UserWarning):

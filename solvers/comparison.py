@@ -13,23 +13,23 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Shaped
 
 from corrections import taylorize
 from corrections.forward_mode import check_forward_mode
-from corrections.kernel import tangent_kernel
+from corrections.kernels.ntk import tangent_kernel
 from corrections.parameters import Metric, Model
-from solvers.descent import gradient_descent
 from solvers.expansion.continuous import width_expansion
 from solvers.expansion.discrete import width_expansion_descent
 from solvers.expansion.record import WidthExpansion
-from solvers.hierarchy_flow import hierarchy_flow
-from solvers.kernel_problem import Targets
+from solvers.flows.flow import check_tolerances, Tolerances
+from solvers.flows.hierarchy_flow import hierarchy_flow
+from solvers.flows.parameter_flow import parameter_flow
+from solvers.frozen_kernel.kernel_problem import Targets
 from solvers.losses import LossFunction, MeanSquaredError
-from solvers.metric_transform import scale_by_metric
-from solvers.ode import check_tolerances, Tolerances
-from solvers.parameter_flow import parameter_flow
 from solvers.problem import check_problem, Problem
 from solvers.result import RESULTS, Times, Trajectory
-from solvers.training import train, TrainingError
-from zoo import checks
-from zoo.precision import full_precision
+from solvers.steps.descent import gradient_descent
+from solvers.training.metric_transform import scale_by_metric
+from solvers.training.train import train, TrainingError
+from zoo.common import checks
+from zoo.common.precision import full_precision
 
 Prediction = Literal[
     "order 2",

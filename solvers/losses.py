@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 
 from corrections import loss_function
 from corrections.loss_function import LossFunction
-from zoo import checks
+from zoo.common import checks
 
 
 class Loss(eqx.Module):

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Shaped
 from corrections.parameters import check_metric, check_model, Metric, Model
 from solvers.losses import check_targets, LossFunction
 from solvers.result import check_times
-from zoo import checks
+from zoo.common import checks
 
 
 class Problem(NamedTuple):

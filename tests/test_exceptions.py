@@ -37,7 +37,7 @@ from solvers import (
 )
 from solvers.expansion.record import finish
 from zoo import ACTIVATIONS, MLP
-from zoo.pickling import PicklableException
+from zoo.common.pickling import PicklableException
 
 X = np.linspace(-1.0, 1.0, 12).reshape(4, 3)
 Y = np.stack([np.sin(X[:, 0]), X[:, 1] ** 2], axis=1)

@@ -20,7 +20,7 @@ import pytest
 import corrections
 import solvers
 from corrections.forward_mode import ForwardModeError
-from corrections.loss_hessian import LossHessian
+from corrections.operators.loss_hessian import LossHessian
 from solvers import MeanSquaredError, TrainingState
 from tests.models import tanh_mlp
 from zoo import astype, CNN, limit, MLP, parameters, with_output

@@ -26,7 +26,7 @@ from corrections import (
 from solvers import gradient_flow, max_learning_rate, MeanSquaredError, mse_flow, posterior
 from tests.models import inputs
 from zoo import limit, MLP, QuadratureWarning, scaled
-from zoo.norms import norm
+from zoo.common.norms import norm
 
 pytestmark = pytest.mark.usefixtures("float32")
 

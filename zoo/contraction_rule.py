@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxtyping import Array, Float
 
-from zoo import checks
+from zoo.common import checks
 
 Patches = Callable[[Any, Array], Float[Array, "positions size"]]
 

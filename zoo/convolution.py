@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from zoo import checks
+from zoo.common import checks
 
 Padding = Literal["SAME", "VALID", "CIRCULAR"]
 PADDINGS: tuple[Padding, ...] = ("SAME", "VALID", "CIRCULAR")

@@ -16,7 +16,7 @@ exponents is section 9 of docs/theory.md.
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from zoo import checks
+from zoo.common import checks
 
 Role = Literal["input", "hidden", "readout"]
 

@@ -17,8 +17,8 @@ from scripts.benchmark.timing import (
 )
 from scripts.benchmark.training import NAME, Training, training
 from solvers import CrossEntropy, hierarchy_flow
-from solvers.matrix_free import matrix_free_flow, state_at_start
-from solvers.path_products import PathProducts
+from solvers.flows.jet_products import PathProducts
+from solvers.flows.matrix_free import matrix_free_flow, state_at_start
 from zoo import MLP, WideResNet
 
 _ORDERS = (2, 3, 4)

@@ -24,7 +24,7 @@ from scripts.benchmark.kernels import PEER_PYTHON
 from scripts.benchmark.peer_limits import inputs, measured
 from scripts.benchmark.timing import Comparison
 from zoo import CNN, MLP, WideResNet
-from zoo.limits.infinite_network import limit
+from zoo.networks.infinite_network import limit
 
 _ROOT = Path(__file__).resolve().parents[2]
 PEER = (str(PEER_PYTHON), str(Path(__file__).with_name("peer_limits.py")))

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import jax.random as jr
 
 from corrections import NTKOperator
-from corrections.operator import KernelOperator
+from corrections.operators.ntk_operator import KernelOperator
 from scripts.benchmark.timing import Comparison, median_seconds
 from scripts.benchmark.training import NAME, training
 from zoo import parameters

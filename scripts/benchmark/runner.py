@@ -13,7 +13,7 @@ from scripts.benchmark.cases import PARTS
 from scripts.benchmark.solves import SIZES
 from scripts.benchmark.timing import bandwidth_gb_per_second, cholesky_gflops, gemm_gflops
 from scripts.console import ready
-from zoo import checks
+from zoo.common import checks
 
 
 @dataclass(frozen=True)

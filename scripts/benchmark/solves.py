@@ -17,14 +17,14 @@ import numpy as np
 from jaxtyping import Array
 
 from corrections import ntk
-from corrections.symmetric import RoundingWarning
+from corrections.symmetric.layouts import RoundingWarning
 from scripts import runtime
 from scripts.benchmark import solve_problems as programs
 from scripts.benchmark.solve_problems import images, Numbers, Problem, smooth
 from scripts.benchmark.timing import Comparison, seconds_in_turn
 from solvers import ensemble, kernel_regression, mse_flow, posterior
 from zoo import MLP
-from zoo.precision import full_precision
+from zoo.common.precision import full_precision
 
 SIZES = (500, 2000)
 _TEST_SIZE = 200

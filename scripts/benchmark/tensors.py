@@ -13,7 +13,7 @@ from corrections import o3, o4
 from corrections.parameters import split
 from scripts.benchmark.timing import Comparison, gemm_gflops, median_seconds
 from zoo import CNN, MLP, WideResNet
-from zoo.trainable import partitioned
+from zoo.common.trainable import partitioned
 
 
 def tensors(repeats: int) -> Iterator[Comparison]:

@@ -11,7 +11,7 @@ from scripts.benchmark.timing import bytes_taken
 from solvers import CrossEntropy
 from solvers.losses import mean_loss
 from zoo import MLP
-from zoo.network import Network
+from zoo.networks.network import Network
 
 NAME = "tanh MLP 784-512x3-10"
 

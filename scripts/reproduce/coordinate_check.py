@@ -33,7 +33,6 @@ from solvers.losses import mean_loss
 from zoo import (
     ACTIVATIONS,
     AffineLayer,
-    checks,
     CNN,
     Dataset,
     learning_rates,
@@ -43,7 +42,8 @@ from zoo import (
     record,
     WideResNet,
 )
-from zoo.trainable import partitioned
+from zoo.common import checks
+from zoo.common.trainable import partitioned
 
 ARCHITECTURES: dict[str, Callable[..., Any]] = {
     "mlp": lambda data, width, depth, **options: MLP(

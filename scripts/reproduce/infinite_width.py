@@ -27,7 +27,8 @@ from scripts import fields, runtime
 from scripts.console import ready
 from scripts.run_folder import create_folder, write_config
 from solvers import CrossEntropy, ensemble, gradient_flow, posterior
-from zoo import ACTIVATIONS, checks, CNN, Dataset, DATASETS, limit, load, MLP, WideResNet
+from zoo import ACTIVATIONS, CNN, Dataset, DATASETS, limit, load, MLP, WideResNet
+from zoo.common import checks
 
 Maker = Callable[..., Any]
 ARCHITECTURES: dict[str, Maker] = {

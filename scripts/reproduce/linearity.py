@@ -27,16 +27,8 @@ from scripts.reproduce.linearity_report import draw, table
 from scripts.run_folder import create_folder, write_config
 from scripts.slopes import FEWEST
 from solvers import MeanSquaredError, parameter_flow
-from zoo import (
-    ACTIVATIONS,
-    centered,
-    checks,
-    MLP,
-    NTK,
-    scaled,
-    STANDARD,
-    with_output,
-)
+from zoo import ACTIVATIONS, centered, MLP, NTK, scaled, STANDARD, with_output
+from zoo.common import checks
 
 
 @dataclass(frozen=True)

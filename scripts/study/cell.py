@@ -20,7 +20,7 @@ from corrections import (
     NTKOperator,
     taylorize,
 )
-from corrections.flat_model import metric_norm
+from corrections.operators.metric_coordinates import metric_norm
 from scripts.study.config import FROZEN, INFINITE, KERNEL_REGIME, Measure, NETWORK, StudyConfig
 from scripts.study.infinite import EnsembleCurves, InfiniteKernels, Limits, readout_fan_in
 from scripts.study.losses import loss_named

@@ -22,7 +22,7 @@ from scripts.study.networks import Cell, prototype
 from solvers import ensemble, gradient_flow, Trajectory
 from solvers.losses import LossFunction
 from zoo import Dataset, limit, NoLimitError
-from zoo.layers import AffineLayer
+from zoo.layers.affine import AffineLayer
 
 DRAWS = 512
 """Functions that the ensemble of infinitely wide networks is sampled with."""

@@ -29,7 +29,8 @@ from scripts.study.progress import Meter
 from scripts.study.report.summary import as_text, summary
 from scripts.study.storage import ASIDE, begin, check_same, LOG, Store
 from scripts.study.workers import Outcome, Worker, worker_count, workers
-from zoo import checks, Dataset, load
+from zoo import Dataset, load
+from zoo.common import checks
 
 _LOGGER = logging.getLogger("scripts.study")
 

@@ -1,1 +1,1 @@
-"""O(1/width) corrections to the training of a network by squared loss."""
+"""Corrections of order 1/width to the outputs and the kernel in training."""

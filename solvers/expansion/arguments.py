@@ -7,7 +7,7 @@ from jaxtyping import ArrayLike, Shaped
 from corrections.parameters import check_pairs, Metric, Model, Pairs
 from solvers.losses import MeanSquaredError
 from solvers.problem import check_matrix_free_only, check_problem, Problem
-from zoo import checks
+from zoo.common import checks
 
 PairsOfExamples = tuple[Shaped[ArrayLike, "n1 ..."], Shaped[ArrayLike, "n2 ..."]]
 

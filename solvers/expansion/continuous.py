@@ -17,21 +17,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree, Shaped
 
 from corrections import o3, o4
-from corrections.kernel import tangent_kernel
+from corrections.kernels.ntk import tangent_kernel
 from corrections.parameters import Metric, Model
 from corrections.smoothness import warn_at_kinks
 from solvers.expansion.arguments import check_expansion, PairsOfExamples
 from solvers.expansion.divided_differences import discount, w1
-from solvers.expansion.panels import edges, gauss
+from solvers.expansion.forcing import Modes, modes_of, Panel, Path, rotated, Tensors
+from solvers.expansion.matrix_free import products_of
+from solvers.expansion.quadrature import edges, gauss
 from solvers.expansion.record import finish, ratio_to, warn_of_large_steps, WidthExpansion
-from solvers.expansion.sources import Modes, modes_of, Panel, Path, rotated, Tensors
-from solvers.expansion.without_tensors import products_of
-from solvers.kernel_problem import Targets
+from solvers.frozen_kernel.kernel_problem import Targets
 from solvers.result import check_times, ends_at_infinity, RESULTS, Times
-from zoo import checks
-from zoo.checks import Number
-from zoo.precision import full_precision
-from zoo.tiles import in_tiles
+from zoo.common import checks
+from zoo.common.checks import Number
+from zoo.common.precision import full_precision
+from zoo.common.tiles import in_tiles
 
 _SETTLED = 45.0
 """Times of the slowest output after which nothing moves: e^-45 is 3e-20."""

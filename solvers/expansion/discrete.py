@@ -29,21 +29,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Shaped
 
 from corrections import ddntk, dntk, o3, o4
-from corrections.kernel import tangent_kernel
+from corrections.kernels.ntk import tangent_kernel
 from corrections.parameters import Metric, Model, split
 from corrections.smoothness import warn_at_kinks
-from corrections.symmetric import resolved
+from corrections.symmetric.layouts import resolved
 from solvers.expansion.arguments import check_expansion, PairsOfExamples
+from solvers.expansion.matrix_free import kernel1, norm_of_kernel1, products_of
 from solvers.expansion.record import finish, ratio_to, WidthExpansion
-from solvers.expansion.without_tensors import kernel1, norm_of_kernel1, products_of
-from solvers.kernel_problem import Targets
-from solvers.path_products import PathProducts
+from solvers.flows.jet_products import PathProducts
+from solvers.frozen_kernel.kernel_problem import Targets
 from solvers.problem import Problem
 from solvers.result import RESULTS
-from solvers.step_counts import check_steps
-from zoo import checks
-from zoo.checks import Number
-from zoo.precision import full_precision
+from solvers.steps.step_counts import check_steps
+from zoo.common import checks
+from zoo.common.checks import Number
+from zoo.common.precision import full_precision
 
 
 @full_precision

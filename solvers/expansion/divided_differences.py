@@ -1,9 +1,9 @@
-r"""Weights of decaying exponentials at times that may be infinite (`corrections.exponentials`)."""
+r"""Weights of decaying exponentials, at infinite times too (`corrections.symmetric`)."""
 
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from corrections.exponentials import divided_exponential
+from corrections.symmetric.exponentials import divided_exponential
 
 
 def w1(z: Array, t: Array) -> Array:

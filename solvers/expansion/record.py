@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from solvers.result import marked, raise_where_failed, RESULTS, SolverError
-from zoo import checks
+from zoo.common import checks
 
 _LARGE = 0.5
 """The ratio |Theta1| / lambda_min from which on corrections do not count as small."""

@@ -60,9 +60,9 @@ jax.config.update("jax_enable_x64", True)
 import equinox as eqx, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from corrections import ntk, NTKOperator, o3, o4
-from corrections.kernel import _ntk
-from corrections.operator import _compiled
-from corrections.hierarchy import _contracted, _Options
+from corrections.kernels.ntk import _ntk
+from corrections.operators.ntk_operator import _compiled
+from corrections.kernels.hierarchy import _contracted, _Options
 from tests.models import inputs, tanh_mlp
 
 model, x = tanh_mlp(width=64), inputs(16)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from corrections import nngp, ntk, NTKOperator, o3, o4, taylorize
-from corrections.anatomy import Anatomy
+from corrections.contraction.gradient_factors import Anatomy
 from tests.foreign_models import batch, Foreign, jacobian, linear, MODELS
 
 ALL = pytest.mark.parametrize("name", MODELS)

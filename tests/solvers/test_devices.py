@@ -59,8 +59,8 @@ import equinox as eqx, jax, jax.numpy as jnp, numpy as np
 jax.config.update("jax_enable_x64", True)
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from solvers import CrossEntropy, hierarchy_flow
-from solvers.matrix_free import matrix_free_flow, state_at_start
-from solvers.path_products import PathProducts
+from solvers.flows.matrix_free import matrix_free_flow, state_at_start
+from solvers.flows.jet_products import PathProducts
 from tests.models import inputs, one_hot, tanh_mlp
 
 model, x, y, x_test = tanh_mlp(width=64), inputs(16), one_hot(16, 2), inputs(8, seed=3)

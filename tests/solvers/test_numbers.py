@@ -19,7 +19,7 @@ from solvers import (
     posterior,
     width_expansion_descent,
 )
-from solvers.step_counts import check_steps
+from solvers.steps.step_counts import check_steps
 from tests.models import inputs, tanh_mlp
 
 X, Y = inputs(6, 3), inputs(6, 2, seed=1)

@@ -1,1 +1,1 @@
-"""Infinitely wide networks: their kernels, layer by layer."""
+"""What layers do to the kernels of infinite width."""

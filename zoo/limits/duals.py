@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from zoo.common.norms import power_of_two
 from zoo.limits.arcsine import arcsine, safe_sqrt
 from zoo.limits.widths import NoLimitError
-from zoo.norms import power_of_two
 
 
 class GaussianPair(NamedTuple):

@@ -24,10 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from zoo import checks
+from zoo.common import checks
+from zoo.common.pickling import PicklableFunctions
 from zoo.limits.arcsine import safe_sqrt
 from zoo.limits.duals import Dual, GaussianPair
-from zoo.pickling import PicklableFunctions
 
 _REACH = 13.0
 """Standard deviations that integrals take in; e^{-z^2/4} is 4e-19 there."""

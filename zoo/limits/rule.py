@@ -10,7 +10,7 @@ from typing import Any
 
 import equinox as eqx
 
-from zoo import checks
+from zoo.common import checks
 from zoo.limits.kernels import LayerKernels, Needs
 from zoo.limits.widths import NoLimitError, Widths
 

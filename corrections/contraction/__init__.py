@@ -1,0 +1,1 @@
+"""Gradients in factors: what enters a layer and what leaves it, and the products of them."""

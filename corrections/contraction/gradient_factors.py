@@ -1,0 +1,392 @@
+r"""A network taken apart: what enters each layer, what leaves it, and the rest of its parameters.
+
+Layers that are affine in their weights are replaced by ones that record their input a on a tape
+and add a shift s to their output; r is a pull on the cotangent of a. For one example this is
+F(s, w) = (y, a), with w the parameters that no rule covers. Its VJP with the cotangents (e_k, r)
+gives (delta_k, J_k), and (a, delta, J) at s = r = 0 are the factors of all gradients
+(`corrections.contraction.products`).
+
+Moving the weights along v is exactly ds = v a, dr = v^T delta, dw = v_w: every higher kernel is a
+derivative of this one expression. No custom rules, no interpreters: tree surgery and one VJP.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from corrections.contraction.capture import Call, Tape
+from corrections.contraction.contractible import Program
+from corrections.contraction.products import (
+    Deferred,
+    Direction,
+    formed,
+    Gradients,
+    gram,
+    layer_product,
+    LayerGradients,
+    pairs_are_cheaper,
+    Term,
+)
+from corrections.contraction.rules import applicable_rule, ruled_layer, RuledLayer
+from corrections.parameters import Method, Metric, Model
+from zoo import Frozen, parameters
+from zoo.contraction_rule import has_contraction_rule
+
+
+class Factors(NamedTuple):
+    """The gradients of an example's k outputs, in factors. `vmap` adds axes in front.
+
+    - `inputs`: for each ruled layer a, (positions, in), times the weight's multiplier.
+    - `cotangents`: for each ruled layer delta, (k, positions, out); without k for one output.
+    - `rest`: the Jacobian of the parameters that no rule covers, (k, parameters), likewise.
+    """
+
+    inputs: tuple[Array, ...]
+    cotangents: tuple[Array, ...]
+    rest: Array
+
+
+class Move(NamedTuple):
+    """What moving the parameters does to the calls of an example. `vmap` adds axes in front.
+
+    - `shifts`: of the outputs of the calls.
+    - `pulls`: on the cotangents of their inputs, for each output of the model.
+    - `rest`: the parameters that no rule covers, or a direction of them.
+    """
+
+    shifts: list[Array]
+    pulls: list[Array]
+    rest: Array
+
+
+class Anatomy:
+    """A model taken apart: its ruled layers, their calls on an example, the rest of its parameters.
+
+    To be made inside the trace that uses it. Layers that are not shown to be contractible
+    (`corrections.contraction.contractible`) belong to the rest. What no output uses, or only behind
+    `jax.lax.stop_gradient`, belongs to neither: its gradients are zero.
+
+    **Arguments:**
+
+    - `model`, `metric`: as everywhere.
+    - `x`: an example, or its shape and dtype.
+    - `method`: "jacobian" puts all parameters into the rest; "structured" insists on the rule of
+      every layer that has one.
+    """
+
+    def __init__(self, model: Model, x: Any, metric: Metric | None, *, method: Method = "auto"):
+        paths, self._structure = jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_end)
+        nodes, metrics = [node for _, node in paths], _by_node(model, metric)
+        self._precision = jnp.result_type(*jax.tree.leaves(parameters(model)))
+        x = jax.eval_shape(self._precise, jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)))
+        program = Program(self._structure, nodes, x)
+        ruled = [i for i, node in enumerate(nodes) if has_contraction_rule(node)]
+        candidates = [i for i in ruled if applicable_rule(nodes[i], metrics[i]) is not None]
+        found = program.contractible([] if method == "jacobian" else candidates)
+        if method == "structured":
+            refused = {i: _NO_RULE for i in ruled if i not in candidates} | found.refused
+            _insist_on_none(
+                f"{type(nodes[i]).__name__} `model{jax.tree_util.keystr(paths[i][0])}` {refused[i]}"
+                for i in sorted(refused)
+            )
+        self.outputs, self.calls = program.outputs, found.calls
+        self._moving, self._ends_in_call = found.moving, found.ends_in_call
+        self._places = found.nodes
+        self.ruled = [ruled_layer(nodes[i], metrics[i]) for i in found.nodes]
+        chosen = set(found.nodes)
+        others = (
+            [None if i in chosen else node for i, node in enumerate(of_all)]
+            for of_all in (nodes, metrics, program.used)
+        )
+        self._split(*others)
+
+    def _split(self, nodes: list[Any], metrics: list[Any], used: list[Any]) -> None:
+        """Parameters that no rule covers, and all else, of the nodes that have no rule."""
+
+        def is_rest(_: Any, use: bool | None, metric: Any) -> bool:
+            return use is True and metric is not None  # which only parameters have
+
+        of_rest = jax.tree.map(is_rest, nodes, used, metrics)
+        parameters, self._static = eqx.partition(nodes, of_rest)
+        self.rest, self._unravel = ravel_pytree(parameters)
+        scaled = jax.tree.map(lambda use, m: m if use else None, of_rest, metrics)
+        full = jax.tree.map(lambda m, p: jnp.full_like(p, 1) * m, scaled, parameters)
+        self.rest_metric, _ = ravel_pytree(full)
+        if self.rest.size == 0:  # of no type
+            self.rest = self.rest_metric = jnp.zeros(0, self.outputs.dtype)
+
+    def _run(self, shifts: list[Array] | None, rest: Array, x: Array) -> tuple[Array, list[Array]]:
+        """The outputs, and what enters the calls."""
+        tape = Tape(self.calls, shifts)
+        nodes = eqx.combine(self._unravel(rest), self._static)
+        for i, (place, ruled) in enumerate(zip(self._places, self.ruled, strict=True)):
+            nodes[place] = tape.tapped(ruled.layer, i)
+        y = tape.run(jax.tree.unflatten(self._structure, nodes), self._precise(x))
+        return y, tape.inputs
+
+    def _precise(self, x: Array) -> Array:
+        """An example in the precision of the parameters, if that is higher: what enters the first
+        layer is a factor of its gradient.
+        """
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x
+        return x.astype(jnp.promote_types(x.dtype, self._precision))
+
+    # --- one example ---------------------------------------------------------------------------
+
+    def factors(self, x: Array, move: Move | None = None) -> Factors:
+        """The factors of one example, where its calls are moved."""
+        shifts, pulls, rest = (None, None, self.rest) if move is None else move
+        shifts = self.no_move().shifts if shifts is None else shifts
+
+        def outputs(shifts: list[Array], rest: Array) -> tuple[Array, list[Array]]:
+            return self._run(shifts, rest, x)
+
+        basis = jnp.eye(*self.outputs.shape, dtype=self.outputs.dtype)
+        if pulls is None:
+            _, vjp, inputs = jax.vjp(outputs, shifts, rest, has_aux=True)
+            deltas, jacobian = jax.vmap(vjp)(basis)
+        else:
+            (_, inputs), vjp = jax.vjp(outputs, shifts, rest)
+            deltas, jacobian = jax.vmap(vjp)((basis, pulls))
+        by_layer: list[tuple[list[Array], list[Array]]] = [([], []) for _ in self.ruled]
+        for call, a, delta in zip(self.calls, inputs, deltas, strict=True):
+            ruled = self.ruled[call.layer]
+            by_layer[call.layer][0].append(ruled.rule.patches(ruled.layer, ruled.multiplier * a))
+            by_layer[call.layer][1].append(ruled.to_positions(delta))
+        return Factors(
+            tuple(jnp.concatenate(a) for a, _ in by_layer),
+            tuple(jnp.concatenate(delta, axis=1) for _, delta in by_layer),
+            jacobian,
+        )
+
+    def readout(self) -> tuple[Any, Callable[[Array], Array]]:
+        """The layer that is called last, and its input as a function of the example.
+
+        **Raises:** `ValueError` where it is not a dense layer that gives the model's k outputs, or
+        parameters reach these in another way.
+        """
+        last = self.calls[-1] if self.calls and self._ends_in_call else None
+        if last is None or len(last.input.shape) != 1 or last.output.shape != self.outputs.shape:
+            raise ValueError(
+                "`model` does not end in a dense layer that gives its outputs, expected a readout "
+                "such as `zoo.Dense` or `equinox.nn.Linear`."
+            )
+        return self.ruled[last.layer].layer, lambda x: self._run(None, self.rest, x)[1][-1]
+
+    def no_move(self) -> Move:
+        """Zero shifts and pulls, and the parameters as they are."""
+        k = self.outputs.shape
+        return Move(
+            [jnp.zeros(call.output.shape, call.output.dtype) for call in self.calls],
+            [jnp.zeros((*k, *call.input.shape), call.input.dtype) for call in self.calls],
+            self.rest,
+        )
+
+    def spreads(self, at: Factors) -> list[Array | None]:
+        """For each call what its input's positions see of its output's cotangents, where its layer
+        has a rule for that: (k, positions, size).
+        """
+        spreads = []
+        for ruled, call, places in self._calls_with_places():
+            rule = ruled.transposed
+            if rule is None:
+                spreads.append(None)
+                continue
+            images = jax.vmap(lambda d, r=ruled, c=call: r.from_positions(d, c.output))(
+                at.cotangents[call.layer][:, places]
+            )
+            spreads.append(
+                jax.vmap(lambda d, r=rule, layer=ruled.layer: r.patches(layer, d))(images)
+            )
+        return spreads
+
+    def moved(
+        self,
+        at: Factors,
+        along: Factors,
+        spreads: list[Array | None],
+        *,
+        derivative: bool = False,
+    ) -> Move:
+        """The direction in which the calls of an example move with the parameters along M grad f_c.
+
+        **Arguments:**
+
+        - `at`: the factors of the example.
+        - `along`: the factors of the one output f_c.
+        - `spreads`: those of `at`.
+        - `derivative`: `at` is a derivative of factors. The result is linear in it, but for what
+          does not depend on it: the shifts by the bias and the rest, which are then zero.
+        """
+        directions = [
+            Direction(*factors) for factors in zip(along.inputs, along.cotangents, strict=True)
+        ]
+        shifts, pulls = [], []
+        for (ruled, call, places), spread in zip(self._calls_with_places(), spreads, strict=True):
+            direction, delta = directions[call.layer], at.cotangents[call.layer]
+            weight, bias = ruled.metrics(delta.dtype)
+            shift = weight * direction.push(at.inputs[call.layer][places])
+            if bias is not None and not derivative:
+                shift += bias * jnp.sum(along.cotangents[call.layer], axis=0, keepdims=True)
+            shifts.append(ruled.from_positions(shift, call.output))
+            scale = weight * ruled.multiplier
+            pulls.append(scale * _pulled(ruled, call, direction, delta[:, places], spread))
+        rest = jnp.zeros_like(self.rest) if derivative else self.rest_metric * along.rest
+        return Move(shifts, pulls, rest)
+
+    def _calls_with_places(self) -> list[tuple[RuledLayer, Call, slice]]:
+        """Each call with its layer, and its positions among those of all calls of that layer."""
+        used, found = [0] * len(self.ruled), []
+        for call in self.calls:
+            ruled, start = self.ruled[call.layer], used[call.layer]
+            used[call.layer] = stop = start + ruled.positions(call.output)
+            found.append((ruled, call, slice(start, stop)))
+        return found
+
+    # --- many examples -------------------------------------------------------------------------
+
+    def forms(self, *, pairs: int, partners: int) -> list[bool]:
+        """For each ruled layer whether its gradients are formed.
+
+        **Arguments:**
+
+        - `pairs`: pairs of outputs that are contracted for each pair of examples.
+        - `partners`: examples that share the cost of forming an example's gradients.
+        """
+        k, (sizes, _) = self.outputs.shape[0], self.sizes()
+        return [
+            not pairs_are_cheaper(*size, outputs=k, pairs=pairs, partners=partners)
+            for size in sizes
+        ]
+
+    def sizes(self) -> tuple[list[tuple[int, int, int]], int]:
+        """For each ruled layer its positions, len(a) and len(delta); entries of all calls."""
+        sizes = [(0, 0, 0)] * len(self.ruled)
+        entries = 0
+        for call in self.calls:
+            ruled = self.ruled[call.layer]
+            a = jax.eval_shape(lambda a, r=ruled: r.rule.patches(r.layer, a), call.input)
+            positions, size = a.shape
+            out = call.output.shape[ruled.rule.channel_axis]
+            sizes[call.layer] = (sizes[call.layer][0] + positions, size, out)
+            entries += math.prod(call.input.shape) + math.prod(call.output.shape)
+        return sizes, entries
+
+    def bytes_per_example(self, forms: list[bool]) -> tuple[int, int]:
+        """What the gradients of an example take, and what is needed to compute them."""
+        (sizes, entries), k = self.sizes(), self.outputs.shape[0]
+        stored = k * self.rest.size
+        working = stored + (1 + k) * entries
+        for (positions, size, out), form in zip(sizes, forms, strict=True):
+            stored += k * out * (size + 1) if form else positions * (size + k * out)
+            working += k * positions * size if positions > 1 else 0
+        itemsize = self.outputs.dtype.itemsize
+        return max(1, stored * itemsize), max(1, working * itemsize)
+
+    def gradients(self, at: Factors, forms: list[bool], *, deferred: bool = False) -> Gradients:
+        """The gradients of a batch of examples; `deferred`: to be formed as they are contracted."""
+        factors = zip(at.inputs, at.cotangents, strict=True)
+        layers = [[Term(a, delta, True)] for a, delta in factors]
+        return _gradients(layers, at.rest, forms, _deferred if deferred else formed)
+
+    def derivative(self, at: Factors, dot: Factors, forms: list[bool]) -> Gradients:
+        """The derivatives of the gradients of a batch where its factors move along `dot`."""
+        layers = []
+        for i, (a, delta, da, ddelta) in enumerate(
+            zip(at.inputs, at.cotangents, dot.inputs, dot.cotangents, strict=True)
+        ):
+            moving = [Term(da, delta, False)] if i in self._moving else []
+            layers.append([*moving, Term(a, ddelta, True)])
+        return _gradients(layers, dot.rest, forms)
+
+    def second_derivative(
+        self, at: Factors, dots: tuple[Factors, Factors], ddot: Factors, forms: list[bool]
+    ) -> Gradients:
+        """The mixed second derivatives of the gradients of a batch along two directions: `dots` are
+        the derivatives of its factors along each, `ddot` those along both.
+        """
+        layers = []
+        columns = [part for f in (at, *dots, ddot) for part in (f.inputs, f.cotangents)]
+        for i, (a, d, a3, d3, a4, d4, a34, d34) in enumerate(zip(*columns, strict=True)):
+            moving = [Term(a34, d, False), Term(a3, d4, False), Term(a4, d3, False)]
+            layers.append([*(moving if i in self._moving else []), Term(a, d34, True)])
+        return _gradients(layers, ddot.rest, forms)
+
+    def product(self, first: Gradients, second: Gradients) -> Float[Array, "n1 k n2 l"]:
+        """<g_1, g_2>_M for all pairs of examples and outputs of two batches."""
+        copies = first.rest.shape[-1] // max(self.rest.size, 1)
+        metric = jnp.tile(self.rest_metric, copies)
+        total = gram(first.rest * metric[None, None], second.rest)
+        for ruled, layer1, layer2 in zip(self.ruled, first.layers, second.layers, strict=True):
+            if isinstance(layer1, Deferred):
+                # One after the other: two of them at a time get in each other's way in the caches.
+                same = layer2 is layer1
+                total, layer1 = jax.lax.optimization_barrier((total, layer1))
+                layer2 = layer1 if same else layer2
+            total += layer_product(layer1, layer2, *ruled.metrics(self.outputs.dtype))
+        return total
+
+
+def _pulled(
+    ruled: RuledLayer,
+    call: Call,
+    direction: Direction,
+    delta: Float[Array, "k positions out"],
+    spread: Float[Array, "k in_positions size"] | None,
+) -> Float[Array, "k ..."]:
+    """v^T of the cotangents of a call: those of its input."""
+    rule = ruled.transposed
+    if spread is not None and rule is not None and direction.matrix is not None:
+        pulled = spread @ rule.matrix(ruled.layer, direction.matrix)
+        return jax.vmap(lambda p: ruled.from_positions(p, call.input))(pulled)
+    scatter = jax.linear_transpose(lambda a: ruled.rule.patches(ruled.layer, a), call.input)
+    return jax.vmap(lambda p: scatter(p)[0])(direction.pull(delta))
+
+
+def _deferred(terms: list[Term]) -> Deferred:
+    (term,) = terms
+    return Deferred(term)
+
+
+def _gradients(
+    layers: list[list[Term]],
+    rest: Array,
+    forms: list[bool],
+    form: Callable[[list[Term]], LayerGradients] = formed,
+) -> Gradients:
+    entries = [form(terms) if of else terms for terms, of in zip(layers, forms, strict=True)]
+    return Gradients(entries, rest)
+
+
+_NO_RULE = "has options, parameters or a metric that its rule does not cover"
+
+
+def _insist_on_none(refused: Iterable[str]) -> None:
+    """**Raises:** `ValueError` where there are layers that have a rule and are refused."""
+    texts = list(refused)
+    if texts:
+        raise ValueError(
+            f'`method` is "structured" and these layers cannot be contracted: {"; ".join(texts)}. '
+            'Expected layers that are called as they are, or `method="auto"`.'
+        )
+
+
+def _is_end(node: Any) -> bool:
+    return has_contraction_rule(node) or isinstance(node, Frozen)
+
+
+def _by_node(model: Model, metric: Metric | None) -> list[Any]:
+    """The metric of each node of `model`, with a number or an array for each parameter."""
+    params = parameters(model)
+    full = jax.tree.map(
+        lambda m, part: jax.tree.map(lambda _: m, part), 1.0 if metric is None else metric, params
+    )
+    placed = eqx.combine(full, jax.tree.map(lambda _: None, model))
+    return jax.tree.structure(model, is_leaf=_is_end).flatten_up_to(placed)

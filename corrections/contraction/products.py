@@ -1,0 +1,217 @@
+r"""Products of gradients from their factors, without the gradients.
+
+A layer that is affine in its weights, z = W a + b at each position p, gives an example the gradient
+sum_p delta_p (x) a_p, where a_p is what enters the position and delta_p = df/dz_p. So (theory,
+section 3)
+
+    <g_1, g_2> = sum_pq (a_1p . a_2q) (delta_1p . delta_2q)      pairs of positions, or
+               = <sum_p delta_1p (x) a_1p, sum_q delta_2q (x) a_2q>          gradients,
+
+whichever takes fewer operations. A dense layer has one position: its gradients are never formed. A
+convolution has one for each position of its output. Derivatives of gradients are sums of such
+terms, by the product rule, and are contracted alike.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float
+
+from zoo.common.tiles import working_bytes
+
+
+class Term(eqx.Module):
+    """sum_p delta_p (x) a_p for each of n examples: the gradient of a layer's weight, or a part of
+    a derivative of it.
+
+    - `input`: a, with the weight's multiplier.
+    - `cotangent`: delta, for each of k outputs.
+    - `to_bias`: whether sum_p delta_p is (a part of a derivative of) the bias's gradient. False
+      where a is a derivative: the 1 that stands for a before the bias is constant.
+    """
+
+    input: Float[Array, "n positions in"]
+    cotangent: Float[Array, "n k positions out"]
+    to_bias: bool = eqx.field(static=True)
+
+
+class Formed(NamedTuple):
+    """The same, summed up: the gradients themselves."""
+
+    weight: Float[Array, "n k size"]
+    bias: Float[Array, "n k out"]
+
+
+class Deferred(NamedTuple):
+    """The same, summed up as they are contracted and not before: a few channels at a time."""
+
+    term: Term
+
+
+LayerGradients = list[Term] | Formed | Deferred
+
+
+class Gradients(NamedTuple):
+    """The gradients of n examples' k outputs, or derivatives of them.
+
+    - `layers`: one entry for each ruled layer.
+    - `rest`: the part of the parameters that no rule covers.
+    """
+
+    layers: list[Any]
+    rest: Float[Array, "n k parameters"]
+
+
+def pairs_are_cheaper(
+    positions: int, size: int, out: int, *, outputs: int, pairs: int, partners: int
+) -> bool:
+    """Whether products of pairs of positions take fewer operations than those of gradients.
+
+    **Arguments:**
+
+    - `positions`, `size`, `out`: of the layer; lengths of a and delta.
+    - `outputs`, `pairs`: the outputs of an example, and the pairs of outputs that are contracted
+      for a pair of examples.
+    - `partners`: examples that share the cost of forming an example's gradients.
+    """
+    of_pairs = positions**2 * (size + pairs * out)
+    of_gradients = pairs * out * size + outputs * positions * out * size / partners
+    return of_pairs <= of_gradients
+
+
+def formed(terms: list[Term]) -> Formed:
+    """The gradients that `terms` add up to."""
+    weight = sum(jnp.einsum("nkpo,npi->nkoi", term.cotangent, term.input) for term in terms)
+    bias = sum(jnp.sum(term.cotangent, axis=2) for term in terms if term.to_bias)
+    return Formed(weight.reshape(*weight.shape[:2], -1), bias)  # pyright: ignore
+
+
+def layer_product(
+    first: LayerGradients, second: LayerGradients, weight: Any, bias: Any
+) -> Float[Array, "n1 k n2 l"] | float:
+    """The products of two sets' gradients, for all pairs of examples and outputs.
+
+    `weight` and `bias` are the metrics of the two tensors, the bias's with its multiplier squared;
+    a bias of None is a layer without one.
+    """
+    if isinstance(first, Formed):
+        assert isinstance(second, Formed)
+        product = weight * gram(first.weight, second.weight)
+        if bias is not None:
+            product += bias * gram(first.bias, second.bias)
+        return product
+    if isinstance(first, Deferred):
+        assert isinstance(second, Deferred)
+        return _product_by_channels(first.term, second.term, weight, bias)
+    assert isinstance(second, list)
+    return sum(_pairs_product(t1, t2, weight, bias) for t1 in first for t2 in second)
+
+
+def _product_by_channels(
+    first: Term, second: Term, weight: Any, bias: Any
+) -> Float[Array, "n1 k n2 l"]:
+    """The products of gradients of which a part, that of some channels of the layer's output, is
+    formed at a time: as many as the caches hold. Half of a symmetric product is computed.
+    """
+    sets = [first] if second is first else [first, second]
+    (n1, k1, _, out), (n2, k2) = first.cotangent.shape, second.cotangent.shape[:2]
+    channels = _channels_at_once(sets)
+
+    def gradients(term: Term, start: Array) -> tuple[Array, Array]:
+        part = jax.lax.dynamic_slice_in_dim(term.cotangent, start, channels, axis=3)
+        k = part.shape[1]
+        delta = rearrange(part, "n k positions channels -> n (k channels) positions")
+        rows = rearrange(delta @ term.input, "n (k channels) size -> (n k) (channels size)", k=k)
+        biases = rearrange(jnp.sum(delta, axis=2), "n (k channels) -> (n k) channels", k=k)
+        return rows, biases
+
+    half = n1 * k1 // 2 if second is first else 0
+    upper, lower = slice(half), slice(half, None)
+    blocks = [(upper, upper), (upper, lower), (lower, lower)] if half else [(lower, lower)]
+
+    def add(total: list[Array], start: Array) -> tuple[list[Array], None]:
+        parts = [gradients(term, start) for term in sets]
+        (rows, row_biases), (columns, column_biases) = parts[0], parts[-1]
+        added = []
+        for so_far, (of_rows, of_columns) in zip(total, blocks, strict=True):
+            block = weight * (rows[of_rows] @ columns[of_columns].T)
+            if bias is not None:
+                block += bias * (row_biases[of_rows] @ column_biases[of_columns].T)
+            added.append(so_far + block)
+        return added, None
+
+    nothing = jnp.zeros((n1 * k1, n2 * k2), first.input.dtype)
+    zeros = [nothing[of_rows, of_columns] for of_rows, of_columns in blocks]
+    total, _ = jax.lax.scan(add, zeros, jnp.arange(0, out, channels))
+    if half:
+        product = jnp.block([[total[0], total[1]], [total[1].T, total[2]]])
+    else:
+        (product,) = total
+    return rearrange(product, "(n1 k) (n2 l) -> n1 k n2 l", k=k1, l=k2)
+
+
+def _channels_at_once(sets: list[Term]) -> int:
+    """A divisor of the channels whose part of the gradients fits in the caches."""
+    n_k = sum(math.prod(term.cotangent.shape[:2]) for term in sets)
+    out, size = sets[0].cotangent.shape[-1], sets[0].input.shape[-1]
+    fitting = working_bytes() // 4 // (n_k * size * sets[0].input.dtype.itemsize)
+    return max(c for c in range(1, out + 1) if out % c == 0 and c <= max(1, fitting))
+
+
+def gram(
+    first: Float[Array, "n1 k size"], second: Float[Array, "n2 l size"]
+) -> Float[Array, "n1 k n2 l"]:
+    """All inner products of two sets of vectors: one product of two matrices."""
+    rows, columns = (rearrange(v, "n k size -> (n k) size") for v in (first, second))
+    of_each = {"k": first.shape[1], "l": second.shape[1]}
+    return rearrange(rows @ columns.T, "(n1 k) (n2 l) -> n1 k n2 l", **of_each)
+
+
+def _pairs_product(first: Term, second: Term, weight: Any, bias: Any) -> Array:
+    inputs = weight * gram(first.input, second.input)
+    if bias is not None and first.to_bias and second.to_bias:
+        inputs += bias
+    merged = [
+        rearrange(term.cotangent, "n k positions out -> n (k positions) out")
+        for term in (first, second)
+    ]
+    cotangents = rearrange(
+        gram(*merged),
+        "n1 (k p) n2 (l q) -> n1 k p n2 l q",
+        k=first.cotangent.shape[1],
+        l=second.cotangent.shape[1],
+    )
+    return jnp.sum(inputs[:, None, :, :, None] * cotangents, axis=(2, 5))
+
+
+class Direction(eqx.Module):
+    """The direction V = sum_r delta_c (x) a_c of a layer's weight, r over positions.
+
+    Formed only where that takes fewer operations than its factors.
+    """
+
+    input: Float[Array, "r in"]
+    cotangent: Float[Array, "r out"]
+    matrix: Float[Array, "out in"] | None
+
+    def __init__(self, a_c: Float[Array, "r in"], delta_c: Float[Array, "r out"]):
+        (positions, size), out = a_c.shape, delta_c.shape[-1]
+        self.input, self.cotangent = a_c, delta_c
+        formed = positions * (size + out) > size * out
+        self.matrix = delta_c.T @ a_c if formed else None
+
+    def push(self, a: Float[Array, "p in"]) -> Float[Array, "p out"]:
+        """v a_p."""
+        if self.matrix is None:
+            return (a @ self.input.T) @ self.cotangent
+        return a @ self.matrix.T
+
+    def pull(self, delta: Float[Array, "k p out"]) -> Float[Array, "k p in"]:
+        """v^T delta_p."""
+        if self.matrix is None:
+            return (delta @ self.cotangent.T) @ self.input
+        return delta @ self.matrix

@@ -1,0 +1,236 @@
+r"""Second and third derivatives of a network, contracted with gradients: the parts of O_3 and O_4.
+
+    S(1; 2, 3)      = g_2 . H_1 g_3
+    I(1; 2, 3, 4)   = T_1[g_2, g_3, g_4]
+    II(1, 2; 3, 4)  = (H_1 g_3) . (H_2 g_4)
+
+with g, H, T the first three derivatives of outputs in the parameters, every contraction with the
+metric. H_1 g_3 is the derivative of the gradient g_1 where the parameters move along g_3, and
+T_1[., g_3, g_4] its second derivative along g_3 and g_4. Both come in factors: the tangents of what
+enters and leaves each layer (`corrections.contraction.gradient_factors`), so no direction is ever
+formed that a rule keeps in factors.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from corrections.contraction.gradient_factors import Anatomy, Factors, Move
+from corrections.contraction.products import Gradients
+from zoo.common.tiles import in_tiles, STORED_BYTES, Tiling, working_bytes
+
+_Third = Float[Array, "n1 k n2 k n3 k"]
+_Fourth = Float[Array, "n1 k n2 k n3 k n4 k"]
+
+
+class Curvature:
+    """S, I and II of a model that is taken apart.
+
+    **Arguments:**
+
+    - `anatomy`: the model.
+    - `partners`: examples of the second set, which share the cost of forming gradients.
+    - `batch_size`: the most examples of each set that are taken at once; None: what fits.
+    - `shards`: of the first set.
+    """
+
+    def __init__(self, anatomy: Anatomy, *, partners: int, batch_size: int | None, shards: int):
+        self._anatomy, self._batch_size, self._shards = anatomy, batch_size, shards
+        self._k = anatomy.outputs.shape[0]
+        self._forms = anatomy.forms(pairs=self._k**2, partners=partners)
+        self._stored, self._working = anatomy.bytes_per_example(self._forms)
+
+    def s(self, x1: Array, x2: Array, x3: Array) -> _Third:
+        """S(1; 2, 3)."""
+        in_second = self._over_gradients(x2)
+
+        def of_rows(x1: Array) -> Array:
+            batch = _MovingBatch(self._anatomy, x1)
+            tile = self._tile(len(x3), len(x1))
+
+            def of_direction(along: Factors) -> Array:
+                first = self._first(batch, batch.along(along)[1])
+                return in_second(lambda g2: self._anatomy.product(first, g2))
+
+            return self._directions_last(of_direction, x3, tile)
+
+        return self._rows(of_rows, x1)
+
+    def i(self, x1: Array, x2: Array, x3: Array, x4: Array) -> _Fourth:
+        """I(1; 2, 3, 4)."""
+        in_second = self._over_gradients(x2)
+
+        def of_rows(x1: Array) -> Array:
+            batch = _MovingBatch(self._anatomy, x1)
+            # What is kept of a third direction is about four times its derivatives.
+            tile3 = self._tile(len(x3), 4 * len(x1))
+            tile4 = self._tile(len(x4), len(x1) * tile3.directions)
+
+            def of_third(along3: Factors) -> Array:
+                move3, dot3 = batch.along(along3)
+                second = batch.second_along(move3)
+
+                def of_fourth(along4: Factors) -> Array:
+                    move4, dot4 = batch.along(along4)
+                    ddot = second(move4, batch.mixed((along3, along4), (dot3, dot4)))
+                    first = self._anatomy.second_derivative(
+                        batch.at, (dot3, dot4), ddot, self._forms
+                    )
+                    return in_second(lambda g2: self._anatomy.product(first, g2))
+
+                return self._directions_last(of_fourth, x4, tile4)
+
+            stacked = self._directions_last(of_third, x3, tile3)
+            return jnp.moveaxis(stacked, (-2, -1), (4, 5))
+
+        return self._rows(of_rows, x1)
+
+    def ii(self, x1: Array, x2: Array, x3: Array, x4: Array) -> _Fourth:
+        """II(1, 2; 3, 4)."""
+        second_tile = self._batch_size or len(x2)
+        one_tile = Tiling(len(x2), second_tile).count == 1
+        whole = _MovingBatch(self._anatomy, x2) if one_tile else None
+
+        def of_rows(x1: Array) -> Array:
+            batch = _MovingBatch(self._anatomy, x1)
+            tile3 = self._tile(len(x3), len(x1))
+
+            def of_third(along3: Factors) -> Array:
+                first = self._first(batch, batch.along(along3)[1])
+
+                def of_columns(x2: Array) -> Array:
+                    other = whole or _MovingBatch(self._anatomy, x2)
+
+                    def of_fourth(along4: Factors) -> Array:
+                        return self._anatomy.product(
+                            first, self._first(other, other.along(along4)[1])
+                        )
+
+                    tile4 = self._tile(len(x4), len(x2))
+                    found = self._directions_last(of_fourth, x4, tile4)
+                    return jnp.moveaxis(found, (2, 3), (0, 1))  # the second set in front
+
+                columns = in_tiles(of_columns, x2, second_tile, batched=True)
+                return jnp.moveaxis(columns, (0, 1), (2, 3))
+
+            stacked = self._directions_last(of_third, x3, tile3)
+            return jnp.moveaxis(stacked, (-2, -1), (4, 5))
+
+        return self._rows(of_rows, x1)
+
+    def _first(self, batch: "_MovingBatch", dot: Factors) -> Gradients:
+        return self._anatomy.derivative(batch.at, dot, self._forms)
+
+    def _rows(self, fn: Callable[[Array], Array], x1: Array) -> Array:
+        """`fn` of tiles of the first set, its axis in front."""
+        shards = self._shards if len(x1) % self._shards == 0 else 1
+        at_most = self._batch_size or shards * STORED_BYTES // (8 * self._working)
+        return in_tiles(fn, x1, at_most, shards, batched=True)
+
+    def _over_gradients(self, x2: Array) -> Callable[[Callable[[Gradients], Array]], Array]:
+        """Applies a function of gradients to those of `x2`, whose axis is the last but one."""
+
+        def gradients(x: Array) -> Gradients:
+            return self._anatomy.gradients(jax.vmap(self._anatomy.factors)(x), self._forms)
+
+        at_most = self._batch_size or max(1, STORED_BYTES // self._stored)
+        tiling = Tiling(len(x2), at_most)
+        if tiling.count == 1:
+            stored = in_tiles(gradients, x2, working_bytes() // self._working, batched=True)
+            return lambda fn: fn(stored)
+        tiles = tiling.split(x2)
+
+        def over_tiles(fn: Callable[[Gradients], Array]) -> Array:
+            found = jax.lax.map(lambda x: fn(gradients(x)), tiles)
+            return tiling.join(jnp.moveaxis(found, 0, -3), axis=found.ndim - 3)
+
+        return over_tiles
+
+    def _tile(self, n: int, moved: int) -> "_DirectionTile":
+        """How many directions of n examples are taken at once, along each of which `moved` move.
+
+        As many as keep the derivatives in the working memory, at least one.
+        """
+        directions = max(1, working_bytes() // (moved * self._working))
+        examples = max(1, min(directions // self._k, self._batch_size or n, n))
+        return _DirectionTile(examples, min(directions, self._k))
+
+    def _directions_last(
+        self, fn: Callable[[Factors], Array], x: Array, tile: "_DirectionTile"
+    ) -> Array:
+        """`fn` of the factors of each output of each example, on the two last axes."""
+
+        def of_example(x: Array) -> Array:
+            inputs, *of_outputs = self._anatomy.factors(x)
+            return in_tiles(lambda c: fn(Factors(inputs, *c)), tuple(of_outputs), tile.outputs)
+
+        return jnp.moveaxis(in_tiles(of_example, x, tile.examples), (0, 1), (-2, -1))
+
+
+class _DirectionTile(NamedTuple):
+    """Directions that are taken at once: so many outputs of so many examples."""
+
+    examples: int
+    outputs: int
+
+    @property
+    def directions(self) -> int:
+        return self.examples * self.outputs
+
+
+class _MovingBatch:
+    """The factors of a batch, and their derivatives where the parameters move."""
+
+    def __init__(self, anatomy: Anatomy, x: Array):
+        self._anatomy = anatomy
+        zero = anatomy.no_move()
+        shifts, pulls = (
+            [jnp.zeros((len(x), *a.shape), a.dtype) for a in arrays]
+            for arrays in (zero.shifts, zero.pulls)
+        )
+        self._still = Move(shifts, pulls, zero.rest)
+
+        def factors(move: Move) -> Factors:
+            return jax.vmap(anatomy.factors, in_axes=(0, Move(0, 0, None)))(x, move)  # pyright: ignore[reportArgumentType]
+
+        self._factors = factors
+        self.at, self._derivative = jax.linearize(factors, self._still)
+        self._spreads = jax.vmap(anatomy.spreads)(self.at)
+
+    def along(self, direction: Factors) -> tuple[Move, Factors]:
+        """How the calls move along M grad f_c, and the derivatives of the factors."""
+        move = self._moved(self.at, direction, self._spreads)
+        return move, self._derivative(move)
+
+    def second_along(self, move: Move) -> Callable[[Move, Move], Factors]:
+        """The mixed second derivatives of the factors along `move` and another, as a function of
+        the other and of how the calls move along both.
+        """
+
+        def derivative(at: Move, move: Move) -> Factors:
+            return jax.jvp(self._factors, (at,), (move,))[1]
+
+        return jax.linearize(derivative, self._still, move)[1]
+
+    def mixed(self, directions: tuple[Factors, Factors], dots: tuple[Factors, Factors]) -> Move:
+        """How the calls move along both of two directions, of which `dots` are the derivatives of
+        the factors: each shifts what the other has changed.
+        """
+        (along3, along4), (dot3, dot4) = directions, dots
+        spreads3, spreads4 = (jax.vmap(self._anatomy.spreads)(dot) for dot in dots)
+        moves = (
+            self._moved(dot4, along3, spreads4, derivative=True),
+            self._moved(dot3, along4, spreads3, derivative=True),
+        )
+        return jax.tree.map(jnp.add, *moves)
+
+    def _moved(
+        self, at: Factors, along: Factors, spreads: list[Array | None], *, derivative: bool = False
+    ) -> Move:
+        def moved(at: Factors, spreads: list[Array | None]) -> Move:
+            return self._anatomy.moved(at, along, spreads, derivative=derivative)
+
+        return jax.vmap(moved, out_axes=Move(0, 0, None))(at, spreads)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,1 @@
+"""Linear maps that are not stored: the kernel, the Hessian of the loss, and their spectra."""

@@ -1,0 +1,1 @@
+"""Derivatives along paths of the parameters: jets, Taylor models, linearizations."""

@@ -1,0 +1,1 @@
+"""Squared loss under a frozen kernel, in closed form: flows, regressions, posteriors, ensembles."""

@@ -1,0 +1,1 @@
+"""Gradient flows in continuous time, solved adaptively."""

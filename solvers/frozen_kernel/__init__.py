@@ -1,0 +1,1 @@
+"""The kernel of a solve, which does not move: stored, or an operator."""

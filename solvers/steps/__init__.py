@@ -1,0 +1,1 @@
+"""Gradient descent in steps under a frozen kernel, and which steps are stable."""

@@ -1,0 +1,1 @@
+"""Training of real networks: the truth that predictions are compared with."""

@@ -1,0 +1,136 @@
+"""What is seen of a training while it runs: its history, and a progress meter."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from solvers.training.callbacks import CallbackRows, calling
+from solvers.training.loop import evaluated, TrainingState
+from solvers.training.setup import Setup
+from zoo.common import checks
+
+
+class History(eqx.Module):
+    """What was seen of a training. Rows that it did not reach are NaN and not valid.
+
+    - `steps`: at which the training was recorded, (r,): after so many steps.
+    - `train_loss`, `test_loss`: the mean losses of `model(x)` there on all examples, (r,); None
+      for test examples that were not given.
+    - `callbacks`: what each callback gave there, (r, ...) (0 in the place of NaN for integers);
+      None for one that failed when it was first called.
+    - `valid`: which of these rows hold numbers, (r,).
+    - `step_losses`: the loss of each step's batch before the step, (steps,): of full batches the
+      path of the training loss, which `training_phase` takes.
+    """
+
+    steps: Int[Array, " r"]
+    train_loss: Float[Array, " r"]
+    test_loss: Float[Array, " r"] | None
+    callbacks: dict[str, PyTree]
+    valid: Bool[Array, " r"]
+    step_losses: Float[Array, " steps"]
+
+
+class Log:
+    """The rows of a history, as they come."""
+
+    def __init__(self, setup: Setup, first: int):
+        self._setup, self._first = setup, first
+        begin = first if first == 0 else first + 1  # the state's own row is in an earlier history
+        self._planned = setup.record_at[setup.record_at >= begin]
+        self._losses = np.full(setup.steps - first, np.nan)
+        self._callbacks = CallbackRows(setup.callbacks)
+        self._rows: list[tuple[Any, Any, dict[str, Any]]] = []
+
+    def next_after(self, step: int) -> int:
+        """The next step to record, or the last of all."""
+        later = self._planned[self._planned > step]
+        return int(later[0]) if later.size else self._setup.steps
+
+    def records(self, state: TrainingState, *, evaluates: bool) -> bool:
+        """Takes a row where one is planned; False where the loss (looked at then) is not finite.
+
+        **Raises:** `FailedCall` for a callback that fails, or whose row is not like its first.
+        """
+        step = int(state.step)
+        planned = bool(np.any(self._planned == step))
+        if not planned and not evaluates:
+            return True
+        descent, test, model = self._setup.descent, self._setup.test, state.model
+        loss, size = descent.loss, descent.batch_size
+        train_loss = evaluated(model, descent.x, descent.y, loss, size)
+        if not bool(jnp.isfinite(train_loss)):
+            return False
+        if planned:
+            test_loss = None if test is None else evaluated(model, *test, loss, size)
+            self._rows.append((train_loss, test_loss, self._callbacks.row(model, step)))
+        return True
+
+    def add(self, begin: int, end: int, losses: Array) -> None:
+        """The losses of the steps from `begin` to `end`."""
+        self._losses[begin - self._first : end - self._first] = losses[: end - begin]
+
+    def history(self, state: TrainingState, failed_at: int | None) -> History:
+        """All rows, in the order that was planned."""
+        if failed_at is not None:
+            self._losses[failed_at - self._first :] = np.nan
+        dtype, count, reached = self._setup.descent.y.dtype, len(self._planned), len(self._rows)
+        zero = jnp.zeros((), dtype)
+        # Without a row there is still the shape of one.
+        empty = (zero, None if self._setup.test is None else zero)
+        rows = self._rows or [(*empty, self._callbacks.like(state.model, int(state.step)))]
+        stacked = jax.tree.map(lambda *leaves: _stacked(leaves, reached, count), *rows)
+        train_loss, test_loss, callbacks = stacked
+        return History(
+            steps=jnp.asarray(self._planned),
+            train_loss=train_loss,
+            test_loss=test_loss,
+            callbacks=callbacks,
+            valid=jnp.arange(count) < reached,
+            step_losses=checks.as_given(self._losses.astype(dtype)),
+        )
+
+
+def _stacked(leaves: Sequence[Any], reached: int, count: int) -> Array:
+    """The leaves that were reached, and as many rows of NaN as there are none."""
+    stack = jnp.stack([jnp.asarray(leaf) for leaf in leaves])[:reached]
+    if reached == count:
+        return stack
+    # By NumPy: `jax_debug_nans` is for the NaN of users, and would stop at these.
+    fill = np.nan if jnp.issubdtype(stack.dtype, jnp.inexact) else 0
+    missing = np.full((count - reached, *stack.shape[1:]), fill, stack.dtype)
+    return checks.as_given(np.concatenate([np.asarray(stack), missing]))
+
+
+class Progress:
+    """A progress meter of diffrax, moved from outside an ODE: at each percent of the steps."""
+
+    def __init__(self, meter: diffrax.AbstractProgressMeter | None, first: int, steps: int):
+        self._first = self._at = first
+        self._steps = steps
+        self._meter = diffrax.NoProgressMeter() if meter is None else meter
+        self._every = steps if meter is None else max(1, (steps - first) // 100)
+        self._move = eqx.filter_jit(self._meter.step)
+        self._state = self._meter.init()
+
+    def next_after(self, step: int) -> int:
+        """The next step at which it moves."""
+        return min(step + self._every, self._steps)
+
+    def show(self, step: int) -> None:
+        """Moves it to a step. **Raises:** `FailedCall` where it fails."""
+        self._at = step
+        fraction = (step - self._first) / (self._steps - self._first)
+        with calling("progress", step):
+            self._state = self._move(self._state, jnp.asarray(fraction, float))
+
+    def close(self) -> None:
+        """Closes it. **Raises:** `FailedCall` where that fails."""
+        with calling("progress", self._at):
+            self._meter.close(self._state)

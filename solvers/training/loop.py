@@ -1,0 +1,204 @@
+r"""Steps of an optimiser, compiled: many in one loop, up to a step, a distance or a breakdown.
+
+    theta_{s+1} = theta_s + u(g_s),       g_s = dL/dtheta of the batch of step s
+
+The batches of an epoch are those of a permutation that depends on the key and the epoch alone, so
+that a run which was stopped and goes on takes the steps of one that was not.
+"""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import optax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
+
+from corrections.parameters import check_parameters, Model, Params
+from solvers.losses import LossFunction, mean_loss
+from zoo import forward_train, parameters
+from zoo.common import checks
+from zoo.common.norms import norm
+from zoo.common.tiles import in_tiles
+from zoo.common.trainable import partitioned
+
+CHUNK = 1000
+"""The most steps that are taken in one call: what they return has this size, however many there
+are, so that it compiles once."""
+
+
+class TrainingState(eqx.Module):
+    """Where a training is: all that it takes to go on, apart from the data.
+
+    A PyTree that `equinox.tree_serialise_leaves` stores; `initial_state` makes one to read it into.
+
+    - `model`: the model.
+    - `optimizer_state`: that of the optax optimiser.
+    - `step`: how many steps have been taken.
+    """
+
+    model: PyTree
+    optimizer_state: PyTree
+    step: Int[Array, ""]
+
+    @property
+    def parameters(self) -> Params:
+        """Those of the model: `zoo.parameters(state.model)`."""
+        return parameters(self.model)
+
+
+def initial_state(model: Model, optimizer: optax.GradientTransformation) -> TrainingState:
+    """The state of a training of `model` before its first step."""
+    check_parameters(model)
+    check_optimizer(optimizer)
+    params: Any = parameters(model)
+    return TrainingState(model, optimizer.init(params), jnp.zeros((), jnp.int32))
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """**Raises:** `TypeError` where it is no transformation of optax."""
+    expected = "an optax transformation, `optax.sgd(0.1)` say"
+    checks.instance("optimizer", optimizer, optax.GradientTransformation, expected)
+
+
+class Descent(eqx.Module):
+    """What a step is made of."""
+
+    x: Shaped[Array, "n ..."]
+    y: Float[Array, "n k"]
+    loss: LossFunction
+    optimizer: optax.GradientTransformation
+    batch_size: int | None = eqx.field(static=True)
+    key: PRNGKeyArray | None
+
+    def step(self, state: TrainingState, order: Array | None) -> tuple[TrainingState, Array]:
+        """The state after a step, and the loss of its batch before it."""
+        x, y = self._batch(state.step, order)
+
+        params, rest = partitioned(state.model)
+
+        def training_loss(params: Params) -> tuple[Array, Model]:
+            outputs, moved = forward_train(eqx.combine(params, rest), x)
+            return mean_loss(self.loss, outputs, y), moved
+
+        # Batch normalization moves its statistics in the forward pass.
+        (value, moved), gradient = eqx.filter_value_and_grad(training_loss, has_aux=True)(params)
+        optimizer = optax.with_extra_args_support(self.optimizer)
+        with jax.numpy_dtype_promotion("standard"):  # optax multiplies integers with floats
+            # What optimisers with a line search take, such as `optax.lbfgs`, and others ignore.
+            updates, optimizer_state = optimizer.update(
+                gradient,
+                state.optimizer_state,
+                params,
+                value=value,
+                grad=gradient,
+                value_fn=lambda params: training_loss(params)[0],
+            )
+        params = optax.apply_updates(params, updates)
+        model = eqx.combine(params, partitioned(moved)[1])
+        return TrainingState(model, optimizer_state, state.step + 1), value
+
+    def order(self, step: Array, before: Array | None, first: Array) -> Int[Array, " n"] | None:
+        """The order of the examples in the epoch of `step`, where `before` is the order of the step
+        before it (of the step `first` it is not known yet).
+        """
+        if before is None or self.key is None:
+            return None
+        key = jr.fold_in(self.key, step // self._batches_an_epoch)
+        begins = (step == first) | (step % self._batches_an_epoch == 0)
+        return jax.lax.cond(begins, lambda: jr.permutation(key, len(self.x)), lambda: before)
+
+    @property
+    def _batches_an_epoch(self) -> int:
+        return len(self.x) // (self.batch_size or len(self.x))
+
+    def _batch(self, step: Array, order: Array | None) -> tuple[Array, Array]:
+        if order is None or self.batch_size is None:
+            return self.x, self.y
+        start = step % self._batches_an_epoch * self.batch_size
+        rows = jax.lax.dynamic_slice_in_dim(order, start, self.batch_size)
+        return self.x[rows], self.y[rows]
+
+
+class Target(NamedTuple):
+    """A distance |theta - origin| to go in parameter space."""
+
+    origin: Params
+    distance: Float[Array, ""]
+
+    def reached(self, state: TrainingState) -> Bool[Array, ""]:
+        """Whether the state is as far from the origin."""
+        return distance(state.parameters, self.origin) >= self.distance
+
+
+def distance(params: Params, origin: Params) -> Float[Array, ""]:
+    """|theta - theta'|, Euclidean."""
+    moved = jax.tree.map(lambda p, o: norm(p - o), params, origin)
+    return norm(jnp.stack(jax.tree.leaves(moved)))
+
+
+class Advance(NamedTuple):
+    """What a stretch of steps gave.
+
+    - `state`: after the last of them.
+    - `losses`: before each of them, of its batch; as many as there were steps.
+    - `failed_at`: the first step whose loss or parameters are not finite, -1 where there is none.
+    """
+
+    state: TrainingState
+    losses: Float[Array, " chunk"]
+    failed_at: Int[Array, ""]
+
+
+@eqx.filter_jit
+def advance(
+    descent: Descent, state: TrainingState, stop: Int[Array, ""], target: Target | None
+) -> Advance:
+    """Steps from `state` up to the step `stop`, at most `CHUNK`, or until the target is reached.
+
+    It stops at numbers that are not finite as well, and leaves them in its state: a caller who
+    wants the last finite one goes there from where it came, and so nobody pays for a copy.
+    """
+    first = state.step
+    arrays, static = eqx.partition(state, eqx.is_array)
+
+    def goes_on(carry: Any) -> Array:
+        arrays, _, _, failed_at = carry
+        going = (arrays.step < stop) & (failed_at < 0)
+        return going if target is None else going & ~target.reached(eqx.combine(arrays, static))
+
+    def body(carry: Any) -> Any:
+        arrays, order, losses, _ = carry
+        before = eqx.combine(arrays, static)
+        order = descent.order(before.step, order, first)
+        after, value = descent.step(before, order)
+        params = jax.tree.leaves(after.parameters)
+        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in params]))
+        failed_at = jnp.where(finite, -1, after.step)
+        failed_at = jnp.where(jnp.isfinite(value), failed_at, before.step)
+        losses = losses.at[before.step - first].set(value.astype(losses.dtype))
+        return eqx.filter(after, eqx.is_array), order, losses, failed_at
+
+    losses = jnp.zeros(CHUNK, descent.y.dtype)
+    order = None if descent.batch_size is None else jnp.zeros(len(descent.x), int)
+    start = (arrays, order, losses, jnp.full((), -1, first.dtype))
+    arrays, _, losses, failed_at = jax.lax.while_loop(goes_on, body, start)
+    return Advance(eqx.combine(arrays, static), losses, failed_at)
+
+
+@eqx.filter_jit
+def evaluated(
+    model: Model,
+    x: Shaped[Array, "n ..."],
+    y: Float[Array, "n k"],
+    loss: LossFunction,
+    batch_size: int | None,
+) -> Float[Array, ""]:
+    """The mean loss of the model as it is, at most so many examples at once."""
+
+    def of_example(example: tuple[Array, Array]) -> Array:
+        x, y = example
+        return loss(model(x), y)
+
+    return jnp.mean(in_tiles(of_example, (x, y), len(x) if batch_size is None else batch_size))

@@ -1,0 +1,147 @@
+"""What a training is asked to do, checked before any work."""
+
+from typing import Any, NamedTuple
+
+import diffrax
+import equinox as eqx
+import jax
+import numpy as np
+import optax
+from jaxtyping import Array, Int
+
+from corrections.parameters import check_model, check_tree_like, Model
+from solvers.losses import check_targets, LossFunction
+from solvers.training.callbacks import Callbacks, check_callbacks
+from solvers.training.loop import check_optimizer, Descent, TrainingState
+from zoo.common import checks
+
+
+def log_spaced(steps: int, *, per_decade: int = 10) -> Int[np.ndarray, " r"]:
+    """Steps at which to look at a training: 0, about so many a decade from 1 on, and the last.
+
+    **Raises:** `ValueError` for counts below 1.
+    """
+    steps = checks.integer("steps", steps)
+    per_decade = checks.integer("per_decade", per_decade)
+    count = 1 + int(np.ceil(per_decade * np.log10(steps)))
+    spaced = np.round(np.geomspace(1, steps, count)).astype(int)
+    return np.unique(np.concatenate([[0], spaced, [steps]]))
+
+
+class Setup(NamedTuple):
+    """What a training does, apart from the state that it starts from."""
+
+    descent: Descent
+    test: tuple[Array, Array] | None
+    steps: int
+    record_at: Int[np.ndarray, " r"]
+    callbacks: Callbacks
+    progress: diffrax.AbstractProgressMeter | None
+
+
+def check_setup(
+    model: Model,
+    x: Any,
+    y: Any,
+    *,
+    loss: LossFunction,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+    batch_size: int | None,
+    key: Any,
+    x_test: Any,
+    y_test: Any,
+    callbacks: Callbacks | None,
+    record_at: Any,
+    progress: diffrax.AbstractProgressMeter | None,
+) -> Setup:
+    """The arguments of `train` as a `Setup`, the targets in the dtype of the model's outputs.
+
+    **Raises:** `ValueError` / `TypeError` that names the argument which does not fit.
+    """
+    if checks.is_traced((model, x, y, x_test, y_test)):
+        raise ValueError(
+            "`model`, `x` or `y` is being traced, expected arrays that have values: `train` "
+            "compiles its own loop, call it outside `jax.jit`, `jax.vmap` and `jax.grad`."
+        )
+    steps = checks.integer("steps", steps)
+    x, y, outputs = _check_examples(model, x, y, loss, "x", None)
+    if batch_size is not None:
+        batch_size = checks.integer("batch_size", batch_size)
+        if batch_size > len(x):
+            raise ValueError(
+                f"`batch_size` is {batch_size}, expected at most the {len(x)} examples of `x`."
+            )
+    if batch_size is not None or key is not None:
+        checks.key("key", key)
+    if (x_test is None) != (y_test is None):
+        raise ValueError("`x_test` or `y_test` was given alone, expected both or none.")
+    test = None
+    if x_test is not None:
+        test = _check_examples(model, x_test, y_test, loss, "x_test", outputs)[:2]
+    check_optimizer(optimizer)
+    if progress is not None and not isinstance(progress, diffrax.AbstractProgressMeter):
+        raise TypeError(
+            f"`progress` is {progress!r}, expected a diffrax AbstractProgressMeter or None."
+        )
+    return Setup(
+        Descent(x, y, loss, optimizer, batch_size, None if batch_size is None else key),
+        test,
+        steps,
+        _check_record_at(record_at, steps),
+        check_callbacks(callbacks),
+        progress,
+    )
+
+
+def check_state(name: str, state: TrainingState, model: Model, setup: Setup) -> None:
+    """**Raises:** `ValueError` where `state` is not one of this model and this optimiser, or is
+    beyond the end of the training.
+    """
+    checks.instance(name, state, TrainingState, "a `TrainingState`, `.state` of a `Training` say")
+    optimizer_state = setup.descent.optimizer.init(state.parameters)
+    for part, got, like, what in (
+        ("model", state.model, model, "`model`"),
+        ("optimizer_state", state.optimizer_state, optimizer_state, "a state of `optimizer`"),
+    ):
+        arrays, arrays_like = (eqx.filter(tree, eqx.is_array) for tree in (got, like))
+        check_tree_like(f"{name}.{part}", arrays, arrays_like, what)
+    if setup.steps < int(state.step):
+        raise ValueError(
+            f"`steps` is {setup.steps}, expected at least the {int(state.step)} steps of `{name}`: "
+            "it counts all of them."
+        )
+
+
+def _check_examples(
+    model: Model,
+    x: Any,
+    y: Any,
+    loss: LossFunction,
+    name: str,
+    outputs: jax.ShapeDtypeStruct | None,
+) -> tuple[Array, Array, jax.ShapeDtypeStruct]:
+    """Examples and their targets, and the outputs of `model` on one of them."""
+    x = checks.batch(name, x)
+    outputs = check_model(model, name, x, outputs=outputs)
+    because = f"a row for each example of `{name}`, a column for each output of `model`"
+    try:
+        y = check_targets(loss, y, (len(x), outputs.shape[0]), because=because)
+    except (TypeError, ValueError) as error:
+        if name == "x":
+            raise
+        raise type(error)(f"`y_test` does not fit `x_test`: {error}") from error
+    return x, y.astype(outputs.dtype), outputs
+
+
+def _check_record_at(record_at: Any, steps: int) -> Int[np.ndarray, " r"]:
+    if record_at is None:
+        return log_spaced(steps)
+    values = np.asarray(record_at)
+    fits = values.ndim == 1 and (np.issubdtype(values.dtype, np.integer) or values.size == 0)
+    if not fits or np.any(np.diff(values) <= 0) or np.any((values < 0) | (values > steps)):
+        raise ValueError(
+            f"`record_at` is {record_at!r}, expected increasing whole numbers from 0 to `steps`, "
+            f"{steps}."
+        )
+    return values.astype(int)

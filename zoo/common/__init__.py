@@ -1,0 +1,1 @@
+"""What all packages use and nobody outside them: checks of arguments, tiles, norms, precision."""

@@ -1,0 +1,1 @@
+"""Networks, what is made of them, and their infinite-width limits."""
