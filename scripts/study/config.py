@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scripts import fields
+from scripts.study import predictions
+from scripts.study.predictions import Solve
 
 Architecture = Literal["MLP", "CNN", "WideResNet"]
 ARCHITECTURES: tuple[Architecture, ...] = ("MLP", "CNN", "WideResNet")
@@ -32,8 +34,6 @@ PARAMETERIZATIONS = ("NTK", "STANDARD", "MEAN_FIELD", "MUP")
 LOSSES = ("cross_entropy", "mean_squared_error")
 Measure = Literal["kappa", "hessian_norm", "rates"]
 MEASURES: tuple[Measure, ...] = ("kappa", "hessian_norm", "rates")
-NETWORK = "network"
-FROZEN, INFINITE = "frozen NTK", "infinite NTK"
 KERNEL_REGIME = ("NTK", "STANDARD")
 """The parameterizations in which a kernel describes the training of infinitely wide networks; in
 the others it moves by O(1) at any width.
@@ -181,8 +181,8 @@ class StudyConfig:
             ("parameterizations", PARAMETERIZATIONS),
             ("activations", ACTIVATIONS),
             ("losses", LOSSES),
-            ("orders", (2, 3, 4)),
-            ("taylor_orders", (1, 2, 3)),
+            ("orders", predictions.orders("hierarchy")),
+            ("taylor_orders", predictions.orders("taylor")),
             ("measures", MEASURES),
         ):
             for value in getattr(self, field):
@@ -214,13 +214,15 @@ class StudyConfig:
             )
 
     @property
-    def solves(self) -> tuple[str, ...]:
+    def solves(self) -> tuple[Solve, ...]:
         """The network, then its predictions."""
-        by_order = {2: FROZEN, 3: "order 3", 4: "order 4"}
-        names = [by_order[order] for order in sorted(self.orders)]
-        if self.infinite_width:
-            names.insert(1 if 2 in self.orders else 0, INFINITE)
-        return (NETWORK, *names, *(f"Taylor {order}" for order in sorted(self.taylor_orders)))
+        return tuple(solve for solve in predictions.SOLVES if self._asks_for(solve))
+
+    def _asks_for(self, solve: Solve) -> bool:
+        chosen = {"hierarchy": self.orders, "taylor": self.taylor_orders}
+        if solve.kind == "limit":
+            return self.infinite_width
+        return solve.kind == "network" or solve.order in chosen[solve.kind]
 
     @property
     def solved_times(self) -> tuple[float, ...]:

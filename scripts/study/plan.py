@@ -18,24 +18,24 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from scripts.study.config import FROZEN, INFINITE, NETWORK, StudyConfig
+from scripts.study.config import StudyConfig
+from scripts.study.predictions import Cost
 
 if TYPE_CHECKING:
     from scripts.study.networks import Cell
 
-_COMPILE = {
-    "dense": {"start": 2.0, NETWORK: 1.2, 3: 2.0, 4: 2.5, "Taylor 1": 1.3, "Taylor 2": 2.0},
-    "conv": {"start": 2.5, NETWORK: 1.7, 3: 2.6, 4: 3.2, "Taylor 1": 1.4, "Taylor 2": 2.4},
+_START = Cost(2.0, 2.5)
+"""What every network costs before anything is solved."""
+_MEASURES = {
+    "kappa": Cost(1.6, 3.0, 2000),
+    "hessian_norm": Cost(0.8, 1.4, 1000),
+    "rates": Cost(0.8, 1.3),
 }
-"""Seconds a layer."""
-_COMPILE["dense"] |= {"Taylor 3": 2.3, "kappa": 1.6, "hessian_norm": 0.8, "rates": 0.8}
-_COMPILE["conv"] |= {"Taylor 3": 4.2, "kappa": 3.0, "hessian_norm": 1.4, "rates": 1.3}
-_KERNEL_COMPILE = {"dense": 1.0, "conv": 1.5}
-"""The same for each solve that shows its kernel."""
+"""Of these the gradients are those of the whole measure."""
+_KERNEL = Cost(1.0, 1.5)
+"""That of each kernel which is shown, beside its solve's."""
 _FAST = 0.6
-"""Of these with fast compilation."""
-_GRADIENTS = {NETWORK: 1.0, 3: 3.0, 4: 5.5, "Taylor 1": 2.0, "Taylor 2": 4.5, "Taylor 3": 11.0}
-"""Cost of a right-hand side in gradients of the training loss."""
+"""Of the seconds of compilation, with fast compilation."""
 _VELOCITIES = 350
 """Right-hand sides of a solve."""
 _RATE = {"float64": 8e9, "float32": 16e9}
@@ -280,29 +280,19 @@ def _layers(
     return [*found, _Layer("dense", before * outputs, 1, outputs)]
 
 
-def _programs(config: StudyConfig) -> list[str | int]:
-    """What is compiled, beside what is shared by all."""
-    solves = [name for name in config.solves if name not in (FROZEN, INFINITE)]
-    named = [int(name[-1]) if name.startswith("order") else name for name in solves]
-    return ["start", *named, *config.measures]
-
-
 def _compile_seconds(config: StudyConfig, layers: list[_Layer]) -> float:
-    programs = _programs(config)
-    with_kernels = 1 + config.predicted_kernels * sum(order > 2 for order in config.orders)
-    seconds = 15 + sum(
-        with_kernels * _KERNEL_COMPILE[layer.kind]
-        + sum(_COMPILE[layer.kind][name] for name in programs)
-        for layer in layers
-    )
+    shown = config.predicted_kernels * sum(solve.predicts_its_kernel for solve in config.solves)
+    costs = [_START, *(solve.cost for solve in config.solves), *[_KERNEL] * (1 + shown)]
+    costs += [_MEASURES[name] for name in config.measures]
+    seconds = 15 + sum(getattr(cost, layer.kind) for layer in layers for cost in costs)
     return seconds * (_FAST if config.fast_compilation else 1)
 
 
 def _cell_seconds(config: StudyConfig, layers: list[_Layer]) -> float:
     products = sum(layer.parameters * layer.positions for layer in layers)
     points = config.n_train
-    gradients = sum(_GRADIENTS.get(name, 0.0) * _VELOCITIES for name in _programs(config))
-    gradients += 2000 * ("kappa" in config.measures) + 1000 * ("hessian_norm" in config.measures)
+    gradients = _VELOCITIES * sum(solve.cost.gradients for solve in config.solves)
+    gradients += sum(_MEASURES[name].gradients for name in config.measures)
     slower = 2 if config.fast_compilation else 1
     count = min(config.n_train, config.kernel_points) * len(config.classes)
     kernels = 4.0 * count * sum(layer.parameters for layer in layers) * len(config.solved_times)

@@ -13,9 +13,10 @@ import numpy as np
 import xarray as xr
 
 from scripts.run_folder import encoded, write_whole
-from scripts.study.config import NETWORK, of_results, StudyConfig
+from scripts.study.config import of_results, StudyConfig
 from scripts.study.config_file import from_choices
 from scripts.study.networks import families
+from scripts.study.predictions import NETWORK
 from zoo import Dataset
 
 FILE = "results.nc"
@@ -125,7 +126,7 @@ def empty(config: StudyConfig, data: Dataset) -> xr.Dataset:
         "parameterization": list(config.parameterizations),
         "width": sorted({w for family in own for w in config.widths_of(family.kind)}),
         "seed": list(config.seeds),
-        "solve": list(config.solves),
+        "solve": [solve.name for solve in config.solves],
         "time": list(config.solved_times),
         "train_point": np.arange(n),
         "test_point": np.arange(len(data.x_test)),

@@ -13,13 +13,13 @@ from scripts.study.analysis import (
     exceptions,
     groups,
     mean_horizon,
-    ORDER_3,
     pairs,
     predictions,
     settings,
     tally,
 )
-from scripts.study.config import FROZEN, INFINITE, KERNEL_REGIME
+from scripts.study.config import KERNEL_REGIME
+from scripts.study.predictions import FIRST_CORRECTION, FROZEN, INFINITE, of_kind
 from scripts.study.report.formats import error, number, quantity, time
 from scripts.study.report.phrases import (
     counted,
@@ -199,13 +199,13 @@ def corrections(dataset: xr.Dataset) -> Answer:
                 f"{range_of(found.gains)} times closer, {mean_of(found)}. At the end, "
                 f"t = {end:g}/lambda_max: {later}."
             )
-    for name in predictions(dataset):
-        if name.startswith("Taylor") and ORDER_3 in predictions(dataset):
-            found = tally(smooth, name, ORDER_3, at)
+    for name in (solve.name for solve in of_kind("taylor")):
+        if {name, FIRST_CORRECTION} <= set(predictions(dataset)):
+            found = tally(smooth, name, FIRST_CORRECTION, at)
             if found.of_both.size:
                 said.append(
-                    f"{name} is {number(found.mean)} times as far from the network as order 3 in "
-                    f"the mean of {counted(found.of_both.size, 'cell')} "
+                    f"{name} is {number(found.mean)} times as far from the network as "
+                    f"{FIRST_CORRECTION} in the mean of {counted(found.of_both.size, 'cell')} "
                     f"({range_of(found.of_both)})."
                 )
     return Answer("What do the corrections add?", tuple(said))

@@ -14,10 +14,12 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scripts.study.analysis import Group, groups, ORDER_3
+from scripts.study.analysis import Group, groups
+from scripts.study.palette import INK
+from scripts.study.predictions import FIRST_CORRECTION
 from scripts.study.report import panels
 from scripts.study.report.panels import Drawn
-from scripts.study.report.style import dress, INK, Key, PANEL, readable_powers, SIZE
+from scripts.study.report.style import dress, Key, PANEL, readable_powers, SIZE
 
 Limits = tuple[tuple[float, float], tuple[float, float]]
 """Of the horizontal and of the vertical axis."""
@@ -112,9 +114,9 @@ PICTURES = (
             "frozen NTK has none.",
             (
                 (
-                    ORDER_3,
-                    "Where order 3 leaves the network's line, the change is no longer what the "
-                    "start predicts.",
+                    FIRST_CORRECTION,
+                    f"Where {FIRST_CORRECTION} leaves the network's line, the change is no longer "
+                    "what the start predicts.",
                 ),
             ),
         ),

@@ -16,7 +16,7 @@ from scripts.study.analysis import (
     settings,
     Tally,
 )
-from scripts.study.config import FROZEN
+from scripts.study.predictions import FROZEN, named as solve_named
 from scripts.study.report.formats import error, number
 
 
@@ -141,7 +141,7 @@ def powers_of(values: np.ndarray) -> str:
 
 def with_article(name: str) -> str:
     """A prediction within a sentence."""
-    return f"the {name}" if name.endswith("NTK") else name
+    return solve_named(name).in_a_sentence
 
 
 def per_cent(value: float) -> str:
