@@ -25,6 +25,7 @@ from rich.progress import track
 from rich.table import Table
 
 from scripts import fields, runtime
+from scripts.architectures import CNN, MLP, WIDE_RESNET
 from scripts.console import ready
 from scripts.run_folder import create_folder, write_config
 from scripts.slopes import FEWEST, slope_in_width
@@ -34,28 +35,15 @@ from zoo import (
     ACTIVATIONS,
     AffineLayer,
     checks,
-    CNN,
     Dataset,
     learning_rates,
     load,
-    MLP,
     PARAMETERIZATIONS,
     record,
-    WideResNet,
 )
 from zoo.trainable import partitioned
 
-ARCHITECTURES: dict[str, Callable[..., Any]] = {
-    "mlp": lambda data, width, depth, **options: MLP(
-        data.x_train[0].size, len(data.classes), width=width, depth=depth, **options
-    ),
-    "cnn": lambda data, width, depth, **options: CNN(
-        data.x_train.shape[1:], len(data.classes), channels=width, depth=depth, **options
-    ),
-    "wide_resnet": lambda data, width, depth, **options: WideResNet(
-        data.x_train.shape[1:], len(data.classes), base_channels=width, depth=depth, **options
-    ),
-}
+_ARCHITECTURES = {"mlp": MLP, "cnn": CNN, "wide_resnet": WIDE_RESNET}
 
 
 @dataclass(frozen=True)
@@ -96,7 +84,7 @@ class CoordinateCheckConfig:
     def check(self) -> None:
         """**Raises:** `ValueError` that names the field, what came and what was expected."""
         fields.folder_name("name", self.name)
-        checks.choice("architecture", self.architecture, ARCHITECTURES)
+        checks.choice("architecture", self.architecture, _ARCHITECTURES)
         checks.choice("activation", self.activation, ACTIVATIONS)
         checks.choice("precision", self.precision, ("float32", "float64"))
         for field in ("widths", "parameterizations"):
@@ -169,7 +157,7 @@ def execute(check: CoordinateCheck, *, console: Console | None = None) -> xr.Dat
     """Trains every network; see `coordinate_check`."""
     console = ready(console)
     config, data, folder = check.config, check.data, check.folder
-    write_config(folder, config)
+    write_config(folder, fields.choices(config))
     changes = _measured(config, data, console)
     changes.to_netcdf(folder / "changes.nc", engine="h5netcdf")
     if len(config.widths) < FEWEST:
@@ -225,10 +213,11 @@ def _measured(config: CoordinateCheckConfig, data: Dataset, console: Console) ->
 def _maker(
     config: CoordinateCheckConfig, data: Dataset, parameterization: str, width: int
 ) -> Callable[[jax.Array], Any]:
-    return lambda key: ARCHITECTURES[config.architecture](
-        data,
-        width,
-        config.depth,
+    return lambda key: _ARCHITECTURES[config.architecture].make(
+        data.x_train.shape[1:],
+        len(data.classes),
+        width=width,
+        depth=config.depth,
         activation=config.activation,
         bias_std=config.bias_std,
         readout_std=config.readout_std,

@@ -8,7 +8,6 @@ table 1.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import numpy as np
 import xarray as xr
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
@@ -24,25 +22,19 @@ from rich.progress import track
 from rich.table import Table
 
 from scripts import fields, runtime
+from scripts.architectures import Architecture, CNN, MLP, WIDE_RESNET
 from scripts.console import ready
 from scripts.run_folder import create_folder, write_config
 from solvers import CrossEntropy, ensemble, gradient_flow, posterior
-from zoo import ACTIVATIONS, checks, CNN, Dataset, DATASETS, limit, load, MLP, WideResNet
+from zoo import ACTIVATIONS, checks, Dataset, DATASETS, limit, load
 
-Maker = Callable[..., Any]
-ARCHITECTURES: dict[str, Maker] = {
-    "mlp": lambda shape, k, depth, **options: MLP(
-        int(np.prod(shape)), k, width=1, depth=depth, **options
-    ),
-    "cnn_flatten": lambda shape, k, depth, **options: CNN(
-        shape, k, channels=1, depth=depth, **options
-    ),
-    "cnn_mean": lambda shape, k, depth, **options: CNN(
-        shape, k, channels=1, depth=depth, readout="mean", **options
-    ),
-    "wide_resnet": lambda shape, k, depth, **options: WideResNet(shape, k, **options),
+ARCHITECTURES: dict[str, tuple[Architecture, dict[str, Any]]] = {
+    "mlp": (MLP, {}),
+    "cnn_flatten": (CNN, {"readout": "flatten"}),
+    "cnn_mean": (CNN, {"readout": "mean"}),
+    "wide_resnet": (WIDE_RESNET, {"depth": 10}),
 }
-"""By name: from the shape of an example, the number of classes and the depth to a network."""
+"""By name: an architecture with what is chosen for it; the width drops out."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +139,7 @@ def execute(comparison: InfiniteWidth, *, console: Console | None = None) -> xr.
     """Computes kernels and accuracies; see `infinite_width`."""
     console = ready(console)
     config, data, folder = comparison.config, comparison.data, comparison.folder
-    write_config(folder, config)
+    write_config(folder, fields.choices(config))
     rows = [
         _accuracies(config, data, architecture)
         for architecture in track(config.architectures, "architectures", console=console)
@@ -166,15 +158,16 @@ def execute(comparison: InfiniteWidth, *, console: Console | None = None) -> xr.
 def _accuracies(config: InfiniteWidthConfig, data: Dataset, architecture: str) -> dict[str, float]:
     start = time.perf_counter()
     shape, k = data.x_train.shape[1:], len(data.classes)
-    model = ARCHITECTURES[architecture](
-        shape,
-        k,
-        config.depth,
-        activation=config.activation,
-        weight_std=config.weight_std,
-        bias_std=config.bias_std,
-        key=jr.key(0),
-    )
+    built, chosen = ARCHITECTURES[architecture]
+    options = {
+        "width": 1,
+        "depth": config.depth,
+        "activation": config.activation,
+        "weight_std": config.weight_std,
+        "bias_std": config.bias_std,
+        "key": jr.key(0),
+    }
+    model = built.make(shape, k, **(options | chosen))
     x, n = jnp.concatenate([data.x_train, data.x_test]), len(data.x_train)
     network = limit(model)
     kernels = network.kernels(x)

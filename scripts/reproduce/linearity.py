@@ -163,7 +163,7 @@ def prepare(config: LinearityConfig) -> LinearityRun:
 def execute(run: LinearityRun, *, console: Console | None = None) -> xr.Dataset:
     """Measures every law; see `linearity`."""
     console = ready(console)
-    write_config(run.folder, run.config)
+    write_config(run.folder, fields.choices(run.config))
     found = _measured(run.config, console)
     found.to_netcdf(run.folder / "linearity.nc", engine="h5netcdf")
     console.print(table(found))

@@ -21,10 +21,12 @@ from corrections import (
     taylorize,
 )
 from corrections.flat_model import metric_norm
+from scripts.study.cells import Cell
 from scripts.study.config import KERNEL_REGIME, Measure, StudyConfig
+from scripts.study.examples import Examples
 from scripts.study.infinite import EnsembleCurves, InfiniteKernels, Limits, readout_fan_in
 from scripts.study.losses import loss_named
-from scripts.study.networks import Cell, draw, Network
+from scripts.study.networks import draw, Network
 from scripts.study.predictions import Kind, Solve
 from solvers import gradient_flow, hierarchy_flow, parameter_flow, RESULTS, Trajectory
 from solvers.losses import LossFunction, mean_loss
@@ -73,7 +75,7 @@ def compute(
     largest eigenvalue that cannot be found.
     """
     started("kernel")
-    network, loss = draw(config, data, cell), loss_named(cell.loss)
+    network, loss = draw(config, Examples.of(data), cell), loss_named(cell.loss)
     x, y = data.x_train, data.y_train
     n, k = y.shape
     shown_at = shown_points(config, data)
@@ -99,9 +101,12 @@ def compute(
         )
     f0 = jax.vmap(network.model)(jnp.concatenate([x, data.x_test]))
     infinite = None
+    values: Values = {}
     if config.infinite_width:
         started("infinite width")
-        infinite = limits.kernels(cell)
+        found = limits.kernels(cell)
+        infinite = None if isinstance(found, str) else found
+        values["no_limit"] = np.asarray(found if infinite is None else "", dtype=object)
     problem = _Problem(
         data=data,
         network=network,
@@ -117,7 +122,7 @@ def compute(
         shows_predicted_kernels=config.predicted_kernels,
         tolerances={"rtol": config.rtol, "atol": config.atol, "throw": False},
     )
-    values: Values = {"lambda_max": lambda_max, "spectrum": spectrum}
+    values |= {"lambda_max": lambda_max, "spectrum": spectrum}
     values |= _distances(problem)
     for name in config.measures:
         started(name)
@@ -177,8 +182,9 @@ def _distances(problem: _Problem) -> Values:
 def _infinite_kernel(problem: _Problem) -> Float[Array, "points n"]:
     """The limit's kernel on all points, of this width where it grows like the width."""
     assert problem.infinite is not None
-    width = float(readout_fan_in(problem.network.model))
-    kernel = problem.infinite.ntk * width**-problem.infinite.power
+    kernel, power = problem.infinite.ntk, problem.infinite.power
+    if power:
+        kernel = kernel * float(readout_fan_in(problem.network.model)) ** -power
     return jnp.asarray(kernel, problem.kernel.dtype)
 
 

@@ -11,6 +11,7 @@ import tyro
 from scripts.study import plan
 from scripts.study.config import StudyConfig
 from scripts.study.config_file import from_file, preset
+from scripts.study.examples import by_name, Examples
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Parsed:
     """
 
     config: StudyConfig
+    examples: Examples
     is_dry_run: bool
 
     def dry_run(self) -> None:
@@ -47,7 +49,7 @@ class Parsed:
 
         from scripts.console import ready
 
-        ready(Console()).print(plan.table(self.config))
+        ready(Console()).print(plan.table(self.config, self.examples))
 
 
 def parse(arguments: Sequence[str]) -> Parsed:
@@ -71,9 +73,11 @@ def parse(arguments: Sequence[str]) -> Parsed:
     )
     config = command.config
     config.check()
-    image = plan.image_of(config.dataset)
+    config.sources()
+    examples = by_name(config)
     goes_on = (config.folder / "config.json").exists()
     # What goes on, or has examples of unknown size, is looked at once they have been read.
-    if image is not None and not goes_on and not command.dry_run:
-        plan.check_budget(config, plan.estimates(config, image), plan.device_count(config))
-    return Parsed(config, command.dry_run)
+    if examples is not None and not goes_on and not command.dry_run:
+        found, devices = plan.estimates(config, examples), plan.device_count(config)
+        plan.check_budget(config, found, devices, examples.outputs)
+    return Parsed(config, examples or Examples((3, 32, 32), len(config.classes)), command.dry_run)

@@ -16,9 +16,11 @@ import numpy as np
 from filelock import FileLock
 from jaxtyping import Array, Float
 
+from scripts.study.cells import Cell
 from scripts.study.config import StudyConfig
+from scripts.study.examples import Examples
 from scripts.study.losses import loss_named
-from scripts.study.networks import Cell, prototype
+from scripts.study.networks import prototype
 from solvers import ensemble, gradient_flow, Trajectory
 from solvers.losses import LossFunction
 from zoo import Dataset, limit, NoLimitError
@@ -66,17 +68,17 @@ class Limits:
         self._config, self._data, self._shared = config, data, shared
         self._found: dict[str, Any] = {}
 
-    def kernels(self, cell: Cell) -> InfiniteKernels | None:
-        """Those of the cell's family and parameterization; None where there is no limit."""
+    def kernels(self, cell: Cell) -> InfiniteKernels | str:
+        """Those of the cell's family and parameterization, or why there is no limit."""
         name = f"kernels {cell.family} {cell.parameterization}"
         found = self._once(name, lambda: _kernels(self._config, self._data, cell))
-        assert found is None or isinstance(found, InfiniteKernels)
+        assert isinstance(found, InfiniteKernels | str)
         return found
 
     def ensemble(self, cell: Cell) -> EnsembleCurves:
         """That of the cell's family, parameterization and loss, which have kernels."""
         kernels = self.kernels(cell)
-        assert kernels is not None
+        assert isinstance(kernels, InfiniteKernels)
         name = f"ensemble {cell.family} {cell.parameterization} {cell.loss}"
         found = self._once(name, lambda: _ensemble(self._config, self._data, cell.loss, kernels))
         assert isinstance(found, EnsembleCurves)
@@ -102,21 +104,23 @@ def readout_fan_in(model: eqx.Module) -> int:
     )
 
 
-def _kernels(config: StudyConfig, data: Dataset, cell: Cell) -> InfiniteKernels | None:
+def _kernels(config: StudyConfig, data: Dataset, cell: Cell) -> InfiniteKernels | str:
     points = jnp.concatenate([data.x_train, data.x_test])
     n = len(data.x_train)
     # The width drops out but for rounding: one for all, and all cells have the same bits.
-    width = config.widths_of(cell.family.kind)[0]
-    model = prototype(config, data, dataclasses.replace(cell, width=width))
+    width = config.widths_of(cell.family.architecture)[0]
+    model = prototype(config, Examples.of(data), dataclasses.replace(cell, width=width))
+    why = ""
     for power in (0, -1):  # -1: STANDARD's tangent kernel grows like the width
         try:
             found = limit(model, rate_power=power).kernels(points)
-        except NoLimitError:
+        except NoLimitError as error:
+            why = str(error).split(", expected")[0]
             continue
         nngp, ntk = np.asarray(found.nngp), np.asarray(found.ntk)
         largest = float(np.linalg.eigvalsh(ntk[:n, :n])[-1]) / n
         return InfiniteKernels(nngp, ntk[:, :n], power, largest)
-    return None
+    return why
 
 
 def _ensemble(

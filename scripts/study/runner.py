@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xarray as xr
 from rich.console import Console
 
@@ -23,8 +22,10 @@ from scripts.console import ready
 from scripts.run_folder import only_run_in, write_text
 from scripts.study import plan, report
 from scripts.study.analysis import completed, COMPUTED
+from scripts.study.cells import Cell, groups
 from scripts.study.config import StudyConfig
-from scripts.study.networks import Cell, groups
+from scripts.study.examples import Examples
+from scripts.study.networks import check_own
 from scripts.study.progress import Meter
 from scripts.study.report.summary import as_text, summary
 from scripts.study.storage import ASIDE, begin, check_same, LOG, Store
@@ -82,6 +83,7 @@ def prepare(config: StudyConfig) -> Study:
     run is in it; `OSError` where it cannot be written.
     """
     config.check()
+    config.sources()
     check_same(config.folder, config)
     data = load(
         config.dataset,
@@ -93,29 +95,17 @@ def prepare(config: StudyConfig) -> Study:
     )
     for name in ("x_train", "y_train", "x_test", "y_test"):
         checks.finite(name, getattr(data, name))
-    _check_images(config, data)
+    examples = Examples.of(data)
+    examples.check(config)
+    check_own(config, examples)
     check_same(config.folder, config, data)
     waiting = _waiting(config, Store(config.folder, config, data))
-    found = plan.of_cells(plan.estimates(config, _image(data)), waiting)
-    plan.check_budget(config, found, worker_count(config))
+    found = plan.of_cells(plan.estimates(config, examples), waiting)
+    plan.check_budget(config, found, worker_count(config), examples.outputs)
     config.folder.mkdir(parents=True, exist_ok=True)
     with only_run_in(config.folder):
         pass
     return Study(config, data, config.folder)
-
-
-def _image(data: Dataset) -> tuple[int, int, int]:
-    shape = data.x_train.shape[1:]
-    return shape if len(shape) == 3 else (1, 1, int(np.prod(shape)))
-
-
-def _check_images(config: StudyConfig, data: Dataset) -> None:
-    shape = data.x_train.shape[1:]
-    if len(shape) != 3 and set(config.architectures) != {"MLP"}:
-        raise ValueError(
-            f"`architectures` is {config.architectures!r}, but the examples of {config.dataset} "
-            f"have the shape {shape}, expected 'MLP' alone: the others take images."
-        )
 
 
 def execute(study: Study, *, console: Console | None = None) -> xr.Dataset:
@@ -297,7 +287,7 @@ def _now() -> str:
 
 def _seconds(config: StudyConfig, data: Dataset, waiting: list[list[Cell]]) -> dict[Cell, float]:
     """The estimated time of each cell; the first of a group compiles."""
-    found = {(e.label, e.activation, e.width): e for e in plan.estimates(config, _image(data))}
+    found = {(e.label, e.activation, e.width): e for e in plan.estimates(config, Examples.of(data))}
     seconds = {}
     for group in waiting:
         for i, cell in enumerate(group):

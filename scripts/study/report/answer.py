@@ -41,6 +41,7 @@ from scripts.study.report.phrases import (
     widths_at,
     widths_of,
     with_article,
+    without_limit,
 )
 from scripts.study.trends import AGREES, ensemble, ERROR, exponents, foretold, linearity
 
@@ -152,6 +153,10 @@ def scope(dataset: xr.Dataset) -> Answer:
             f"In {listed(others)} parameterization the kernel moves at any width, in training: "
             "there is no prediction of infinite width."
         )
+    said += [
+        f"No kernel of infinite width for {' or '.join(labels)}: {why}."
+        for why, labels in without_limit(found).items()
+    ]
     return Answer("What was compared", tuple(said), flagged=done < planned)
 
 
