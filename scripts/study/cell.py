@@ -25,7 +25,7 @@ from scripts.study.cells import Cell
 from scripts.study.config import KERNEL_REGIME, Measure, StudyConfig
 from scripts.study.examples import Examples
 from scripts.study.infinite import EnsembleCurves, InfiniteKernels, Limits, readout_fan_in
-from scripts.study.losses import loss_named
+from scripts.study.losses import LOSSES
 from scripts.study.networks import draw, Network
 from scripts.study.predictions import Kind, Solve
 from solvers import gradient_flow, hierarchy_flow, parameter_flow, RESULTS, Trajectory
@@ -75,7 +75,7 @@ def compute(
     largest eigenvalue that cannot be found.
     """
     started("kernel")
-    network, loss = draw(config, Examples.of(data), cell), loss_named(cell.loss)
+    network, loss = draw(config, Examples.of(data), cell), LOSSES[cell.loss]
     x, y = data.x_train, data.y_train
     n, k = y.shape
     shown_at = shown_points(config, data)
@@ -110,7 +110,7 @@ def compute(
     problem = _Problem(
         data=data,
         network=network,
-        loss=loss,
+        loss=loss.function,
         ts=jnp.asarray(config.solved_times, y.dtype) / lambda_max,
         lambda_max=lambda_max,
         shown=shown,
@@ -120,7 +120,11 @@ def compute(
         infinite=infinite,
         in_kernel_regime=cell.parameterization in KERNEL_REGIME,
         shows_predicted_kernels=config.predicted_kernels,
-        tolerances={"rtol": config.rtol, "atol": config.atol, "throw": False},
+        tolerances={
+            "rtol": max(config.rtol, loss.least_tolerance),
+            "atol": max(config.atol, loss.least_tolerance),
+            "throw": False,
+        },
     )
     values |= {"lambda_max": lambda_max, "spectrum": spectrum}
     values |= _distances(problem)

@@ -11,6 +11,7 @@ from typing import Any, Literal, TYPE_CHECKING
 from scripts import architectures, fields
 from scripts.architectures import Architecture, ARCHITECTURES
 from scripts.study import predictions
+from scripts.study.losses import LOSSES
 from scripts.study.predictions import Solve
 
 if TYPE_CHECKING:
@@ -37,7 +38,6 @@ ACTIVATIONS = (
     "identity",
 )
 PARAMETERIZATIONS = ("NTK", "STANDARD", "MEAN_FIELD", "MUP")
-LOSSES = ("cross_entropy", "mean_squared_error")
 Measure = Literal["kappa", "hessian_norm", "rates"]
 MEASURES: tuple[Measure, ...] = ("kappa", "hessian_norm", "rates")
 KERNEL_REGIME = ("NTK", "STANDARD")
@@ -109,7 +109,7 @@ class StudyConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the initial parameters."""
     losses: tuple[str, ...] = ("cross_entropy",)
-    """Losses: cross_entropy, mean_squared_error."""
+    """Losses: cross_entropy, mean_squared_error, brier, hinge."""
     orders: tuple[int, ...] = (2, 3, 4)
     """Orders of the kernel hierarchy to predict with; 2 is the frozen NTK."""
     taylor_orders: tuple[int, ...] = (1, 2, 3)

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 from scripts.study.cells import Cell
 from scripts.study.config import StudyConfig
 from scripts.study.examples import Examples
-from scripts.study.losses import loss_named
+from scripts.study.losses import LOSSES
 from scripts.study.networks import prototype
 from solvers import ensemble, gradient_flow, Trajectory
 from solvers.losses import LossFunction
@@ -127,19 +127,20 @@ def _ensemble(
     config: StudyConfig, data: Dataset, loss_name: str, kernels: InfiniteKernels
 ) -> EnsembleCurves:
     k = data.y_train.shape[1]
-    loss = loss_named(loss_name)
+    chosen = LOSSES[loss_name]
+    loss = chosen.function
     dtype = data.x_train.dtype
     nngp, ntk = jnp.asarray(kernels.nngp, dtype), jnp.asarray(kernels.ntk, dtype)
     ts = jnp.asarray(config.solved_times, dtype) / kernels.lambda_max
     values, vectors = jnp.linalg.eigh(nngp)
     root = vectors * jnp.sqrt(jnp.maximum(values, 0))[None]
     draws = root @ jr.normal(jr.key(0), (DRAWS, len(nngp), k), dtype)
-    flows = _flows(ntk, data.y_train, ts, draws, loss)
+    flows = _flows(ntk, data.y_train, ts, draws, loss, chosen.least_tolerance)
     train_losses = np.asarray(_losses(loss, flows.train, data.y_train))  # (draws, t)
     test = np.asarray(flows.test)
     mean, std = test.mean(axis=0), test.std(axis=0, ddof=1)
     loss_mean, loss_std = train_losses.mean(axis=0), train_losses.std(axis=0, ddof=1)
-    if loss_name == "mean_squared_error":  # which has a closed form
+    if chosen.has_closed_form:
         exact = ensemble(
             lambda a, b: nngp,
             lambda a, b: ntk,
@@ -166,6 +167,7 @@ def _flows(
     ts: Float[Array, " t"],
     draws: Float[Array, "draws points k"],
     loss: LossFunction,
+    least_tolerance: float,
 ) -> Trajectory:
     n = len(y)
 
@@ -179,8 +181,8 @@ def _flows(
             kernel_test=ntk[n:],
             f0_test=f0[n:],
             solver=diffrax.Tsit5(),
-            rtol=1e-5,
-            atol=1e-7,
+            rtol=max(1e-5, least_tolerance),
+            atol=max(1e-7, least_tolerance),
             throw=False,
         )
 

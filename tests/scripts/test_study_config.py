@@ -61,7 +61,7 @@ BAD = [
     ({"widths": (0,)}, "`widths` is 0, expected an integer >= 1"),
     ({"channels": (8.0,)}, "`channels` is 8.0, expected an integer >= 1"),
     ({"resnet_depths": (12,)}, "`resnet_depths` is 12, expected 6 n + 4: 10, 16, 22"),
-    ({"losses": ("hinge",)}, "`losses` is 'hinge', expected one of 'cross_entropy'"),
+    ({"losses": ("focal",)}, "`losses` is 'focal', expected one of 'cross_entropy'"),
     ({"activations": ("swish",)}, "`activations` is 'swish', expected one of 'relu'"),
     ({"orders": (5,)}, "`orders` is 5, expected one of 2, 3, 4"),
     ({"taylor_orders": (4,)}, "`taylor_orders` is 4, expected one of 1, 2, 3"),

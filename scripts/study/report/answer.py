@@ -19,6 +19,7 @@ from scripts.study.analysis import (
     tally,
 )
 from scripts.study.config import KERNEL_REGIME
+from scripts.study.losses import LOSSES
 from scripts.study.predictions import FIRST_CORRECTION, FROZEN, INFINITE, of_kind
 from scripts.study.report.formats import error, number, quantity, time
 from scripts.study.report.phrases import (
@@ -153,6 +154,8 @@ def scope(dataset: xr.Dataset) -> Answer:
             f"In {listed(others)} parameterization the kernel moves at any width, in training: "
             "there is no prediction of infinite width."
         )
+    known = [LOSSES[name] for name in map(str, dataset["loss"].values) if name in LOSSES]
+    said += [loss.note for loss in known if loss.note]
     said += [
         f"No kernel of infinite width for {' or '.join(labels)}: {why}."
         for why, labels in without_limit(found).items()
