@@ -135,6 +135,11 @@ def completed(dataset: xr.Dataset) -> tuple[int, int]:
     return int((dataset["finished"].astype(bool) & planned).sum()), int(planned.sum())
 
 
+def has_classes(dataset: xr.Dataset) -> bool:
+    """Whether the targets are those of classes; else they are numbers."""
+    return bool(dataset["train_label"].notnull().all())
+
+
 def predictions(dataset: xr.Dataset) -> list[str]:
     """The solves that predict the network."""
     return [str(name) for name in dataset["solve"].values if name != NETWORK]

@@ -325,11 +325,12 @@ def _solved(problem: _Problem, solve: Solve, found: Trajectory) -> Values:
         ("train", found.train, data.y_train),
         ("test", found.test, data.y_test),
     ):
-        values, labels = np.asarray(logits), np.argmax(np.asarray(targets), axis=-1)
-        hits = np.mean(np.argmax(values, axis=-1) == labels, axis=-1)
+        values = np.asarray(logits)
         row[f"{part}_logits"] = values
         row[f"{part}_loss"] = np.asarray(_losses(problem.loss, logits, targets))
-        row[f"{part}_accuracy"] = np.where(valid, hits, np.nan)
+        hits = np.argmax(values, axis=-1) == np.argmax(np.asarray(targets), axis=-1)
+        known = valid if data.classes else np.zeros_like(valid)
+        row[f"{part}_accuracy"] = np.where(known, np.mean(hits, axis=-1), np.nan)
     row |= _kernel_rows(problem, solve, found)
     size = metric_norm(parameters(problem.network.model), problem.network.metric)
     row["parameter_change"] = (
@@ -359,7 +360,7 @@ def _kernel_rows(problem: _Problem, solve: Solve, found: Trajectory) -> Values:
             "two_point_kernel": np.full((count, 2, 2), np.nan),
         }
     change = np.linalg.norm((kernels - np.asarray(start)).reshape(count, -1), axis=1)
-    # The first two points that are shown are of different classes.
+    # The first two points that are shown are of different classes, where there are any.
     pair = np.einsum("tiaja->tij", kernels[:, :2, :, :2]) / start.shape[1]
     return {
         "kernel_change": change / float(np.linalg.norm(np.asarray(start).ravel())),
@@ -369,8 +370,10 @@ def _kernel_rows(problem: _Problem, solve: Solve, found: Trajectory) -> Values:
 
 def shown_points(config: StudyConfig, data: Dataset) -> list[int]:
     """The training points that kernels are looked at on: the first of each class, the second of
-    each, and so on.
+    each, and so on; without classes, the first.
     """
+    if not data.classes:
+        return list(range(min(len(data.x_train), config.kernel_points)))
     labels = np.asarray(data.labels_train)
     rank = np.zeros(len(labels), int)
     for label in range(len(data.classes)):

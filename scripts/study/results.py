@@ -134,7 +134,7 @@ def empty(config: StudyConfig, data: Dataset) -> xr.Dataset:
         "time": list(config.solved_times),
         "train_point": np.arange(n),
         "test_point": np.arange(len(data.x_test)),
-        "output": list(data.classes),
+        "output": list(data.classes) or list(range(k)),
         "mode": np.arange(min(n, config.kernel_points) * k),
         "row": [0, 1],
         "column": [0, 1],
@@ -153,8 +153,12 @@ def empty(config: StudyConfig, data: Dataset) -> xr.Dataset:
     for name, what in (("planned", "is part of the study"), ("finished", "was computed")):
         variables[name] = blank(CELL, False, long_name=f"whether the cell {what}")
     for part, labels in (("train", data.labels_train), ("test", data.labels_test)):
-        classes = np.asarray(data.classes)[np.asarray(labels)]
-        variables[f"{part}_label"] = xr.Variable((f"{part}_point",), classes)
+        points = (f"{part}_point",)
+        variables[f"{part}_label"] = (
+            blank(points, np.nan)
+            if labels is None
+            else xr.Variable(points, np.asarray(data.classes)[np.asarray(labels)])
+        )
     attrs = {
         "title": f"finite-width study of {config.dataset}",
         "network": NETWORK,

@@ -20,7 +20,7 @@ from rich.console import Console
 from scripts import runtime
 from scripts.console import ready
 from scripts.run_folder import only_run_in, write_text
-from scripts.study import plan, report
+from scripts.study import examples, plan, report
 from scripts.study.analysis import completed, COMPUTED
 from scripts.study.cells import Cell, groups
 from scripts.study.config import StudyConfig
@@ -30,7 +30,7 @@ from scripts.study.progress import Meter
 from scripts.study.report.summary import as_text, summary
 from scripts.study.storage import ASIDE, begin, check_same, LOG, Store
 from scripts.study.workers import Outcome, Worker, worker_count, workers
-from zoo import checks, Dataset, load
+from zoo import checks, Dataset
 
 _LOGGER = logging.getLogger("scripts.study")
 
@@ -85,23 +85,16 @@ def prepare(config: StudyConfig) -> Study:
     config.check()
     config.sources()
     check_same(config.folder, config)
-    data = load(
-        config.dataset,
-        root=config.root,
-        classes=config.classes,
-        n_train=config.n_train,
-        n_test=config.n_test,
-        seed=config.data_seed,
-    )
+    data = examples.read(config)
     for name in ("x_train", "y_train", "x_test", "y_test"):
         checks.finite(name, getattr(data, name))
-    examples = Examples.of(data)
-    examples.check(config)
-    check_own(config, examples)
+    found = Examples.of(data)
+    found.check(config)
+    check_own(config, found)
     check_same(config.folder, config, data)
     waiting = _waiting(config, Store(config.folder, config, data))
-    found = plan.of_cells(plan.estimates(config, examples), waiting)
-    plan.check_budget(config, found, worker_count(config), examples.outputs)
+    planned = plan.of_cells(plan.estimates(config, found), waiting)
+    plan.check_budget(config, planned, worker_count(config), found.outputs)
     config.folder.mkdir(parents=True, exist_ok=True)
     with only_run_in(config.folder):
         pass

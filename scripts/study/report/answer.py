@@ -12,6 +12,7 @@ from scripts.study.analysis import (
     completed,
     exceptions,
     groups,
+    has_classes,
     mean_horizon,
     pairs,
     predictions,
@@ -124,7 +125,8 @@ def scope(dataset: xr.Dataset) -> Answer:
     """What was compared, and how much of it is finished."""
     config = settings(dataset)
     done, planned = completed(dataset)
-    classes, end = config.get("classes", ()), float(dataset["time"].values[-1])
+    end = float(dataset["time"].values[-1])
+    classes = config.get("classes", ()) if has_classes(dataset) else ()
     counts = f"{config['n_train']} training and {config['n_test']} test points"
     found = groups(dataset)
     each = [

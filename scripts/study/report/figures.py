@@ -161,8 +161,9 @@ PICTURES = (
 ELLIPSES_STEM = "ellipses"
 ELLIPSES = Caption(
     "Two-point kernel, as an ellipse",
-    "The tangent kernel K of two training points of different classes, drawn as the ellipse of the "
-    "v with vᵀK⁻¹v = 1, in units of lambda_max, from the narrowest to the widest network; a thin "
+    "The tangent kernel K of two training points (of different classes, where there are any), "
+    "drawn as the ellipse of the v with vᵀK⁻¹v = 1, in units of lambda_max, from the narrowest to "
+    "the widest network; a thin "
     "line a seed.",
     ((panels.LIMIT.label, "Narrow networks scatter and move, wide ones sit on the limit."),),
 )
