@@ -20,7 +20,7 @@ import numpy as np
 import optax
 import xarray as xr
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.progress import track
 from rich.table import Table
 
@@ -231,11 +231,7 @@ def _change(
 def _table(config: CoordinateCheckConfig, changes: xr.DataArray) -> RenderableType:
     if len(config.widths) < FEWEST:
         return f"No slopes in width: they take at least {FEWEST} widths."
-    table = Table(
-        box=SIMPLE_HEAD,
-        title="Slope of log mean |change| against log width (0 is flat):",
-        title_justify="left",
-    )
+    table = Table(box=SIMPLE_HEAD)
     table.add_column("layer")
     slopes = slope_in_width(changes.mean("seed"))
     columns = [
@@ -248,7 +244,7 @@ def _table(config: CoordinateCheckConfig, changes: xr.DataArray) -> RenderableTy
     for layer in changes["layer"].values:
         row = [float(slopes.sel(parameterization=p, optimizer=o, layer=layer)) for p, o in columns]
         table.add_row(str(layer), *(f"{slope:.2f}" for slope in row))
-    return table
+    return Group("Slope of log mean |change| against log width (0 is flat):", table)
 
 
 def _draw(config: CoordinateCheckConfig, changes: xr.DataArray, file: Path) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -271,3 +272,17 @@ def test_a_network_of_ones_own_has_the_limit_of_its_layers(tmp_path, mine):
     assert isinstance(own, InfiniteKernels)
     np.testing.assert_allclose(own.ntk, zoos.ntk, rtol=1e-12)
     assert own.power == zoos.power == -1
+
+
+def test_the_example_of_the_docs_is_an_architecture(tmp_path, mine):
+    """It has a kernel of infinite width, as the docs' sentence on layers without a rule implies."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "study.md").read_text()
+    (block,) = re.findall(r"```python\n# my/module.py\n(.*?)```", page, flags=re.DOTALL)
+    mine.write_text(block)
+    options = {"depths": (2,), "widths": (8,), "parameterizations": ("NTK",)}
+    config = small(tmp_path, architectures={"ResMLP": "mine:make_model"}, **options)
+    study = prepare(config)
+    (cell,) = groups(config)[0]
+    assert isinstance(Limits(config, study.data, tmp_path).kernels(cell), InfiniteKernels)
+    count = sum(leaf.size for leaf in jax.tree.leaves(drawn(config)["NTK"].model))
+    assert count == 64 * 8 + 8 * 8 + 8 * 3
