@@ -5,6 +5,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from scripts.study.analysis import groups
+from scripts.study.palette import BLUE
 from scripts.study.predictions import named, SOLVES
 from scripts.study.report import figures, panels
 from scripts.study.report.figures import PICTURES
@@ -221,3 +222,13 @@ def test_a_line_ends_where_its_solve_stopped_in_a_seed():
         (line,) = lines_of(figures.grid(NAMED[stem], data).figure.axes[0], named("order 4").colour)
         known = np.isfinite(np.asarray(line.get_ydata(), float))
         assert np.asarray(line.get_xdata())[known].max() == 2.0
+
+
+def test_the_line_of_a_loss_that_is_zero_ends_there():
+    """That of the hinge loss is 0 once all examples have their margin: no line falls to nowhere."""
+    data = study_data(architectures=("MLP-2",), parameterizations=("NTK",))
+    data["train_loss"].loc[{"time": data["time"].values >= 5}] = 0.0
+    axis = figures.grid(NAMED["learning_curves"], data).figure.axes[0]
+    ends = [line.get_xdata()[np.isfinite(line.get_ydata())].max() for line in lines_of(axis, BLUE)]
+    assert len(ends) == 3
+    assert set(ends) == {2.0}

@@ -323,7 +323,8 @@ def _band(
     opacity: float = 1.0,
 ) -> Drawn:
     """A mean in time as a line, with a band of one standard deviation to either side."""
-    mean, deviation = (values.sel(time=values["time"] > 0) for values in (mean, deviation))
+    mean = _positive(mean)  # the line of a loss ends where it is 0
+    deviation = deviation.sel(time=deviation["time"] > 0)
     axis.loglog(mean["time"], mean, color=colour, linewidth=thickness, alpha=opacity)
     low, high = np.maximum(mean - deviation, mean / 10), mean + deviation
     axis.fill_between(mean["time"], low, high, color=colour, alpha=filled, linewidth=0)
