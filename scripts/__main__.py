@@ -5,12 +5,14 @@ JAX is imported.
 """
 
 import argparse
+import ast
 import errno
 import functools
 import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 # Run-time checks inside compiled programs are callbacks into Python, and JAX keeps no program with
@@ -18,14 +20,27 @@ from typing import TypeVar
 # stand before equinox is imported.
 os.environ.setdefault("EQX_ON_ERROR", "nan")
 
+
+def reproductions(folder: Path) -> dict[str, str]:
+    """The commands that are modules of `scripts.reproduce`, in its folder: those with a constant
+    `REPRODUCTION`, found without importing any. Each says what it does in the first line of its
+    docstring.
+    """
+    found = {}
+    for file in sorted(folder.glob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        assigned = [t for node in tree.body if isinstance(node, ast.Assign) for t in node.targets]
+        if any(isinstance(t, ast.Name) and t.id == "REPRODUCTION" for t in assigned):
+            said = (ast.get_docstring(tree) or "").partition("\n")[0].rstrip(".")
+            found[file.stem.replace("_", "-")] = said[:1].lower() + said[1:]
+    return found
+
+
 COMMANDS = {
     "study": "train networks, predict them and report where the predictions hold",
     "report": "rebuild the report of a study, or compare several",
     "benchmark": "speed, as ratios against the naive way in the same run",
-    "coordinate-check": "how activations and outputs scale with the width in training",
-    "infinite-width": "kernel methods with infinitely wide networks",
-    "linearity": "how measures of linearity scale with the width",
-}
+} | reproductions(Path(__file__).parent / "reproduce")
 
 Config = TypeVar("Config")
 Work = Callable[[], object]
@@ -144,18 +159,10 @@ def _prepared(command: str, arguments: Sequence[str]) -> Work:
         runtime.set_precision(config.precision)
         config.check()
         return functools.partial(benchmark, config)
-    name, config_name = _REPRODUCTIONS[command]
-    module = importlib.import_module(f"scripts.reproduce.{name}")
-    config = parsed(getattr(module, config_name))
+    module = importlib.import_module(f"scripts.reproduce.{command.replace('-', '_')}")
+    config = parsed(module.REPRODUCTION.config)
     runtime.set_precision(config.precision)
-    return functools.partial(module.execute, module.prepare(config))
-
-
-_REPRODUCTIONS = {
-    "coordinate-check": ("coordinate_check", "CoordinateCheckConfig"),
-    "infinite-width": ("infinite_width", "InfiniteWidthConfig"),
-    "linearity": ("linearity", "LinearityConfig"),
-}
+    return functools.partial(module.REPRODUCTION.execute, module.REPRODUCTION.prepare(config))
 
 
 if __name__ == "__main__":

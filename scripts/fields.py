@@ -1,5 +1,6 @@
-"""Checks of the fields of a config, without JAX: a wrong one is refused at once."""
+"""The fields of a config: their checks, without JAX (a wrong one is refused at once), as JSON."""
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Collection, Hashable, Sequence
@@ -68,3 +69,14 @@ def folder_name(name: str, value: Any) -> None:
         raise ValueError(
             f"`{name}` is {value!r}, expected the name of a folder: no path, no '-' in front."
         )
+
+
+def choices(config: Any) -> dict[str, Any]:
+    """The fields of a config as JSON has them."""
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(one) for one in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,11 +1,10 @@
 """The folder of a run: its choices, one process at a time in it, and files that are whole."""
 
 import contextlib
-import dataclasses
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +39,10 @@ def refuse_links(folder: Path, names: Iterable[str | Path]) -> None:
             )
 
 
-def write_config(folder: Path, config: Any, **more: Any) -> None:
-    """Writes `config.json`: every choice of the run (a dataclass), what it ran with, and `more`."""
-    fields = {
-        key: str(value) if isinstance(value, Path) else value
-        for key, value in dataclasses.asdict(config).items()
-    }
-    write_text(
-        folder / "config.json",
-        json.dumps({"config": fields, "provenance": runtime.provenance(), **more}, indent=2) + "\n",
-    )
+def write_config(folder: Path, choices: Mapping[str, Any], **more: Any) -> None:
+    """Writes `config.json`: every choice of the run, what it ran with, and `more`."""
+    held = {"config": choices, "provenance": runtime.provenance(), **more}
+    write_text(folder / "config.json", json.dumps(held, indent=2) + "\n")
 
 
 def write_whole(file: Path, save: Callable[[Path], Any]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import jax.random as jr
 import numpy as np
 
 from corrections import ntk
+from scripts.architectures import ARCHITECTURES, WIDE_RESNET
 from scripts.benchmark.timing import Comparison, median_seconds
-from zoo import CNN, MLP, WideResNet
 
 PEER_PYTHON = Path(__file__).resolve().parents[2] / ".venv-peer" / "bin" / "python"
 _PEER = Path(__file__).with_name("peer.py")
@@ -22,16 +22,18 @@ _CASES: tuple[tuple[str, str, dict[str, Any], tuple[int, ...]], ...] = (
     ("MLP 784-512x3-1", "MLP", {"width": 512, "depth": 3, "out_size": 1}, (128, 784)),
     ("MLP 784-512x3-10", "MLP", {"width": 512, "depth": 3, "out_size": 10}, (64, 784)),
     ("MLP 784-2048x3-1", "MLP", {"width": 2048, "depth": 3, "out_size": 1}, (128, 784)),
-    ("CNN 64x4-10", "CNN", {"channels": 64, "depth": 4, "out_size": 10}, (32, 3, 16, 16)),
+    ("CNN 64x4-10", "CNN", {"width": 64, "depth": 4, "out_size": 10}, (32, 3, 16, 16)),
     ("WideResNet-10-1", "WideResNet", {"depth": 10, "widen": 1, "out_size": 10}, (16, 3, 16, 16)),
     ("WideResNet-16-2", "WideResNet", {"depth": 16, "widen": 2, "out_size": 10}, (16, 3, 16, 16)),
 )
+_OURS = {"CNN": {"readout": "mean"}}
+"""Options that the peer's networks have by themselves."""
 
 
 def kernels(repeats: int) -> Iterator[Comparison]:
     """Each case here, then by each of the peer's implementations, of which the fastest counts."""
     for name, network, options, shape in _CASES:
-        model = _model(network, options, shape[1:])
+        model = model_of(network, options | _OURS.get(network, {}), shape[1:])
         x = jnp.asarray(np.random.default_rng(0).normal(size=shape))
         ours = median_seconds(lambda m=model, x=x: ntk(m, x), repeats)
         yield Comparison(
@@ -39,13 +41,12 @@ def kernels(repeats: int) -> Iterator[Comparison]:
         )
 
 
-def _model(network: str, options: dict[str, Any], shape: tuple[int, ...]) -> Any:
-    options = {"key": jr.key(0)} | options
-    if network == "MLP":
-        return MLP(shape[0], options.pop("out_size"), bias_std=0.1, **options)
-    if network == "CNN":
-        return CNN(shape, options.pop("out_size"), readout="mean", bias_std=0.1, **options)
-    return WideResNet(shape, options.pop("out_size"), **options)
+def model_of(network: str, options: dict[str, Any], shape: Sequence[int]) -> Any:
+    """A network by the name of its architecture, with biases where that has them by itself."""
+    built = ARCHITECTURES[network]
+    biases = {} if built is WIDE_RESNET else {"bias_std": 0.1}
+    sizes = {name: value for name, value in options.items() if name != "out_size"}
+    return built.make(shape, options["out_size"], key=jr.key(0), **biases, **sizes)
 
 
 def _peer(

@@ -16,14 +16,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import jax.random as jr
 import numpy as np
 
 from scripts import runtime
-from scripts.benchmark.kernels import PEER_PYTHON
+from scripts.benchmark.kernels import model_of, PEER_PYTHON
 from scripts.benchmark.peer_limits import inputs, measured
 from scripts.benchmark.timing import Comparison
-from zoo import CNN, MLP, WideResNet
 from zoo.networks.infinite_network import limit
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +42,7 @@ class Case(NamedTuple):
 
 
 _MLP = {"width": 8, "depth": 3, "out_size": 1}
-_CNN = {"channels": 8, "depth": 4, "out_size": 1}
+_CNN = {"width": 8, "depth": 4, "out_size": 1}
 _WIDE_RESNET = {"depth": 10, "widen": 1, "out_size": 1}
 _CASES = (
     Case("MLP 784-3", "MLP", _MLP, (2000, 784)),
@@ -102,17 +100,9 @@ def main() -> None:
 def measure(case: dict[str, Any]) -> dict[str, float]:
     """Seconds and memory of our side on one case; saves the kernels."""
     with runtime.precision(case["dtype"]):
-        network = limit(_model(case["network"], case["options"], case["shape"][1:]))
+        network = limit(model_of(case["network"], case["options"], case["shape"][1:]))
         xs = [jnp.asarray(x) for x in inputs(case)]
         return measured(lambda: network.kernels(*xs), case)
-
-
-def _model(network: str, options: dict[str, Any], shape: list[int]) -> Any:
-    if network == "MLP":
-        return MLP(shape[0], bias_std=0.1, key=jr.key(0), **options)
-    if network == "CNN":
-        return CNN(shape, bias_std=0.1, key=jr.key(0), **options)
-    return WideResNet(shape, key=jr.key(0), **options)
 
 
 def _measurement(command: tuple[str, ...], case: Case, repeats: int) -> Measurement:

@@ -34,11 +34,11 @@ def mlp(width, depth, out_size):
     return stax.serial(*layers, stax.Dense(out_size, WEIGHT_STD, 0.1))
 
 
-def cnn(channels, depth, out_size):
+def cnn(width, depth, out_size):
     """3 x 3, mean readout."""
     layers = []
     for _ in range(depth):
-        layers += [_conv(channels, 3, 1, 0.1), stax.Relu()]
+        layers += [_conv(width, 3, 1, 0.1), stax.Relu()]
     return stax.serial(*layers, stax.GlobalAvgPool(), stax.Dense(out_size, WEIGHT_STD, 0.1))
 
 

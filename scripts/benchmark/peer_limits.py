@@ -51,14 +51,14 @@ def _peak_mebibytes():
     return int(line.split()[1]) / 1024
 
 
-def cnn(channels, depth, out_size, readout):
+def cnn(width, depth, out_size, readout):
     """Biases, kernels and padding as those of `peer.cnn`."""
     from neural_tangents import stax
     from peer import WEIGHT_STD
 
     layers = []
     for _ in range(depth):
-        layers += [stax.Conv(channels, (3, 3), (1, 1), "SAME", WEIGHT_STD, 0.1), stax.Relu()]
+        layers += [stax.Conv(width, (3, 3), (1, 1), "SAME", WEIGHT_STD, 0.1), stax.Relu()]
     pool = stax.Flatten() if readout == "flatten" else stax.GlobalAvgPool()
     return stax.serial(*layers, pool, stax.Dense(out_size, WEIGHT_STD, 0.1))
 

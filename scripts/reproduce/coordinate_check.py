@@ -20,52 +20,28 @@ import numpy as np
 import optax
 import xarray as xr
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.progress import track
 from rich.table import Table
 
-from scripts import fields, runtime
-from scripts.console import ready
-from scripts.run_folder import create_folder, write_config
+from scripts import runtime
+from scripts.architectures import CNN, MLP, WIDE_RESNET
+from scripts.reproduce.reproduction import Reproduction, RunConfig
 from scripts.slopes import FEWEST, slope_in_width
 from solvers import CrossEntropy
 from solvers.losses import mean_loss
-from zoo import (
-    ACTIVATIONS,
-    AffineLayer,
-    CNN,
-    Dataset,
-    learning_rates,
-    load,
-    MLP,
-    PARAMETERIZATIONS,
-    record,
-    WideResNet,
-)
+from zoo import ACTIVATIONS, AffineLayer, Dataset, learning_rates, load, PARAMETERIZATIONS, record
 from zoo.common import checks
 from zoo.common.trainable import partitioned
 
-ARCHITECTURES: dict[str, Callable[..., Any]] = {
-    "mlp": lambda data, width, depth, **options: MLP(
-        data.x_train[0].size, len(data.classes), width=width, depth=depth, **options
-    ),
-    "cnn": lambda data, width, depth, **options: CNN(
-        data.x_train.shape[1:], len(data.classes), channels=width, depth=depth, **options
-    ),
-    "wide_resnet": lambda data, width, depth, **options: WideResNet(
-        data.x_train.shape[1:], len(data.classes), base_channels=width, depth=depth, **options
-    ),
-}
+_ARCHITECTURES = {"mlp": MLP, "cnn": CNN, "wide_resnet": WIDE_RESNET}
 
 
 @dataclass(frozen=True)
-class CoordinateCheckConfig:
+class CoordinateCheckConfig(RunConfig):
     """Trains networks of many widths for a few steps and shows how far each layer has moved."""
 
     name: str = "coordinate-check"
-    """Name of the run, and of its folder under `out`."""
-    out: Path = Path("runs")
-    """Where runs are kept."""
     architecture: Literal["mlp", "cnn", "wide_resnet"] = "mlp"
     """Architecture; the width is that of its hidden layers, its channels, or its base channels."""
     depth: int = 3
@@ -91,14 +67,12 @@ class CoordinateCheckConfig:
     n_train: int = 64
     """Number of digits, spread over the ten classes."""
     precision: runtime.Precision = "float32"
-    """Floating-point type of everything."""
 
     def check(self) -> None:
         """**Raises:** `ValueError` that names the field, what came and what was expected."""
-        fields.folder_name("name", self.name)
-        checks.choice("architecture", self.architecture, ARCHITECTURES)
+        super().check()
+        checks.choice("architecture", self.architecture, _ARCHITECTURES)
         checks.choice("activation", self.activation, ACTIVATIONS)
-        checks.choice("precision", self.precision, ("float32", "float64"))
         for field in ("widths", "parameterizations"):
             checks.distinct(field, getattr(self, field))
         for width in self.widths:
@@ -137,51 +111,14 @@ def coordinate_check(
     **Raises:** before any work, `ValueError` for a config that makes no sense, `ImportError` where
     scikit-learn is missing, `FileExistsError` where the folder exists.
     """
-    config = CoordinateCheckConfig() if config is None else config
-    with runtime.precision(config.precision):
-        return execute(prepare(config), console=console)
+    return REPRODUCTION.run(config, console)
 
 
-@dataclass(frozen=True)
-class CoordinateCheck:
-    """A check that can start: its config is checked, its data are loaded, its folder is made."""
-
-    config: CoordinateCheckConfig
-    data: Dataset
-    folder: Path
-
-
-def prepare(config: CoordinateCheckConfig) -> CoordinateCheck:
-    """Checks all that can go wrong before work starts, and makes the folder of the run.
-
-    **Raises:** as `coordinate_check`.
-    """
-    config.check()
+def _examples(config: CoordinateCheckConfig) -> Dataset:
+    """The digits, of which networks as asked for can be made."""
     data = load("digits", n_train=config.n_train, n_test=1)
-    with runtime.precision(config.precision):
-        eqx.filter_eval_shape(_maker(config, data, config.parameterizations[0], 1), jr.key(0))
-    folder = config.out / config.name
-    create_folder(folder)
-    return CoordinateCheck(config, data, folder)
-
-
-def execute(check: CoordinateCheck, *, console: Console | None = None) -> xr.DataArray:
-    """Trains every network; see `coordinate_check`."""
-    console = ready(console)
-    config, data, folder = check.config, check.data, check.folder
-    write_config(folder, config)
-    changes = _measured(config, data, console)
-    changes.to_netcdf(folder / "changes.nc", engine="h5netcdf")
-    if len(config.widths) < FEWEST:
-        console.print(f"No slopes in width: they take at least {FEWEST} widths.")
-    else:
-        console.print("Slope of log mean |change| against log width (0 is flat):")
-        console.print(_table(changes))
-    figure = folder / "coordinate_check.png"
-    _draw(changes, config, figure)
-    for file in (folder / "changes.nc", folder / "config.json", figure):
-        console.print(f"  {file}", soft_wrap=True, highlight=False)
-    return changes
+    eqx.filter_eval_shape(_maker(config, data, config.parameterizations[0], 1), jr.key(0))
+    return data
 
 
 def _measured(config: CoordinateCheckConfig, data: Dataset, console: Console) -> xr.DataArray:
@@ -225,10 +162,11 @@ def _measured(config: CoordinateCheckConfig, data: Dataset, console: Console) ->
 def _maker(
     config: CoordinateCheckConfig, data: Dataset, parameterization: str, width: int
 ) -> Callable[[jax.Array], Any]:
-    return lambda key: ARCHITECTURES[config.architecture](
-        data,
-        width,
-        config.depth,
+    return lambda key: _ARCHITECTURES[config.architecture].make(
+        data.x_train.shape[1:],
+        len(data.classes),
+        width=width,
+        depth=config.depth,
         activation=config.activation,
         bias_std=config.bias_std,
         readout_std=config.readout_std,
@@ -282,7 +220,9 @@ def _change(
     return change
 
 
-def _table(changes: xr.DataArray) -> RenderableType:
+def _table(config: CoordinateCheckConfig, changes: xr.DataArray) -> RenderableType:
+    if len(config.widths) < FEWEST:
+        return f"No slopes in width: they take at least {FEWEST} widths."
     table = Table(box=SIMPLE_HEAD)
     table.add_column("layer")
     slopes = slope_in_width(changes.mean("seed"))
@@ -296,10 +236,10 @@ def _table(changes: xr.DataArray) -> RenderableType:
     for layer in changes["layer"].values:
         row = [float(slopes.sel(parameterization=p, optimizer=o, layer=layer)) for p, o in columns]
         table.add_row(str(layer), *(f"{slope:.2f}" for slope in row))
-    return table
+    return Group("Slope of log mean |change| against log width (0 is flat):", table)
 
 
-def _draw(changes: xr.DataArray, config: CoordinateCheckConfig, file: Path) -> None:
+def _draw(config: CoordinateCheckConfig, changes: xr.DataArray, file: Path) -> None:
     optimizers, names = changes["optimizer"].values, changes["parameterization"].values
     figure, axes = plt.subplots(
         len(optimizers),
@@ -333,3 +273,13 @@ def _draw(changes: xr.DataArray, config: CoordinateCheckConfig, file: Path) -> N
     axes[0, 0].legend(frameon=False, fontsize=8, ncols=2)
     figure.savefig(file, dpi=150)
     plt.close(figure)
+
+
+REPRODUCTION = Reproduction(
+    config=CoordinateCheckConfig,
+    inputs=_examples,
+    measure=_measured,
+    table=_table,
+    results="changes.nc",
+    figure=("coordinate_check.png", _draw),
+)

@@ -8,7 +8,6 @@ table 1.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,44 +15,32 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import numpy as np
 import xarray as xr
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
 from rich.progress import track
 from rich.table import Table
 
-from scripts import fields, runtime
-from scripts.console import ready
-from scripts.run_folder import create_folder, write_config
+from scripts.architectures import Architecture, CNN, MLP, WIDE_RESNET
+from scripts.reproduce.reproduction import Reproduction, RunConfig
 from solvers import CrossEntropy, ensemble, gradient_flow, posterior
-from zoo import ACTIVATIONS, CNN, Dataset, DATASETS, limit, load, MLP, WideResNet
+from zoo import ACTIVATIONS, Dataset, DATASETS, limit, load
 from zoo.common import checks
 
-Maker = Callable[..., Any]
-ARCHITECTURES: dict[str, Maker] = {
-    "mlp": lambda shape, k, depth, **options: MLP(
-        int(np.prod(shape)), k, width=1, depth=depth, **options
-    ),
-    "cnn_flatten": lambda shape, k, depth, **options: CNN(
-        shape, k, channels=1, depth=depth, **options
-    ),
-    "cnn_mean": lambda shape, k, depth, **options: CNN(
-        shape, k, channels=1, depth=depth, readout="mean", **options
-    ),
-    "wide_resnet": lambda shape, k, depth, **options: WideResNet(shape, k, **options),
+ARCHITECTURES: dict[str, tuple[Architecture, dict[str, Any]]] = {
+    "mlp": (MLP, {}),
+    "cnn_flatten": (CNN, {"readout": "flatten"}),
+    "cnn_mean": (CNN, {"readout": "mean"}),
+    "wide_resnet": (WIDE_RESNET, {"depth": 10}),
 }
-"""By name: from the shape of an example, the number of classes and the depth to a network."""
+"""By name: an architecture with what is chosen for it; the width drops out."""
 
 
 @dataclass(frozen=True)
-class InfiniteWidthConfig:
+class InfiniteWidthConfig(RunConfig):
     """Accuracies of infinitely wide networks on a data set, by three kernel methods."""
 
     name: str = "infinite-width"
-    """Name of the run, and of its folder under `out`."""
-    out: Path = Path("runs")
-    """Where runs are kept."""
     dataset: str = "digits"
     """Data set: digits, mnist, fashion-mnist or cifar10."""
     root: Path | None = None
@@ -78,15 +65,12 @@ class InfiniteWidthConfig:
     in units of the kernel's mean eigenvalue."""
     time: float = 1e4
     """When the flow of cross-entropy ends, in units of 1 / lambda_max."""
-    precision: runtime.Precision = "float64"
-    """Floating-point type of everything."""
 
     def check(self) -> None:
         """**Raises:** `ValueError` that names the field, what came and what was expected."""
-        fields.folder_name("name", self.name)
+        super().check()
         checks.choice("dataset", self.dataset, DATASETS)
         checks.choice("activation", self.activation, ACTIVATIONS)
-        checks.choice("precision", self.precision, ("float32", "float64"))
         checks.distinct("architectures", self.architectures)
         for architecture in self.architectures:
             checks.choice("architectures", architecture, ARCHITECTURES)
@@ -117,65 +101,37 @@ def infinite_width(
     **Raises:** before any work, `ValueError` for a config that makes no sense, `FileExistsError`
     where the folder exists, what `zoo.load` raises.
     """
-    config = InfiniteWidthConfig() if config is None else config
-    with runtime.precision(config.precision):
-        return execute(prepare(config), console=console)
+    return REPRODUCTION.run(config, console)
 
 
-@dataclass(frozen=True)
-class InfiniteWidth:
-    """A comparison that can start."""
-
-    config: InfiniteWidthConfig
-    data: Dataset
-    folder: Path
+def _examples(config: InfiniteWidthConfig) -> Dataset:
+    return load(config.dataset, root=config.root, n_train=config.n_train, n_test=config.n_test)
 
 
-def prepare(config: InfiniteWidthConfig) -> InfiniteWidth:
-    """Checks all that can go wrong before work starts, and makes the folder of the run.
-
-    **Raises:** as `infinite_width`.
-    """
-    config.check()
-    with runtime.precision(config.precision):
-        data = load(config.dataset, root=config.root, n_train=config.n_train, n_test=config.n_test)
-    folder = config.out / config.name
-    create_folder(folder)
-    return InfiniteWidth(config, data, folder)
-
-
-def execute(comparison: InfiniteWidth, *, console: Console | None = None) -> xr.Dataset:
-    """Computes kernels and accuracies; see `infinite_width`."""
-    console = ready(console)
-    config, data, folder = comparison.config, comparison.data, comparison.folder
-    write_config(folder, config)
+def _measured(config: InfiniteWidthConfig, data: Dataset, console: Console) -> xr.Dataset:
     rows = [
         _accuracies(config, data, architecture)
         for architecture in track(config.architectures, "architectures", console=console)
     ]
-    found = xr.Dataset(
+    return xr.Dataset(
         {name: ("architecture", [row[name] for row in rows]) for name in rows[0]},
         coords={"architecture": list(config.architectures)},
     )
-    found.to_netcdf(folder / "accuracies.nc", engine="h5netcdf")
-    console.print(_table(found, config))
-    for file in ("accuracies.nc", "config.json"):
-        console.print(f"  {folder / file}", soft_wrap=True, highlight=False)
-    return found
 
 
 def _accuracies(config: InfiniteWidthConfig, data: Dataset, architecture: str) -> dict[str, float]:
     start = time.perf_counter()
     shape, k = data.x_train.shape[1:], len(data.classes)
-    model = ARCHITECTURES[architecture](
-        shape,
-        k,
-        config.depth,
-        activation=config.activation,
-        weight_std=config.weight_std,
-        bias_std=config.bias_std,
-        key=jr.key(0),
-    )
+    built, chosen = ARCHITECTURES[architecture]
+    options = {
+        "width": 1,
+        "depth": config.depth,
+        "activation": config.activation,
+        "weight_std": config.weight_std,
+        "bias_std": config.bias_std,
+        "key": jr.key(0),
+    }
+    model = built.make(shape, k, **(options | chosen))
     x, n = jnp.concatenate([data.x_train, data.x_test]), len(data.x_train)
     network = limit(model)
     kernels = network.kernels(x)
@@ -226,7 +182,7 @@ def _accuracies(config: InfiniteWidthConfig, data: Dataset, architecture: str) -
     }
 
 
-def _table(found: xr.Dataset, config: InfiniteWidthConfig) -> RenderableType:
+def _table(config: InfiniteWidthConfig, found: xr.Dataset) -> RenderableType:
     table = Table(
         box=SIMPLE_HEAD,
         title=f"{config.dataset}, {config.n_train} images to train on, {config.n_test} to test on, "
@@ -250,3 +206,12 @@ def _table(found: xr.Dataset, config: InfiniteWidthConfig) -> RenderableType:
             *(f"{float(row[name]):.{1 if name == 'seconds' else 3}f}" for name in headings),
         )
     return table
+
+
+REPRODUCTION = Reproduction(
+    config=InfiniteWidthConfig,
+    inputs=_examples,
+    measure=_measured,
+    table=_table,
+    results="accuracies.nc",
+)

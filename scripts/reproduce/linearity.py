@@ -9,7 +9,6 @@ of 1 / alpha for alpha times a centered network (Chizat, Oyallon & Bach 2019).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -21,10 +20,8 @@ from rich.console import Console
 from rich.progress import track
 
 from corrections import hessian_norm, kappa, ntk, relative_change
-from scripts import fields, runtime
-from scripts.console import ready
 from scripts.reproduce.linearity_report import draw, table
-from scripts.run_folder import create_folder, write_config
+from scripts.reproduce.reproduction import Reproduction, RunConfig
 from scripts.slopes import FEWEST
 from solvers import MeanSquaredError, parameter_flow
 from zoo import ACTIVATIONS, centered, MLP, NTK, scaled, STANDARD, with_output
@@ -32,13 +29,10 @@ from zoo.common import checks
 
 
 @dataclass(frozen=True)
-class LinearityConfig:
+class LinearityConfig(RunConfig):
     """Measures how linear networks are, for many widths, and fits powers of the width."""
 
     name: str = "linearity"
-    """Name of the run, and of its folder under `out`."""
-    out: Path = Path("runs")
-    """Where runs are kept."""
     activation: str = "tanh"
     """Activation of the hidden layers: a smooth one."""
     widths: tuple[int, ...] = (32, 64, 128, 256, 512)
@@ -63,14 +57,11 @@ class LinearityConfig:
     """Length of training, in units of n / lambda_max of the kernel at the start."""
     rtol: float = 1e-5
     """Relative tolerance of the training."""
-    precision: runtime.Precision = "float64"
-    """Floating-point type of everything."""
 
     def check(self) -> None:
         """**Raises:** `ValueError` that names the field, what came and what was expected."""
-        fields.folder_name("name", self.name)
+        super().check()
         checks.choice("activation", self.activation, ACTIVATIONS)
-        checks.choice("precision", self.precision, ("float32", "float64"))
         for field in ("widths", "alphas"):
             checks.distinct(field, getattr(self, field))
             count = len(getattr(self, field))
@@ -128,48 +119,16 @@ def linearity(
     **Raises:** before any work, `ValueError` for a config that makes no sense, `FileExistsError`
     where the folder exists.
     """
-    config = LinearityConfig() if config is None else config
-    with runtime.precision(config.precision):
-        return execute(prepare(config), console=console)
+    return REPRODUCTION.run(config, console)
 
 
-@dataclass(frozen=True)
-class LinearityRun:
-    """A run that can start: its config is checked, its folder is made."""
-
-    config: LinearityConfig
-    folder: Path
-
-
-def prepare(config: LinearityConfig) -> LinearityRun:
-    """Checks all that can go wrong before work starts, and makes the folder of the run.
-
-    **Raises:** as `linearity`.
-    """
-    config.check()
-    folder = config.out / config.name
-    create_folder(folder)
-    return LinearityRun(config, folder)
-
-
-def execute(run: LinearityRun, *, console: Console | None = None) -> xr.Dataset:
-    """Measures every law; see `linearity`."""
-    console = ready(console)
-    write_config(run.folder, run.config)
-    found = _measured(run.config, console)
-    found.to_netcdf(run.folder / "linearity.nc", engine="h5netcdf")
-    console.print(table(found))
-    draw(found, run.folder / "linearity.png")
-    for name in ("linearity.nc", "config.json", "linearity.png"):
-        console.print(f"  {run.folder / name}", soft_wrap=True, highlight=False)
-    return found
-
-
-def _measured(config: LinearityConfig, console: Console) -> xr.Dataset:
+def _measured(
+    config: LinearityConfig, inputs: tuple[jax.Array, jax.Array], console: Console
+) -> xr.Dataset:
     sizes = {"width": sorted(config.widths), "alpha": sorted(config.alphas)}
     most = max(config.seeds, config.bottleneck_seeds)
     values = {law: np.full((len(sizes[law.abscissa]), most), np.nan) for law in LAWS}
-    x, y = examples(config)
+    x, y = inputs
     todo = [(law, i) for law in LAWS for i in range(len(sizes[law.abscissa]))]
     for law, i in track(todo, description="laws", console=console):
         for seed in range(getattr(config, law.seeds)):
@@ -265,4 +224,12 @@ LAWS = (
     Law("kappa", "NTK, two hidden layers", -0.5, _deep, _kappa),
     Law("kappa", "STANDARD, one hidden layer", -1.0, _shallow_standard, _kappa),
     Law("kernel change", "alpha (f - f_0)", -1.0, _scaled_centered, _kernel_change, "alpha"),
+)
+REPRODUCTION = Reproduction(
+    config=LinearityConfig,
+    inputs=examples,
+    measure=_measured,
+    table=lambda config, found: table(found),
+    results="linearity.nc",
+    figure=("linearity.png", lambda config, found, file: draw(found, file)),
 )

@@ -16,12 +16,9 @@ import numpy as np
 import xarray as xr
 
 from scripts.study import over_seeds
-from scripts.study.config import FROZEN, NETWORK
+from scripts.study.predictions import NETWORK, PAIRS
 from zoo import ACTIVATIONS
 
-ORDER_3, ORDER_4 = "order 3", "order 4"
-PAIRS = ((FROZEN, ORDER_3), (ORDER_3, ORDER_4))
-"""What each order of the hierarchy is compared with: the one below."""
 COMPUTED = "computed"
 """What a session's provenance calls the list of its cells."""
 GROUPING = ("architecture", "activation", "loss", "parameterization")
@@ -136,6 +133,11 @@ def completed(dataset: xr.Dataset) -> tuple[int, int]:
     """How many cells are finished, and of how many that are planned."""
     planned = dataset["planned"].astype(bool)
     return int((dataset["finished"].astype(bool) & planned).sum()), int(planned.sum())
+
+
+def has_classes(dataset: xr.Dataset) -> bool:
+    """Whether the targets are those of classes; else they are numbers."""
+    return bool(dataset["train_label"].notnull().all())
 
 
 def predictions(dataset: xr.Dataset) -> list[str]:

@@ -21,10 +21,13 @@ from corrections import (
     taylorize,
 )
 from corrections.operators.metric_coordinates import metric_norm
-from scripts.study.config import FROZEN, INFINITE, KERNEL_REGIME, Measure, NETWORK, StudyConfig
+from scripts.study.cells import Cell
+from scripts.study.config import KERNEL_REGIME, Measure, StudyConfig
+from scripts.study.examples import Examples
 from scripts.study.infinite import EnsembleCurves, InfiniteKernels, Limits, readout_fan_in
-from scripts.study.losses import loss_named
-from scripts.study.networks import Cell, draw, Network
+from scripts.study.losses import LOSSES
+from scripts.study.networks import draw, Network
+from scripts.study.predictions import Kind, Solve
 from solvers import gradient_flow, hierarchy_flow, parameter_flow, RESULTS, Trajectory
 from solvers.losses import LossFunction, mean_loss
 from zoo import Dataset, parameters
@@ -72,7 +75,7 @@ def compute(
     largest eigenvalue that cannot be found.
     """
     started("kernel")
-    network, loss = draw(config, data, cell), loss_named(cell.loss)
+    network, loss = draw(config, Examples.of(data), cell), LOSSES[cell.loss]
     x, y = data.x_train, data.y_train
     n, k = y.shape
     shown_at = shown_points(config, data)
@@ -98,13 +101,16 @@ def compute(
         )
     f0 = jax.vmap(network.model)(jnp.concatenate([x, data.x_test]))
     infinite = None
+    values: Values = {}
     if config.infinite_width:
         started("infinite width")
-        infinite = limits.kernels(cell)
+        found = limits.kernels(cell)
+        infinite = None if isinstance(found, str) else found
+        values["no_limit"] = np.asarray(found if infinite is None else "", dtype=object)
     problem = _Problem(
         data=data,
         network=network,
-        loss=loss,
+        loss=loss.function,
         ts=jnp.asarray(config.solved_times, y.dtype) / lambda_max,
         lambda_max=lambda_max,
         shown=shown,
@@ -114,18 +120,22 @@ def compute(
         infinite=infinite,
         in_kernel_regime=cell.parameterization in KERNEL_REGIME,
         shows_predicted_kernels=config.predicted_kernels,
-        tolerances={"rtol": config.rtol, "atol": config.atol, "throw": False},
+        tolerances={
+            "rtol": max(config.rtol, loss.least_tolerance),
+            "atol": max(config.atol, loss.least_tolerance),
+            "throw": False,
+        },
     )
-    values: Values = {"lambda_max": lambda_max, "spectrum": spectrum}
+    values |= {"lambda_max": lambda_max, "spectrum": spectrum}
     values |= _distances(problem)
     for name in config.measures:
         started(name)
         values |= _MEASURES[name](problem)
     rows = []
-    for name in config.solves:
-        started(name)
-        solved = _solve(problem, name)
-        rows.append(_unsolved(problem) if solved is None else _solved(problem, name, solved))
+    for solve in config.solves:
+        started(solve.name)
+        found = _SOLVERS[solve.kind](problem, solve)
+        rows.append(_unsolved(problem) if found is None else _solved(problem, solve, found))
     values |= {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     for part in ("train", "test"):
         logits = values[f"{part}_logits"]
@@ -176,8 +186,9 @@ def _distances(problem: _Problem) -> Values:
 def _infinite_kernel(problem: _Problem) -> Float[Array, "points n"]:
     """The limit's kernel on all points, of this width where it grows like the width."""
     assert problem.infinite is not None
-    width = float(readout_fan_in(problem.network.model))
-    kernel = problem.infinite.ntk * width**-problem.infinite.power
+    kernel, power = problem.infinite.ntk, problem.infinite.power
+    if power:
+        kernel = kernel * float(readout_fan_in(problem.network.model)) ** -power
     return jnp.asarray(kernel, problem.kernel.dtype)
 
 
@@ -237,42 +248,74 @@ _MEASURES: dict[Measure, Callable[[_Problem], Values]] = {
 }
 
 
-def _solve(problem: _Problem, name: str) -> Trajectory | None:
-    """The trajectory of one solve, or None where there is no such prediction."""
-    data, (model, metric) = problem.data, problem.network
-    x, y, n = data.x_train, data.y_train, len(data.y_train)
-    options = {"loss": problem.loss, **problem.tolerances}
-    points = jnp.concatenate([x, data.x_test])
-    is_small = len(points) * n * y.shape[1] ** 2 <= _LARGEST_KERNEL
-    if name == INFINITE and (problem.infinite is None or not problem.in_kernel_regime):
-        return None
-    if name == INFINITE or (name == FROZEN and is_small):
-        stored = (
-            _infinite_kernel(problem) if name == INFINITE else ntk(model, points, x, metric=metric)
-        )
-        return gradient_flow(
-            stored[:n],
-            y,
-            problem.ts,
-            f0=problem.f0[:n],
-            kernel_test=stored[n:],
-            f0_test=problem.f0[n:],
-            **options,
-        )
-    options |= {"x_test": data.x_test, "metric": metric}
+def _network(problem: _Problem, solve: Solve) -> Trajectory:
+    model, metric = problem.network
     pairs = (problem.shown, problem.shown)
-    if name == NETWORK:
-        return parameter_flow(model, x, y, problem.ts, kernel_pairs=pairs, **options)
-    order = 2 if name == FROZEN else int(name.split()[-1])
-    if not name.startswith("Taylor"):
-        pairs = pairs if problem.shows_predicted_kernels and order > 2 else None
-        return hierarchy_flow(model, x, y, problem.ts, order=order, kernel_pairs=pairs, **options)
-    taylor = taylorize(model, order)
-    options["metric"] = eqx.tree_at(lambda t: t.model, parameters(taylor), metric)
-    return parameter_flow(taylor, x, y, problem.ts, **options)
+    return parameter_flow(model, *_on(problem), kernel_pairs=pairs, **_options(problem, metric))
 
 
-def _solved(problem: _Problem, name: str, found: Trajectory) -> Values:
+def _limit(problem: _Problem, solve: Solve) -> Trajectory | None:
+    """None where no kernel of infinite width describes the training."""
+    if problem.infinite is None or not problem.in_kernel_regime:
+        return None
+    return _under_kernel(problem, _infinite_kernel(problem))
+
+
+def _hierarchy(problem: _Problem, solve: Solve) -> Trajectory:
+    data, (model, metric) = problem.data, problem.network
+    points = jnp.concatenate([data.x_train, data.x_test])
+    n, k = data.y_train.shape
+    if solve.keeps_its_kernel and len(points) * n * k**2 <= _LARGEST_KERNEL:
+        return _under_kernel(problem, ntk(model, points, data.x_train, metric=metric))
+    shows = problem.shows_predicted_kernels and solve.predicts_its_kernel
+    pairs = (problem.shown, problem.shown) if shows else None
+    options = _options(problem, metric)
+    return hierarchy_flow(model, *_on(problem), order=solve.order, kernel_pairs=pairs, **options)
+
+
+def _taylor(problem: _Problem, solve: Solve) -> Trajectory:
+    model, metric = problem.network
+    taylor = taylorize(model, solve.order)
+    metric = eqx.tree_at(lambda t: t.model, parameters(taylor), metric)
+    return parameter_flow(taylor, *_on(problem), **_options(problem, metric))
+
+
+_SOLVERS: dict[Kind, Callable[[_Problem, Solve], Trajectory | None]] = {
+    "network": _network,
+    "limit": _limit,
+    "hierarchy": _hierarchy,
+    "taylor": _taylor,
+}
+"""What gives the trajectory of a solve, or None where there is no such prediction."""
+
+
+def _on(problem: _Problem) -> tuple[Array, Array, Array]:
+    """Training points, their targets and the times of a flow."""
+    return problem.data.x_train, problem.data.y_train, problem.ts
+
+
+def _options(problem: _Problem, metric: Any) -> dict[str, Any]:
+    """Those that all flows of parameters share."""
+    x_test = problem.data.x_test
+    return {"loss": problem.loss, "x_test": x_test, "metric": metric, **problem.tolerances}
+
+
+def _under_kernel(problem: _Problem, kernel: Float[Array, "points n ..."]) -> Trajectory:
+    """The flow under a kernel that stays as it is, from the network's own outputs."""
+    n = len(problem.data.y_train)
+    return gradient_flow(
+        kernel[:n],
+        problem.data.y_train,
+        problem.ts,
+        f0=problem.f0[:n],
+        kernel_test=kernel[n:],
+        f0_test=problem.f0[n:],
+        loss=problem.loss,
+        **problem.tolerances,
+    )
+
+
+def _solved(problem: _Problem, solve: Solve, found: Trajectory) -> Values:
     """What is kept of a trajectory, over its times."""
     data = problem.data
     valid = np.asarray(found.valid)
@@ -282,12 +325,13 @@ def _solved(problem: _Problem, name: str, found: Trajectory) -> Values:
         ("train", found.train, data.y_train),
         ("test", found.test, data.y_test),
     ):
-        values, labels = np.asarray(logits), np.argmax(np.asarray(targets), axis=-1)
-        hits = np.mean(np.argmax(values, axis=-1) == labels, axis=-1)
+        values = np.asarray(logits)
         row[f"{part}_logits"] = values
         row[f"{part}_loss"] = np.asarray(_losses(problem.loss, logits, targets))
-        row[f"{part}_accuracy"] = np.where(valid, hits, np.nan)
-    row |= _kernel_rows(problem, name, found)
+        hits = np.argmax(values, axis=-1) == np.argmax(np.asarray(targets), axis=-1)
+        known = valid if data.classes else np.zeros_like(valid)
+        row[f"{part}_accuracy"] = np.where(known, np.mean(hits, axis=-1), np.nan)
+    row |= _kernel_rows(problem, solve, found)
     size = metric_norm(parameters(problem.network.model), problem.network.metric)
     row["parameter_change"] = (
         np.full(len(valid), np.nan)
@@ -302,13 +346,13 @@ def _solved(problem: _Problem, name: str, found: Trajectory) -> Values:
     return row
 
 
-def _kernel_rows(problem: _Problem, name: str, found: Trajectory) -> Values:
+def _kernel_rows(problem: _Problem, solve: Solve, found: Trajectory) -> Values:
     """How the kernel on the training points changes, and its mean over outputs on two of them."""
     count = len(found.ts)
-    start = _shown_infinite_kernel(problem) if name == INFINITE else problem.kernel
+    start = _shown_infinite_kernel(problem) if solve.kind == "limit" else problem.kernel
     if found.kernel is not None:
         kernels = np.asarray(found.kernel)
-    elif name in (FROZEN, INFINITE):
+    elif solve.keeps_its_kernel:
         kernels = np.broadcast_to(np.asarray(start), (count, *start.shape))
     else:
         return {
@@ -316,7 +360,7 @@ def _kernel_rows(problem: _Problem, name: str, found: Trajectory) -> Values:
             "two_point_kernel": np.full((count, 2, 2), np.nan),
         }
     change = np.linalg.norm((kernels - np.asarray(start)).reshape(count, -1), axis=1)
-    # The first two points that are shown are of different classes.
+    # The first two points that are shown are of different classes, where there are any.
     pair = np.einsum("tiaja->tij", kernels[:, :2, :, :2]) / start.shape[1]
     return {
         "kernel_change": change / float(np.linalg.norm(np.asarray(start).ravel())),
@@ -326,8 +370,10 @@ def _kernel_rows(problem: _Problem, name: str, found: Trajectory) -> Values:
 
 def shown_points(config: StudyConfig, data: Dataset) -> list[int]:
     """The training points that kernels are looked at on: the first of each class, the second of
-    each, and so on.
+    each, and so on; without classes, the first.
     """
+    if not data.classes:
+        return list(range(min(len(data.x_train), config.kernel_points)))
     labels = np.asarray(data.labels_train)
     rank = np.zeros(len(labels), int)
     for label in range(len(data.classes)):

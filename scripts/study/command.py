@@ -11,6 +11,7 @@ import tyro
 from scripts.study import plan
 from scripts.study.config import StudyConfig
 from scripts.study.config_file import from_file, preset
+from scripts.study.examples import by_name, Examples, outlined
 
 
 @dataclass(frozen=True)
@@ -35,25 +36,32 @@ class Parsed:
     """A study that was asked for.
 
     - `config`: checked, its budget too but for a dry run.
-    - `is_dry_run`: whether only its plan is wanted.
+    - `examples`: of a dry run, whose plan alone is wanted.
     """
 
     config: StudyConfig
-    is_dry_run: bool
+    examples: Examples | None = None
+
+    @property
+    def is_dry_run(self) -> bool:
+        """Whether only its plan is wanted."""
+        return self.examples is not None
 
     def dry_run(self) -> None:
         """Prints the cells of the study with what each is estimated to take."""
+        assert self.examples is not None
         from rich.console import Console
 
         from scripts.console import ready
 
-        ready(Console()).print(plan.table(self.config))
+        ready(Console()).print(plan.table(self.config, self.examples))
 
 
 def parse(arguments: Sequence[str]) -> Parsed:
     """The study that the arguments ask for.
 
-    **Raises:** `ValueError` for a preset, a file, a field or a budget that makes no sense;
+    **Raises:** `ValueError` for a preset, a file, a field or a budget that makes no sense; of a dry
+    run also for a file of examples, and `OSError` where it cannot be read;
     `SystemExit` where tyro has said what is wrong.
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -71,9 +79,25 @@ def parse(arguments: Sequence[str]) -> Parsed:
     )
     config = command.config
     config.check()
-    image = plan.image_of(config.dataset)
+    config.sources()
+    if command.dry_run:
+        return Parsed(config, _would_run(config))
+    examples = by_name(config)
     goes_on = (config.folder / "config.json").exists()
     # What goes on, or has examples of unknown size, is looked at once they have been read.
-    if image is not None and not goes_on and not command.dry_run:
-        plan.check_budget(config, plan.estimates(config, image), plan.device_count(config))
-    return Parsed(config, command.dry_run)
+    if examples is not None and not goes_on:
+        found, devices = plan.estimates(config, examples), plan.device_count(config)
+        plan.check_budget(config, found, devices, examples.outputs)
+    return Parsed(config)
+
+
+def _would_run(config: StudyConfig) -> Examples:
+    """The examples of a study, once all is checked that its run would refuse and that needs no
+    work.
+    """
+    examples = outlined(config)
+    if config.sources():
+        from scripts.study.networks import check_own
+
+        check_own(config, examples)
+    return examples

@@ -6,12 +6,21 @@ import json
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TYPE_CHECKING
 
-from scripts import fields
+from scripts import architectures, fields
+from scripts.architectures import Architecture, ARCHITECTURES
+from scripts.study import predictions
+from scripts.study.losses import LOSSES
+from scripts.study.predictions import Solve
 
-Architecture = Literal["MLP", "CNN", "WideResNet"]
-ARCHITECTURES: tuple[Architecture, ...] = ("MLP", "CNN", "WideResNet")
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    Function = Callable[..., Any]
+    Architectures = tuple[str | Function, ...] | Mapping[str, str | Function]
+else:
+    Architectures = tuple[str, ...]  # what a command line can say, and what others become
 DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10")
 ACTIVATIONS = (
     "relu",
@@ -29,11 +38,8 @@ ACTIVATIONS = (
     "identity",
 )
 PARAMETERIZATIONS = ("NTK", "STANDARD", "MEAN_FIELD", "MUP")
-LOSSES = ("cross_entropy", "mean_squared_error")
 Measure = Literal["kappa", "hessian_norm", "rates"]
 MEASURES: tuple[Measure, ...] = ("kappa", "hessian_norm", "rates")
-NETWORK = "network"
-FROZEN, INFINITE = "frozen NTK", "infinite NTK"
 KERNEL_REGIME = ("NTK", "STANDARD")
 """The parameterizations in which a kernel describes the training of infinitely wide networks; in
 the others it moves by O(1) at any width.
@@ -75,14 +81,15 @@ class StudyConfig:
     """Number of test images, spread over the classes."""
     data_seed: int = 0
     """Seed of the split of the data."""
-    architectures: tuple[Architecture, ...] = ARCHITECTURES
-    """Architectures to compare."""
+    architectures: Architectures = tuple(ARCHITECTURES)
+    """Architectures to compare: MLP, CNN, WideResNet, or functions of your own as module:function
+    or name=module:function (from Python a mapping of names to functions, too)."""
     depths: tuple[int, ...] = (2,)
-    """Numbers of hidden layers of MLP and CNN."""
+    """Numbers of hidden layers of MLP and CNN; depths of architectures of your own."""
     resnet_depths: tuple[int, ...] = (10,)
     """Depths of WideResNet, 6 n + 4."""
     widths: tuple[int, ...] = (32, 64, 128, 256)
-    """Widths of the hidden layers of MLP."""
+    """Widths of the hidden layers of MLP; widths of architectures of your own."""
     channels: tuple[int, ...] = (4, 8, 16, 32)
     """Widths of CNN: channels of its layers."""
     base_channels: tuple[int, ...] = (4, 6, 8, 12)
@@ -102,7 +109,7 @@ class StudyConfig:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds of the initial parameters."""
     losses: tuple[str, ...] = ("cross_entropy",)
-    """Losses: cross_entropy, mean_squared_error."""
+    """Losses: cross_entropy, mean_squared_error, brier, hinge."""
     orders: tuple[int, ...] = (2, 3, 4)
     """Orders of the kernel hierarchy to predict with; 2 is the frozen NTK."""
     taylor_orders: tuple[int, ...] = (1, 2, 3)
@@ -139,7 +146,10 @@ class StudyConfig:
     """Refuse a study that is estimated to take more memory (default: that of this machine)."""
 
     def __post_init__(self) -> None:
-        """Makes whole numbers in fields of floats floats: the same choice has one name."""
+        """Writes the same choice in one way: whole numbers in fields of floats as floats, functions
+        as what they are imported by.
+        """
+        object.__setattr__(self, "architectures", architectures.written(self.architectures))
         for field in dataclasses.fields(self):
             if field.type in _FLOATS:
                 object.__setattr__(self, field.name, _as_float(getattr(self, field.name)))
@@ -177,16 +187,22 @@ class StudyConfig:
         if not isinstance(self.dataset, str) or not self.dataset.endswith(".npz"):
             fields.choice("dataset", self.dataset, DATASETS)
         for field, choices in (
-            ("architectures", ARCHITECTURES),
             ("parameterizations", PARAMETERIZATIONS),
             ("activations", ACTIVATIONS),
             ("losses", LOSSES),
-            ("orders", (2, 3, 4)),
-            ("taylor_orders", (1, 2, 3)),
+            ("orders", predictions.orders("hierarchy")),
+            ("taylor_orders", predictions.orders("taylor")),
             ("measures", MEASURES),
         ):
             for value in getattr(self, field):
                 fields.choice(field, value, choices)
+        names = [one.name for one in self.networks]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(
+                    f"`architectures` is {self.architectures!r}, expected one {name!r}: "
+                    "'name=module:function' gives a function another name."
+                )
         fields.choice("cnn_readout", self.cnn_readout, ("flatten", "mean"))
         fields.choice("resnet_norm", self.resnet_norm, ("none", "layer", "group"))
         fields.choice("precision", self.precision, ("float32", "float64"))
@@ -214,13 +230,15 @@ class StudyConfig:
             )
 
     @property
-    def solves(self) -> tuple[str, ...]:
+    def solves(self) -> tuple[Solve, ...]:
         """The network, then its predictions."""
-        by_order = {2: FROZEN, 3: "order 3", 4: "order 4"}
-        names = [by_order[order] for order in sorted(self.orders)]
-        if self.infinite_width:
-            names.insert(1 if 2 in self.orders else 0, INFINITE)
-        return (NETWORK, *names, *(f"Taylor {order}" for order in sorted(self.taylor_orders)))
+        return tuple(solve for solve in predictions.SOLVES if self._asks_for(solve))
+
+    def _asks_for(self, solve: Solve) -> bool:
+        chosen = {"hierarchy": self.orders, "taylor": self.taylor_orders}
+        if solve.kind == "limit":
+            return self.infinite_width
+        return solve.kind == "network" or solve.order in chosen[solve.kind]
 
     @property
     def solved_times(self) -> tuple[float, ...]:
@@ -232,14 +250,37 @@ class StudyConfig:
         """Where this study is kept."""
         return Path(self.out) / (self.name or self._default_name())
 
-    def widths_of(self, architecture: str) -> tuple[int, ...]:
-        """The widths of "MLP", "CNN" or "WideResNet", increasing."""
-        fields_of = {"MLP": self.widths, "CNN": self.channels, "WideResNet": self.base_channels}
-        return tuple(sorted(fields_of[architecture]))
+    @property
+    def networks(self) -> tuple[Architecture, ...]:
+        """The architectures that `architectures` names."""
+        return tuple(architectures.named(entry) for entry in self.architectures)
+
+    def network(self, name: str) -> Architecture:
+        """The architecture of this name."""
+        return next(one for one in self.networks if one.name == name)
+
+    def widths_of(self, name: str) -> tuple[int, ...]:
+        """The widths of an architecture, increasing."""
+        return tuple(sorted(getattr(self, self.network(name).widths)))
+
+    def depths_of(self, name: str) -> tuple[int, ...]:
+        """The depths of an architecture."""
+        return getattr(self, self.network(name).depths)
 
     def choices(self) -> dict[str, Any]:
-        """The fields as JSON has them."""
-        return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
+        """The fields as JSON has them, with the `sources`.
+
+        **Raises:** as `sources`.
+        """
+        sources = self.sources()
+        return fields.choices(self) | ({"sources": sources} if sources else {})
+
+    def sources(self) -> dict[str, str]:
+        """Of each function of a user's own, a digest of the file that it stands in.
+
+        **Raises:** `ValueError` where there is no such function, or it takes other arguments.
+        """
+        return {one.name: one.source_digest() for one in self.networks if one.reference}
 
     def differences(self, other: dict[str, Any]) -> list[str]:
         """What is chosen otherwise in `other`, of the fields that change what is found."""
@@ -257,7 +298,7 @@ class StudyConfig:
         default = StudyConfig().choices()
         words = ["finite-width", "study"]
         for field, value in self.choices().items():
-            if field in _OF_THE_MACHINE or value == default[field]:
+            if field in (*_OF_THE_MACHINE, "sources") or value == default[field]:
                 continue
             flag = field.replace("_", "-")
             if isinstance(value, bool):
@@ -283,12 +324,6 @@ def _as_float(value: Any) -> Any:
         return tuple(_as_float(one) for one in value)
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     return float(value) if is_whole else value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple | list):
-        return [_plain(one) for one in value]
-    return str(value) if isinstance(value, Path) else value
 
 
 PRESETS: dict[str, StudyConfig] = {

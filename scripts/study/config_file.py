@@ -60,7 +60,8 @@ def preset(name: Any) -> StudyConfig:
 
 
 def _value(name: str, value: Any) -> Any:
-    if isinstance(getattr(StudyConfig, name, None), tuple) and not isinstance(value, list):
+    is_list = isinstance(value, list) or (name == "architectures" and isinstance(value, dict))
+    if isinstance(getattr(StudyConfig, name, None), tuple) and not is_list:
         raise ValueError(f"`{name}` is {value!r}, expected a list of values.")
     if isinstance(value, list):
         return tuple(value)

@@ -16,9 +16,11 @@ import numpy as np
 from filelock import FileLock
 from jaxtyping import Array, Float
 
+from scripts.study.cells import Cell
 from scripts.study.config import StudyConfig
-from scripts.study.losses import loss_named
-from scripts.study.networks import Cell, prototype
+from scripts.study.examples import Examples
+from scripts.study.losses import LOSSES
+from scripts.study.networks import prototype
 from solvers import ensemble, gradient_flow, Trajectory
 from solvers.losses import LossFunction
 from zoo import Dataset, limit, NoLimitError
@@ -66,17 +68,17 @@ class Limits:
         self._config, self._data, self._shared = config, data, shared
         self._found: dict[str, Any] = {}
 
-    def kernels(self, cell: Cell) -> InfiniteKernels | None:
-        """Those of the cell's family and parameterization; None where there is no limit."""
+    def kernels(self, cell: Cell) -> InfiniteKernels | str:
+        """Those of the cell's family and parameterization, or why there is no limit."""
         name = f"kernels {cell.family} {cell.parameterization}"
         found = self._once(name, lambda: _kernels(self._config, self._data, cell))
-        assert found is None or isinstance(found, InfiniteKernels)
+        assert isinstance(found, InfiniteKernels | str)
         return found
 
     def ensemble(self, cell: Cell) -> EnsembleCurves:
         """That of the cell's family, parameterization and loss, which have kernels."""
         kernels = self.kernels(cell)
-        assert kernels is not None
+        assert isinstance(kernels, InfiniteKernels)
         name = f"ensemble {cell.family} {cell.parameterization} {cell.loss}"
         found = self._once(name, lambda: _ensemble(self._config, self._data, cell.loss, kernels))
         assert isinstance(found, EnsembleCurves)
@@ -102,40 +104,43 @@ def readout_fan_in(model: eqx.Module) -> int:
     )
 
 
-def _kernels(config: StudyConfig, data: Dataset, cell: Cell) -> InfiniteKernels | None:
+def _kernels(config: StudyConfig, data: Dataset, cell: Cell) -> InfiniteKernels | str:
     points = jnp.concatenate([data.x_train, data.x_test])
     n = len(data.x_train)
     # The width drops out but for rounding: one for all, and all cells have the same bits.
-    width = config.widths_of(cell.family.kind)[0]
-    model = prototype(config, data, dataclasses.replace(cell, width=width))
+    width = config.widths_of(cell.family.architecture)[0]
+    model = prototype(config, Examples.of(data), dataclasses.replace(cell, width=width))
+    why = ""
     for power in (0, -1):  # -1: STANDARD's tangent kernel grows like the width
         try:
             found = limit(model, rate_power=power).kernels(points)
-        except NoLimitError:
+        except NoLimitError as error:
+            why = str(error).split(", expected")[0]
             continue
         nngp, ntk = np.asarray(found.nngp), np.asarray(found.ntk)
         largest = float(np.linalg.eigvalsh(ntk[:n, :n])[-1]) / n
         return InfiniteKernels(nngp, ntk[:, :n], power, largest)
-    return None
+    return why
 
 
 def _ensemble(
     config: StudyConfig, data: Dataset, loss_name: str, kernels: InfiniteKernels
 ) -> EnsembleCurves:
     k = data.y_train.shape[1]
-    loss = loss_named(loss_name)
+    chosen = LOSSES[loss_name]
+    loss = chosen.function
     dtype = data.x_train.dtype
     nngp, ntk = jnp.asarray(kernels.nngp, dtype), jnp.asarray(kernels.ntk, dtype)
     ts = jnp.asarray(config.solved_times, dtype) / kernels.lambda_max
     values, vectors = jnp.linalg.eigh(nngp)
     root = vectors * jnp.sqrt(jnp.maximum(values, 0))[None]
     draws = root @ jr.normal(jr.key(0), (DRAWS, len(nngp), k), dtype)
-    flows = _flows(ntk, data.y_train, ts, draws, loss)
+    flows = _flows(ntk, data.y_train, ts, draws, loss, chosen.least_tolerance)
     train_losses = np.asarray(_losses(loss, flows.train, data.y_train))  # (draws, t)
     test = np.asarray(flows.test)
     mean, std = test.mean(axis=0), test.std(axis=0, ddof=1)
     loss_mean, loss_std = train_losses.mean(axis=0), train_losses.std(axis=0, ddof=1)
-    if loss_name == "mean_squared_error":  # which has a closed form
+    if chosen.has_closed_form:
         exact = ensemble(
             lambda a, b: nngp,
             lambda a, b: ntk,
@@ -162,6 +167,7 @@ def _flows(
     ts: Float[Array, " t"],
     draws: Float[Array, "draws points k"],
     loss: LossFunction,
+    least_tolerance: float,
 ) -> Trajectory:
     n = len(y)
 
@@ -175,8 +181,8 @@ def _flows(
             kernel_test=ntk[n:],
             f0_test=f0[n:],
             solver=diffrax.Tsit5(),
-            rtol=1e-5,
-            atol=1e-7,
+            rtol=max(1e-5, least_tolerance),
+            atol=max(1e-7, least_tolerance),
             throw=False,
         )
 

@@ -1,110 +1,28 @@
-"""The networks of a study: which there are, and how each is made."""
+"""The networks of a study: how each is made."""
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import numpy as np
+from jaxtyping import Array
 
+from corrections.parameters import check_outputs
 from scripts import runtime
+from scripts.study.cells import Cell, families
 from scripts.study.config import StudyConfig
+from scripts.study.examples import Examples
 from zoo import (
     astype,
-    CNN,
-    Dataset,
     learning_rates,
-    MLP,
     NTK,
+    Parameterization,
     PARAMETERIZATIONS,
+    ParameterizedLayer,
+    parameters,
     reparameterize,
-    WideResNet,
 )
-
-
-@dataclass(frozen=True)
-class Family:
-    """Networks that differ in parameterization, width and seed."""
-
-    kind: str
-    """MLP, CNN or WideResNet."""
-    depth: int
-    activation: str
-
-    @property
-    def label(self) -> str:
-        """The name in the results: of MLP and CNN the number counts hidden layers."""
-        return f"{self.kind}-{self.depth}"
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One network of a study, trained with one loss."""
-
-    family: Family
-    loss: str
-    parameterization: str
-    width: int
-    seed: int
-
-    @property
-    def at(self) -> dict[str, Any]:
-        """Where it stands in the results."""
-        return {
-            "architecture": self.family.label,
-            "activation": self.family.activation,
-            "loss": self.loss,
-            "parameterization": self.parameterization,
-            "width": self.width,
-            "seed": self.seed,
-        }
-
-    def __str__(self) -> str:
-        return " ".join(
-            [
-                self.family.label,
-                self.family.activation,
-                self.loss,
-                self.parameterization,
-                f"width {self.width}",
-                f"seed {self.seed}",
-            ]
-        )
-
-
-def families(config: StudyConfig) -> list[Family]:
-    """All families of a study."""
-    return [
-        Family(kind, depth, activation)
-        for kind in config.architectures
-        for depth in (config.resnet_depths if kind == "WideResNet" else config.depths)
-        for activation in config.activations
-    ]
-
-
-def groups(config: StudyConfig) -> list[list[Cell]]:
-    """All cells, those together that share their compiled programs.
-
-    The groups of a family start with different parameterizations, so that devices that compute
-    them at once do not wait for the same kernel of infinite width.
-    """
-    return [
-        [
-            Cell(family, loss, parameterization, width, seed)
-            for loss in config.losses
-            for seed in config.seeds
-            for parameterization in _rotated(config.parameterizations, i)
-        ]
-        for family in families(config)
-        for i, width in enumerate(config.widths_of(family.kind))
-    ]
-
-
-def _rotated(names: tuple[str, ...], by: int) -> tuple[str, ...]:
-    by %= len(names)
-    return names[by:] + names[:by]
 
 
 class Network(NamedTuple):
@@ -119,37 +37,75 @@ class Network(NamedTuple):
     metric: Any
 
 
-def draw(config: StudyConfig, data: Dataset, cell: Cell) -> Network:
+def draw(config: StudyConfig, examples: Examples, cell: Cell) -> Network:
     """Makes the network of a cell: drawn in float32, so that it is the same in both precisions."""
-    own = PARAMETERIZATIONS[cell.parameterization]
+    dtype = jnp.result_type(float)
     with runtime.single_precision():
-        drawn = _module(config, data, cell)
-    model = reparameterize(astype(drawn, data.x_train.dtype), NTK)
-    rates = learning_rates(model, equivalent_to=own)
-    dtype = data.x_train.dtype
+        drawn = _module(config, examples, cell)
+    model = reparameterize(astype(drawn, dtype), NTK)
+    rates = _rates(model, PARAMETERIZATIONS[cell.parameterization])
     return Network(model, jax.tree.map(lambda rate: jnp.asarray(rate, dtype), rates))
 
 
-def prototype(config: StudyConfig, data: Dataset, cell: Cell) -> Any:
+def prototype(config: StudyConfig, examples: Examples, cell: Cell) -> Any:
     """The network in its own parameterization, of shapes without numbers: what `limit` asks."""
-    return eqx.filter_eval_shape(lambda: _module(config, data, cell))
+    return eqx.filter_eval_shape(lambda: _module(config, examples, cell))
 
 
-def _module(config: StudyConfig, data: Dataset, cell: Cell) -> Any:
-    shape, outputs = data.x_train.shape[1:], data.y_train.shape[1]
-    family = cell.family
-    options: dict[str, Any] = {
-        "depth": family.depth,
-        "activation": family.activation,
-        "parameterization": PARAMETERIZATIONS[cell.parameterization],
-        "weight_std": config.weight_std,
-        "bias_std": config.bias_std or None,
-        "key": jr.fold_in(jr.key(cell.seed), cell.width),
-    }
-    if family.kind == "MLP":
-        return MLP(int(np.prod(shape)), outputs, width=cell.width, **options)
-    if family.kind == "CNN":
-        readout = config.cnn_readout
-        return CNN(shape, outputs, channels=cell.width, readout=readout, **options)
-    norm = None if config.resnet_norm == "none" else config.resnet_norm
-    return WideResNet(shape, outputs, base_channels=cell.width, norm=norm, **options)
+def check_own(config: StudyConfig, examples: Examples) -> None:
+    """Builds the smallest networks of a user's architectures, without numbers.
+
+    **Raises:** `ValueError` that names `architectures` where one cannot be built or trained, or
+    does not give the outputs of the data set.
+    """
+    batch = jax.ShapeDtypeStruct((1, *examples.shape), jnp.result_type(float))
+    expected = (examples.outputs,)
+    for family in families(config):
+        own = config.network(family.architecture).reference
+        width = config.widths_of(family.architecture)[0]
+        for parameterization in config.parameterizations if own else ():
+            cell = Cell(family, config.losses[0], parameterization, width, config.seeds[0])
+            try:
+                shape = eqx.filter_eval_shape(_outputs_of, config, examples, cell, batch)
+            except Exception as error:  # whatever the function does
+                raise ValueError(
+                    f"`architectures` has {own}, which makes no network that can be studied "
+                    f"({cell}: {type(error).__name__}: {error}), expected a model with outputs "
+                    f"{expected} for an example {examples.shape}."
+                ) from error
+            if shape != expected:
+                raise ValueError(
+                    f"`architectures` has {own}, whose model gives outputs {shape} for an example "
+                    f"{examples.shape} ({cell}), expected {expected}."
+                )
+
+
+def _outputs_of(config: StudyConfig, examples: Examples, cell: Cell, x: Array) -> tuple[int, ...]:
+    """The shape of an example's outputs, for a network that can be differentiated as flows do."""
+    model = _module(config, examples, cell)
+    _rates(model, PARAMETERIZATIONS[cell.parameterization])
+    return check_outputs(model, "x_train", x, forward_mode=True).shape
+
+
+def _rates(model: Any, own: Parameterization) -> Any:
+    """The learning rates in its own parameterization: 1 where no layer of the model has one."""
+    nodes = jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, ParameterizedLayer))
+    if any(isinstance(node, ParameterizedLayer) for node in nodes):
+        return learning_rates(model, equivalent_to=own)
+    return jax.tree.map(lambda _: 1.0, parameters(model))
+
+
+def _module(config: StudyConfig, examples: Examples, cell: Cell) -> Any:
+    architecture = config.network(cell.family.architecture)
+    values = {name: getattr(config, field) for field, name in architecture.options}
+    return architecture.make(
+        examples.shape,
+        examples.outputs,
+        width=cell.width,
+        depth=cell.family.depth,
+        activation=cell.family.activation,
+        parameterization=PARAMETERIZATIONS[cell.parameterization],
+        key=jr.fold_in(jr.key(cell.seed), cell.width),
+        # What a config leaves out has a word, or the number 0, there.
+        **{name: None if value in ("none", 0.0) else value for name, value in values.items()},
+    )

@@ -12,30 +12,29 @@ import itertools
 import os
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from scripts.study.config import FROZEN, INFINITE, NETWORK, StudyConfig
+from scripts.architectures import Layer
+from scripts.study.cells import Cell, families
+from scripts.study.config import StudyConfig
+from scripts.study.examples import Examples
+from scripts.study.predictions import Cost
 
-if TYPE_CHECKING:
-    from scripts.study.networks import Cell
-
-_COMPILE = {
-    "dense": {"start": 2.0, NETWORK: 1.2, 3: 2.0, 4: 2.5, "Taylor 1": 1.3, "Taylor 2": 2.0},
-    "conv": {"start": 2.5, NETWORK: 1.7, 3: 2.6, 4: 3.2, "Taylor 1": 1.4, "Taylor 2": 2.4},
+_START = Cost(2.0, 2.5)
+"""What every network costs before anything is solved."""
+_MEASURES = {
+    "kappa": Cost(1.6, 3.0, 2000),
+    "hessian_norm": Cost(0.8, 1.4, 1000),
+    "rates": Cost(0.8, 1.3),
 }
-"""Seconds a layer."""
-_COMPILE["dense"] |= {"Taylor 3": 2.3, "kappa": 1.6, "hessian_norm": 0.8, "rates": 0.8}
-_COMPILE["conv"] |= {"Taylor 3": 4.2, "kappa": 3.0, "hessian_norm": 1.4, "rates": 1.3}
-_KERNEL_COMPILE = {"dense": 1.0, "conv": 1.5}
-"""The same for each solve that shows its kernel."""
+"""Of these the gradients are those of the whole measure."""
+_KERNEL = Cost(1.0, 1.5)
+"""That of each kernel which is shown, beside its solve's."""
 _FAST = 0.6
-"""Of these with fast compilation."""
-_GRADIENTS = {NETWORK: 1.0, 3: 3.0, 4: 5.5, "Taylor 1": 2.0, "Taylor 2": 4.5, "Taylor 3": 11.0}
-"""Cost of a right-hand side in gradients of the training loss."""
+"""Of the seconds of compilation, with fast compilation."""
 _VELOCITIES = 350
 """Right-hand sides of a solve."""
 _RATE = {"float64": 8e9, "float32": 16e9}
@@ -51,6 +50,7 @@ class Estimate:
     """What the networks of one family and width take together.
 
     - `label`, `activation`, `width`: of the networks.
+    - `field`: of the study, that says the width.
     - `cells`: how many there are.
     - `compile_s`, `cell_s`: seconds of compilation, and of each network then.
     - `gib`: memory while one is computed.
@@ -59,6 +59,7 @@ class Estimate:
     label: str
     activation: str
     width: int
+    field: str
     cells: int
     compile_s: float
     cell_s: float
@@ -70,44 +71,31 @@ class Estimate:
         return self.compile_s + self.cells * self.cell_s
 
 
-def estimates(config: StudyConfig, image: tuple[int, int, int] = (1, 8, 8)) -> list[Estimate]:
-    """An estimate for each family and width.
-
-    **Arguments:**
-
-    - `config`: the study.
-    - `image`: channels, height and width of an example.
-    """
+def estimates(config: StudyConfig, examples: Examples) -> list[Estimate]:
+    """An estimate for each family and width."""
     cells = len(config.losses) * len(config.seeds) * len(config.parameterizations)
     found = []
-    for kind in config.architectures:
-        for depth in config.resnet_depths if kind == "WideResNet" else config.depths:
-            for activation in config.activations:
-                for width in config.widths_of(kind):
-                    layers = _layers(kind, depth, width, image, len(config.classes))
-                    found.append(
-                        Estimate(
-                            label=f"{kind}-{depth}",
-                            activation=activation,
-                            width=width,
-                            cells=cells,
-                            compile_s=_compile_seconds(config, layers),
-                            cell_s=_cell_seconds(config, layers),
-                            gib=_gib(config, layers),
-                        )
-                    )
+    for family in families(config):
+        architecture = config.network(family.architecture)
+        for width in config.widths_of(family.architecture):
+            size = {"width": width, "depth": family.depth, "activation": family.activation}
+            layers = architecture.costs(examples.shape, examples.outputs, **size)
+            found.append(
+                Estimate(
+                    label=family.label,
+                    activation=family.activation,
+                    width=width,
+                    field=architecture.widths,
+                    cells=cells,
+                    compile_s=_compile_seconds(config, layers),
+                    cell_s=_cell_seconds(config, layers, examples.outputs),
+                    gib=_gib(config, layers, examples.outputs),
+                )
+            )
     return found
 
 
-def image_of(dataset: str) -> tuple[int, int, int] | None:
-    """Channels, height and width of the examples of a data set by its name; None of a file, whose
-    examples are not known before it is read.
-    """
-    known = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion-mnist": (1, 28, 28)}
-    return known.get(dataset, (3, 32, 32) if dataset == "cifar10" else None)
-
-
-def of_cells(found: list[Estimate], groups: "list[list[Cell]]") -> list[Estimate]:
+def of_cells(found: list[Estimate], groups: list[list[Cell]]) -> list[Estimate]:
     """The estimates of these cells alone."""
     cells = itertools.chain.from_iterable(groups)
     counts = Counter((cell.family.label, cell.family.activation, cell.width) for cell in cells)
@@ -134,24 +122,20 @@ def peak_gib(found: list[Estimate], devices: int) -> float:
     return sum(sorted((one.gib for one in found), reverse=True)[:devices])
 
 
-def results_gib(config: StudyConfig) -> float:
+def results_gib(config: StudyConfig, outputs: int) -> float:
     """Memory that the results take, a copy of them among it while they are written."""
-    widths = {width for kind in config.architectures for width in config.widths_of(kind)}
-    families = sum(
-        len(config.resnet_depths if kind == "WideResNet" else config.depths)
-        for kind in config.architectures
-    )
-    cells = families * len(config.activations) * len(config.losses) * len(config.parameterizations)
+    own = families(config)
+    widths = {width for family in own for width in config.widths_of(family.architecture)}
+    cells = len(own) * len(config.losses) * len(config.parameterizations)
     cells *= len(widths) * len(config.seeds)
-    a_time = (config.n_train + config.n_test) * len(config.classes) + 12
+    a_time = (config.n_train + config.n_test) * outputs + 12
     numbers = len(config.solves) * len(config.solved_times) * a_time
     return 2 * 8 * cells * numbers / 2**30
 
 
-def table(config: StudyConfig) -> RenderableType:
+def table(config: StudyConfig, examples: Examples) -> RenderableType:
     """What a study would compute, and what exceeds its budget."""
-    image = image_of(config.dataset)
-    found, devices = estimates(config, image or (3, 32, 32)), device_count(config)
+    found, devices = estimates(config, examples), device_count(config)
     limit = config.budget_gib if config.budget_gib is not None else machine_gib()
     rows = Table(box=SIMPLE_HEAD)
     for name in ("networks", "activation", "width", "cells", "minutes", "GiB", ""):
@@ -168,7 +152,7 @@ def table(config: StudyConfig) -> RenderableType:
             "over budget" if over else "",
         )
     minutes = total_minutes(found, devices)
-    together = peak_gib(found, devices) + results_gib(config)
+    together = peak_gib(found, devices) + results_gib(config, examples.outputs)
     cells = sum(one.cells for one in found)
     of_cells = ", ".join(
         f"{len(values)} {name}"
@@ -183,8 +167,6 @@ def table(config: StudyConfig) -> RenderableType:
         f"{minutes:.0f} minutes on {devices} devices, {together:.1f} GiB, to a factor of two or "
         "three; of a CPU with two cores, nothing compiled yet."
     )
-    if image is None:
-        said += " Its examples are taken to be images of 3 x 32 x 32."
     if limit is not None and together > limit:
         said += f" This exceeds the {limit:.3g} GiB that there are."
     if config.budget_minutes is not None and minutes > config.budget_minutes:
@@ -200,16 +182,14 @@ def machine_gib() -> float | None:
         return None
 
 
-def check_budget(config: StudyConfig, found: list[Estimate], devices: int) -> None:
+def check_budget(config: StudyConfig, found: list[Estimate], devices: int, outputs: int) -> None:
     """**Raises:** `ValueError` where these cells are estimated to exceed the study's budget; it
     names the field that makes it so, and what fits.
     """
     limit = config.budget_gib if config.budget_gib is not None else machine_gib()
     said = "`budget_gib` is" if config.budget_gib is not None else "this machine has"
-    field_of = {"MLP": "widths", "CNN": "channels", "WideResNet": "base_channels"}
     for one in found:
         if limit is not None and one.gib > limit:
-            field = field_of[one.label.split("-")[0]]
             fitting = [
                 str(other.width)
                 for other in found
@@ -218,12 +198,13 @@ def check_budget(config: StudyConfig, found: list[Estimate], devices: int) -> No
             ]
             fit = f"one of {', '.join(fitting)}, which fit" if fitting else "smaller ones"
             raise ValueError(
-                f"`{field}` holds {one.width}: {one.label} is estimated to take {one.gib:.1f} GiB "
-                f"then, and {said} {limit:.3g}, expected {fit}."
+                f"`{one.field}` holds {one.width}: {one.label} is estimated to take {one.gib:.1f} "
+                f"GiB then, and {said} {limit:.3g}, expected {fit}."
             )
-    together = peak_gib(found, devices) + results_gib(config)
+    results = results_gib(config, outputs)
+    together = peak_gib(found, devices) + results
     if limit is not None and found and together > limit:
-        fewer = [n for n in range(1, devices) if peak_gib(found, n) + results_gib(config) <= limit]
+        fewer = [n for n in range(1, devices) if peak_gib(found, n) + results <= limit]
         fit = f"`devices` of at most {max(fewer)}" if fewer else "fewer cells or times"
         raise ValueError(
             f"`devices` is {devices}: that many networks at once, with the results, are estimated "
@@ -242,81 +223,33 @@ def check_budget(config: StudyConfig, found: list[Estimate], devices: int) -> No
         )
 
 
-@dataclass(frozen=True)
-class _Layer:
-    kind: str
-    parameters: int
-    positions: int
-    outputs: int
-    """Channels it gives."""
-
-
-def _layers(
-    kind: str, depth: int, width: int, image: tuple[int, int, int], outputs: int
-) -> list[_Layer]:
-    channels, height, across = image
-    if kind == "MLP":
-        sizes = [channels * height * across, *[width] * depth, outputs]
-        pairs = itertools.pairwise(sizes)
-        return [_Layer("dense", a * b, 1, b) for a, b in pairs]
-    positions = height * across
-    if kind == "CNN":
-        sizes = [channels, *[width] * depth]
-        pairs = itertools.pairwise(sizes)
-        convolutions = [_Layer("conv", 9 * a * b, positions, b) for a, b in pairs]
-        return [*convolutions, _Layer("dense", width * positions * outputs, 1, outputs)]
-    found = [_Layer("conv", 9 * channels * width, positions, width)]
-    before = width
-    for group in range(3):
-        after = width * 2**group
-        if group:
-            positions = max(1, positions // 4)
-        for _ in range((depth - 4) // 6):
-            found.append(_Layer("conv", 9 * before * after, positions, after))
-            found.append(_Layer("conv", 9 * after * after, positions, after))
-            if before != after:
-                found.append(_Layer("conv", before * after, positions, after))
-            before = after
-    return [*found, _Layer("dense", before * outputs, 1, outputs)]
-
-
-def _programs(config: StudyConfig) -> list[str | int]:
-    """What is compiled, beside what is shared by all."""
-    solves = [name for name in config.solves if name not in (FROZEN, INFINITE)]
-    named = [int(name[-1]) if name.startswith("order") else name for name in solves]
-    return ["start", *named, *config.measures]
-
-
-def _compile_seconds(config: StudyConfig, layers: list[_Layer]) -> float:
-    programs = _programs(config)
-    with_kernels = 1 + config.predicted_kernels * sum(order > 2 for order in config.orders)
-    seconds = 15 + sum(
-        with_kernels * _KERNEL_COMPILE[layer.kind]
-        + sum(_COMPILE[layer.kind][name] for name in programs)
-        for layer in layers
-    )
+def _compile_seconds(config: StudyConfig, layers: list[Layer]) -> float:
+    shown = config.predicted_kernels * sum(solve.predicts_its_kernel for solve in config.solves)
+    costs = [_START, *(solve.cost for solve in config.solves), *[_KERNEL] * (1 + shown)]
+    costs += [_MEASURES[name] for name in config.measures]
+    seconds = 15 + sum(getattr(cost, layer.kind) for layer in layers for cost in costs)
     return seconds * (_FAST if config.fast_compilation else 1)
 
 
-def _cell_seconds(config: StudyConfig, layers: list[_Layer]) -> float:
+def _cell_seconds(config: StudyConfig, layers: list[Layer], outputs: int) -> float:
     products = sum(layer.parameters * layer.positions for layer in layers)
     points = config.n_train
-    gradients = sum(_GRADIENTS.get(name, 0.0) * _VELOCITIES for name in _programs(config))
-    gradients += 2000 * ("kappa" in config.measures) + 1000 * ("hessian_norm" in config.measures)
+    gradients = _VELOCITIES * sum(solve.cost.gradients for solve in config.solves)
+    gradients += sum(_MEASURES[name].gradients for name in config.measures)
     slower = 2 if config.fast_compilation else 1
-    count = min(config.n_train, config.kernel_points) * len(config.classes)
+    count = min(config.n_train, config.kernel_points) * outputs
     kernels = 4.0 * count * sum(layer.parameters for layer in layers) * len(config.solved_times)
     operations = 6.0 * products * points * gradients + kernels * count
     return 0.5 + slower * operations / _RATE[config.precision]
 
 
-def _gib(config: StudyConfig, layers: list[_Layer]) -> float:
+def _gib(config: StudyConfig, layers: list[Layer], outputs: int) -> float:
     size = 8 if config.precision == "float64" else 4
     parameters = sum(layer.parameters for layer in layers)
     values = sum(layer.positions * layer.outputs for layer in layers)
     highest = max([*config.orders, *[order + 1 for order in config.taylor_orders], 2])
     points = config.n_train + config.n_test
     states = 12 * (highest - 1) * parameters  # stages and steps of the solver
-    passes = 40 * points * values * len(config.classes)
-    kernel = (points * len(config.classes)) * config.n_train * len(config.classes)
+    passes = 40 * points * values * outputs
+    kernel = points * config.n_train * outputs**2
     return _BASE_GIB + size * (states + passes + 3 * kernel) / 2**30

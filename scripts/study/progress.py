@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Column
 
+from scripts.study.cells import Cell
 from scripts.study.config import StudyConfig
-from scripts.study.networks import Cell
 
 
 class Meter:

@@ -13,9 +13,10 @@ import numpy as np
 import xarray as xr
 
 from scripts.run_folder import encoded, write_whole
-from scripts.study.config import NETWORK, of_results, StudyConfig
+from scripts.study.cells import families
+from scripts.study.config import of_results, StudyConfig
 from scripts.study.config_file import from_choices
-from scripts.study.networks import families
+from scripts.study.predictions import NETWORK
 from zoo import Dataset
 
 FILE = "results.nc"
@@ -94,21 +95,25 @@ _OF_LIMITS: dict[str, tuple[tuple[str, ...], str, str]] = {
         "loss",
     ),
 }
+_IN_WORDS: dict[str, tuple[tuple[str, ...], str]] = {
+    "outcome": ((*CELL, "solve"), "why a solve stopped early; empty where it did not"),
+    "no_limit": (_LIMIT, "why there is no kernel of infinite width; empty where there is"),
+}
 _DIMS: dict[str, tuple[str, ...]] = {
     **{name: (*CELL, *dims) for name, (dims, *_) in _PER_CELL.items()},
     **{name: dims for name, (dims, *_) in _OF_LIMITS.items()},
-    "outcome": (*CELL, "solve"),
+    **{name: dims for name, (dims, _) in _IN_WORDS.items()},
     "planned": CELL,
     "finished": CELL,
     "train_label": ("train_point",),
     "test_label": ("test_point",),
 }
 """The axes of every variable."""
-_OF_CELLS = (*_PER_CELL, *_OF_LIMITS, "outcome")
+_OF_CELLS = (*_PER_CELL, *_OF_LIMITS, *_IN_WORDS)
 """What is found about a cell."""
 _NAMES, _NUMBERS, _MARKS = "OTU", "iuf", "biu"
 """Kinds of NumPy's types: words, numbers, and what is true or false, as files have them."""
-_KINDS = {"outcome": _NAMES, "planned": _MARKS, "finished": _MARKS}
+_KINDS = {**dict.fromkeys(_IN_WORDS, _NAMES), "planned": _MARKS, "finished": _MARKS}
 _NAMED_AXES = ("architecture", "activation", "loss", "parameterization", "solve")
 _REPORTED = ("dataset", "n_train", "n_test", "reference_time", "tolerance")
 """The choices that a report cannot do without."""
@@ -123,13 +128,13 @@ def empty(config: StudyConfig, data: Dataset) -> xr.Dataset:
         "activation": list(config.activations),
         "loss": list(config.losses),
         "parameterization": list(config.parameterizations),
-        "width": sorted({w for family in own for w in config.widths_of(family.kind)}),
+        "width": sorted({w for family in own for w in config.widths_of(family.architecture)}),
         "seed": list(config.seeds),
-        "solve": list(config.solves),
+        "solve": [solve.name for solve in config.solves],
         "time": list(config.solved_times),
         "train_point": np.arange(n),
         "test_point": np.arange(len(data.x_test)),
-        "output": list(data.classes),
+        "output": list(data.classes) or list(range(k)),
         "mode": np.arange(min(n, config.kernel_points) * k),
         "row": [0, 1],
         "column": [0, 1],
@@ -143,14 +148,17 @@ def empty(config: StudyConfig, data: Dataset) -> xr.Dataset:
         name: blank(_DIMS[name], np.nan, long_name=what, units=unit)
         for name, (_, what, unit) in (_PER_CELL | _OF_LIMITS).items()
     }
-    variables["outcome"] = blank(
-        _DIMS["outcome"], "", long_name="why a solve stopped early; empty where it did not"
-    ).astype(object)
+    for name, (dims, what) in _IN_WORDS.items():
+        variables[name] = blank(dims, "", long_name=what).astype(object)
     for name, what in (("planned", "is part of the study"), ("finished", "was computed")):
         variables[name] = blank(CELL, False, long_name=f"whether the cell {what}")
     for part, labels in (("train", data.labels_train), ("test", data.labels_test)):
-        classes = np.asarray(data.classes)[np.asarray(labels)]
-        variables[f"{part}_label"] = xr.Variable((f"{part}_point",), classes)
+        points = (f"{part}_point",)
+        variables[f"{part}_label"] = (
+            blank(points, np.nan)
+            if labels is None
+            else xr.Variable(points, np.asarray(data.classes)[np.asarray(labels)])
+        )
     attrs = {
         "title": f"finite-width study of {config.dataset}",
         "network": NETWORK,
@@ -162,7 +170,7 @@ def empty(config: StudyConfig, data: Dataset) -> xr.Dataset:
     dataset = xr.Dataset(variables, coords=coords, attrs=attrs)
     dataset["time"].attrs = {"long_name": "time of gradient flow", "units": "1 / lambda_max"}
     for family in own:
-        at = {"architecture": family.label, "width": list(config.widths_of(family.kind))}
+        at = {"architecture": family.label, "width": list(config.widths_of(family.architecture))}
         dataset["planned"].loc[at] = True
     return dataset
 
@@ -234,7 +242,7 @@ def write(folder: Path, dataset: xr.Dataset) -> None:
 
     **Raises:** `OSError` where there is no room or no permission; the former file is untouched.
     """
-    of_fixed_width = dataset.assign(outcome=dataset["outcome"].astype(str))
+    of_fixed_width = dataset.assign(in_words(dataset, str))
     # HDF5 takes the process with it where there is no room: it writes elsewhere, where there is.
     with tempfile.TemporaryDirectory() as elsewhere:
         needed = 2 * dataset.nbytes + 2**20
@@ -262,7 +270,14 @@ def read(folder: Path) -> xr.Dataset:
         _check(found)
     except Exception as error:  # whatever HDF5 makes of a damaged file
         raise _unreadable(folder, error) from error
-    return found.assign(outcome=found["outcome"].astype(object))
+    return found.assign(in_words(found, object))
+
+
+def in_words(values: Mapping[Any, Any], dtype: type) -> dict[str, Any]:
+    """What is said in words among these values: of fixed width (str), as files have it, or not
+    (object).
+    """
+    return {name: values[name].astype(dtype) for name in _IN_WORDS if name in values}
 
 
 def _unreadable(folder: Path, why: object) -> ValueError:

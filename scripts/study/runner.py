@@ -14,22 +14,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xarray as xr
 from rich.console import Console
 
 from scripts import runtime
 from scripts.console import ready
 from scripts.run_folder import only_run_in, write_text
-from scripts.study import plan, report
+from scripts.study import examples, plan, report
 from scripts.study.analysis import completed, COMPUTED
+from scripts.study.cells import Cell, groups
 from scripts.study.config import StudyConfig
-from scripts.study.networks import Cell, groups
+from scripts.study.examples import Examples
+from scripts.study.networks import check_own
 from scripts.study.progress import Meter
 from scripts.study.report.summary import as_text, summary
 from scripts.study.storage import ASIDE, begin, check_same, LOG, Store
 from scripts.study.workers import Outcome, Worker, worker_count, workers
-from zoo import Dataset, load
+from zoo import Dataset
 from zoo.common import checks
 
 _LOGGER = logging.getLogger("scripts.study")
@@ -83,40 +84,22 @@ def prepare(config: StudyConfig) -> Study:
     run is in it; `OSError` where it cannot be written.
     """
     config.check()
+    config.sources()
     check_same(config.folder, config)
-    data = load(
-        config.dataset,
-        root=config.root,
-        classes=config.classes,
-        n_train=config.n_train,
-        n_test=config.n_test,
-        seed=config.data_seed,
-    )
+    data = examples.read(config)
     for name in ("x_train", "y_train", "x_test", "y_test"):
         checks.finite(name, getattr(data, name))
-    _check_images(config, data)
+    found = Examples.of(data)
+    found.check(config)
+    check_own(config, found)
     check_same(config.folder, config, data)
     waiting = _waiting(config, Store(config.folder, config, data))
-    found = plan.of_cells(plan.estimates(config, _image(data)), waiting)
-    plan.check_budget(config, found, worker_count(config))
+    planned = plan.of_cells(plan.estimates(config, found), waiting)
+    plan.check_budget(config, planned, worker_count(config), found.outputs)
     config.folder.mkdir(parents=True, exist_ok=True)
     with only_run_in(config.folder):
         pass
     return Study(config, data, config.folder)
-
-
-def _image(data: Dataset) -> tuple[int, int, int]:
-    shape = data.x_train.shape[1:]
-    return shape if len(shape) == 3 else (1, 1, int(np.prod(shape)))
-
-
-def _check_images(config: StudyConfig, data: Dataset) -> None:
-    shape = data.x_train.shape[1:]
-    if len(shape) != 3 and set(config.architectures) != {"MLP"}:
-        raise ValueError(
-            f"`architectures` is {config.architectures!r}, but the examples of {config.dataset} "
-            f"have the shape {shape}, expected 'MLP' alone: the others take images."
-        )
 
 
 def execute(study: Study, *, console: Console | None = None) -> xr.Dataset:
@@ -298,7 +281,7 @@ def _now() -> str:
 
 def _seconds(config: StudyConfig, data: Dataset, waiting: list[list[Cell]]) -> dict[Cell, float]:
     """The estimated time of each cell; the first of a group compiles."""
-    found = {(e.label, e.activation, e.width): e for e in plan.estimates(config, _image(data))}
+    found = {(e.label, e.activation, e.width): e for e in plan.estimates(config, Examples.of(data))}
     seconds = {}
     for group in waiting:
         for i, cell in enumerate(group):

@@ -17,8 +17,8 @@ import xarray as xr
 
 from scripts.run_folder import is_draft, refuse_links, write_config, write_whole
 from scripts.study import results
+from scripts.study.cells import Cell
 from scripts.study.config import StudyConfig
-from scripts.study.networks import Cell
 from zoo import Dataset
 
 CONFIG = "config.json"
@@ -101,7 +101,7 @@ def begin(folder: Path, config: StudyConfig, data: Dataset) -> None:
     away what a kill left half written.
     """
     if not (folder / CONFIG).exists():
-        write_config(folder, config, data=results.digest_of(data))
+        write_config(folder, config.choices(), data=results.digest_of(data))
     for file in folder.rglob(".*"):
         if is_draft(file):
             with contextlib.suppress(FileNotFoundError):
@@ -170,9 +170,9 @@ class Store:
         """
         self._journal.mkdir(exist_ok=True)
         name = "_".join(str(part) for part in cell.at.values())
-        arrays: dict[str, Any] = {f"value:{k}": np.asarray(v) for k, v in values.items()}
+        of_fixed_width = values | results.in_words(values, str)
+        arrays: dict[str, Any] = {f"value:{k}": np.asarray(v) for k, v in of_fixed_width.items()}
         arrays |= {f"at:{key}": np.asarray(value) for key, value in cell.at.items()}
-        arrays["outcome"] = arrays.pop("value:outcome").astype(str)
         arrays["provenance"] = json.dumps(provenance)
         arrays["study"] = results.study_of(self.dataset)
 
@@ -234,7 +234,7 @@ def _cell_in(file: Path) -> _Cell | None:
         with open(file, "rb") as stream, np.load(stream) as arrays:
             at = {key[3:]: arrays[key].item() for key in arrays if key.startswith("at:")}
             values = {key[6:]: arrays[key] for key in arrays if key.startswith("value:")}
-            values["outcome"] = arrays["outcome"].astype(str).astype(object)
+            values |= results.in_words(values, object)
             return _Cell(arrays["study"].item(), at, values, arrays["provenance"].item())
     except FileNotFoundError:
         raise

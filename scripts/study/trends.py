@@ -14,7 +14,7 @@ from scripts.study.analysis import (
     relative_error,
     settings,
 )
-from scripts.study.config import FROZEN, NETWORK
+from scripts.study.predictions import FROZEN, NETWORK
 
 ERROR = "error of "
 """What precedes a prediction's name in the quantities of `exponents`."""

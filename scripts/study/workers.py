@@ -23,9 +23,9 @@ import jax
 
 from scripts import runtime
 from scripts.study.cell import compute, Values
+from scripts.study.cells import Cell
 from scripts.study.config import StudyConfig
 from scripts.study.infinite import Limits
-from scripts.study.networks import Cell
 from scripts.study.plan import MOST_PROCESSES
 from scripts.study.worker import FAILED, FINISHED
 from zoo import Dataset
@@ -146,7 +146,8 @@ class ProcessWorker:
     @contextlib.contextmanager
     def _process_for(self, cells: list[Cell]) -> Iterator[subprocess.Popen[bytes]]:
         """A process that computes these cells; killed at the end, if it is there still."""
-        code = f"import sys; sys.path.append({str(_ROOT)!r}); "
+        # Where this process imports from, a user's own functions too.
+        code = f"import sys; sys.path[:] = {[*sys.path, str(_ROOT)]!r}; "
         code += "from scripts.study.worker import main; main()"
         with open(self._log, "ab") as log, self._lock:
             process = subprocess.Popen(

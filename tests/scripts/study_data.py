@@ -19,6 +19,7 @@ import numpy as np
 import xarray as xr
 
 from scripts.study.report.tables import Table, tables
+from scripts.study.results import in_words
 
 CELL = ("architecture", "activation", "loss", "parameterization", "width", "seed")
 WIDTHS = {"MLP-2": (64, 256, 1024), "CNN-2": (16, 64, 256)}
@@ -189,6 +190,7 @@ def study_data(
     data["limit_mean"] = data["limit_mean"].transpose(*order, "test_point", "output")
     data["limit_std"] = data["limit_std"].transpose(*order, "test_point", "output")
     data["outcome"] = data["breakdown_time"].astype(str).where(False, "").astype(object)
+    data["no_limit"] = xr.full_like(limits, "", dtype=object)
     for variable in data.data_vars:
         data[variable].attrs = {"long_name": str(variable).replace("_", " "), "units": "1"}
     config = {
@@ -259,7 +261,5 @@ def table(data: xr.Dataset, stem: str) -> Table:
 def save(data: xr.Dataset, folder: Path) -> Path:
     """Makes the folder of a run with these results."""
     folder.mkdir()
-    data.assign(outcome=data["outcome"].astype(str)).to_netcdf(
-        folder / "results.nc", engine="h5netcdf"
-    )
+    data.assign(in_words(data, str)).to_netcdf(folder / "results.nc", engine="h5netcdf")
     return folder

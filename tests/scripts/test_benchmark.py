@@ -27,7 +27,7 @@ def test_every_part_runs_and_compares_like_with_like(part):
 
 def test_infinite_limits_are_measured_in_a_process_of_their_own(monkeypatch):
     monkeypatch.setattr(limits, "PEER", ("no-such-python",))
-    case = limits.Case("CNN", "CNN", {"channels": 2, "depth": 1, "out_size": 1}, (3, 2, 4, 4))
+    case = limits.Case("CNN", "CNN", {"width": 2, "depth": 1, "out_size": 1}, (3, 2, 4, 4))
     again, first = limits.compare((case,), 1)
     assert 0 < again.ours < first.ours < math.inf
     assert again.reference == first.reference == "neural-tangents (not here: make peer)"

@@ -5,9 +5,11 @@ import pytest
 from matplotlib.colors import to_hex
 
 from scripts.study.analysis import groups
+from scripts.study.palette import BLUE
+from scripts.study.predictions import named, SOLVES
 from scripts.study.report import figures, panels
 from scripts.study.report.figures import PICTURES
-from scripts.study.report.style import COLOURS, label_ends
+from scripts.study.report.style import label_ends
 from scripts.study.report.svg import inline, VARIABLES
 from tests.scripts.study_data import law, leave_out, stop, study_data, TIMES
 
@@ -45,7 +47,7 @@ def test_each_figure_has_a_panel_a_group_with_something_in_it(data, picture):
 
 def test_error_in_time_draws_the_law_at_the_widest_width(data):
     axis = figures.grid(NAMED["error_in_time"], data).figure.axes[0]
-    (line,) = lines_of(axis, COLOURS["order 3"])
+    (line,) = lines_of(axis, named("order 3").colour)
     expected = [law("order 3", "MLP-2", 1024, t) for t in TIMES[1:]]
     np.testing.assert_allclose(line.get_ydata(), expected, rtol=1e-12)
     np.testing.assert_allclose(line.get_xdata(), TIMES[1:])
@@ -54,14 +56,14 @@ def test_error_in_time_draws_the_law_at_the_widest_width(data):
 def test_error_in_width_says_the_exponents(data):
     axis = figures.grid(NAMED["error_in_width"], data).figure.axes[0]
     said = {(text.get_text(), text.get_color()) for text in axis.texts}
-    assert ("−1.50", COLOURS["order 3"]) in said
-    assert ("−0.50", COLOURS["infinite NTK"]) in said
+    assert ("−1.50", named("order 3").colour) in said
+    assert ("−0.50", named("infinite NTK").colour) in said
 
 
 def test_kernel_evolution_has_no_line_for_solves_without_a_kernel(data):
     axis = figures.grid(NAMED["kernel_evolution"], data).figure.axes[0]
     colours = {to_hex(line.get_color()) for line in axis.get_lines()}
-    assert colours == {COLOURS[name] for name in ("network", "order 3", "order 4")}
+    assert colours == {named(name).colour for name in ("network", "order 3", "order 4")}
 
 
 def test_a_prediction_that_explodes_does_not_flatten_the_rest():
@@ -151,7 +153,7 @@ _ONE = {"architectures": ("MLP-2",), "parameterizations": ("NTK",)}
 
 def test_keys_name_what_is_drawn_and_nothing_else():
     data = study_data(**_ONE)
-    solves = set(COLOURS) - {"network"}
+    solves = {solve.name for solve in SOLVES} - {"network"}
     ends = {"narrowest width", "widest width"}
     assert labels("error_in_time", data) == solves | ends | {"tolerance", "reference time"}
     fitted = panels.FITTED.label
@@ -217,6 +219,16 @@ def test_a_line_ends_where_its_solve_stopped_in_a_seed():
     data = study_data(**_ONE)
     stop(data, "order 4", 2.0, "It diverged.", width=1024, seed=1)
     for stem in ("error_in_time", "kernel_evolution"):
-        (line,) = lines_of(figures.grid(NAMED[stem], data).figure.axes[0], COLOURS["order 4"])
+        (line,) = lines_of(figures.grid(NAMED[stem], data).figure.axes[0], named("order 4").colour)
         known = np.isfinite(np.asarray(line.get_ydata(), float))
         assert np.asarray(line.get_xdata())[known].max() == 2.0
+
+
+def test_the_line_of_a_loss_that_is_zero_ends_there():
+    """That of the hinge loss is 0 once all examples have their margin: no line falls to nowhere."""
+    data = study_data(architectures=("MLP-2",), parameterizations=("NTK",))
+    data["train_loss"].loc[{"time": data["time"].values >= 5}] = 0.0
+    axis = figures.grid(NAMED["learning_curves"], data).figure.axes[0]
+    ends = [line.get_xdata()[np.isfinite(line.get_ydata())].max() for line in lines_of(axis, BLUE)]
+    assert len(ends) == 3
+    assert set(ends) == {2.0}

@@ -314,7 +314,7 @@ BROKEN = {
     "half": lambda file: file.write_bytes(file.read_bytes()[: file.stat().st_size // 2]),
     "one array": lambda file: file.write_bytes(b"\x93NUMPY" + bytes(100)),
     "objects": lambda file: changed(file, having("value:spectrum", np.array([{}, None], object))),
-    "no outcome": lambda file: changed(file, without("outcome")),
+    "no outcome": lambda file: changed(file, without("value:outcome")),
     "no provenance": lambda file: changed(file, without("provenance")),
     "provenance": lambda file: changed(file, having("provenance", '{"wall_time_s": 1}')),
     "no seed": lambda file: changed(file, without("at:seed")),

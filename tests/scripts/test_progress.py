@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from scripts.study import PRESETS
-from scripts.study.networks import groups
+from scripts.study.cells import groups
 from scripts.study.progress import Meter
 
 CONFIG = PRESETS["paper"]

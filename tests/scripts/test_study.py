@@ -10,7 +10,7 @@ import pytest
 
 from corrections import ntk, o3
 from scripts.runtime import single_precision
-from scripts.study import prepare, read, report, run, runner, workers
+from scripts.study import examples, prepare, read, report, run, workers
 from scripts.study.cell import _if_known
 from scripts.study.runner import StudyError
 from solvers import CrossEntropy, hierarchy_flow, parameter_flow
@@ -318,19 +318,21 @@ def test_vectors_are_for_mlps(tmp_path):
     config = small(tmp_path / "runs", dataset=str(tmp_path / "vectors.npz"), classes=(0, 1))
     assert prepare(config).data.x_train.shape == (6, 5)
     images = dataclasses.replace(config, name="images", architectures=("MLP", "CNN"))
-    with pytest.raises(ValueError, match=r"`architectures` is .* expected 'MLP' alone"):
+    with pytest.raises(
+        ValueError, match=r"`architectures` has 'CNN', which takes images, .* expected 'MLP'"
+    ):
         prepare(images)
 
 
 def test_nan_in_the_data_is_refused(tmp_path, monkeypatch):
-    loaded = runner.load
+    loaded = examples.read
 
     def spoiled(*args, **kwargs):
         data = loaded(*args, **kwargs)
         object.__setattr__(data, "x_test", data.x_test.at[1, 0, 2, 3].set(np.nan))
         return data
 
-    monkeypatch.setattr(runner, "load", spoiled)
+    monkeypatch.setattr(examples, "read", spoiled)
     with pytest.raises(ValueError, match=r"`x_test` has 1 entries out of 384 that are not finite"):
         prepare(small(tmp_path))
     assert list(tmp_path.iterdir()) == []

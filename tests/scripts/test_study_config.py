@@ -6,22 +6,21 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 import pytest
 
 import zoo
 from scripts.__main__ import COMMANDS
+from scripts.architectures import ARCHITECTURES
 from scripts.study import from_file, PRESETS, StudyConfig
+from scripts.study.cells import groups
 from scripts.study.command import parse
 from scripts.study.config import (
     ACTIVATIONS,
-    Architecture,
-    ARCHITECTURES,
     DATASETS,
     PARAMETERIZATIONS,
 )
-from scripts.study.networks import groups
+from scripts.study.examples import by_name
 from scripts.study.plan import estimates, of_cells
 from tests.scripts.studies import small
 
@@ -33,7 +32,7 @@ def test_the_choices_are_those_of_the_zoo():
     assert set(ACTIVATIONS) == set(zoo.ACTIVATIONS)
     assert DATASETS == zoo.DATASETS
     assert set(PARAMETERIZATIONS) == set(zoo.PARAMETERIZATIONS)
-    assert get_args(Architecture) == ARCHITECTURES
+    assert all(hasattr(zoo, name) for name in ARCHITECTURES)
 
 
 def test_presets_make_sense_and_grow():
@@ -41,7 +40,8 @@ def test_presets_make_sense_and_grow():
         config.check()
         assert set(config.architectures) == set(ARCHITECTURES)
         assert {"NTK", "STANDARD"} <= set(config.parameterizations)
-    cells = [sum(one.cells for one in estimates(config)) for config in PRESETS.values()]
+    planned = [estimates(config, by_name(config)) for config in PRESETS.values()]
+    cells = [sum(one.cells for one in found) for found in planned]
     assert cells == sorted(cells)
     for width in ("widths", "channels", "base_channels"):
         assert len(getattr(PRESETS["quick"], width)) >= 2
@@ -61,7 +61,7 @@ BAD = [
     ({"widths": (0,)}, "`widths` is 0, expected an integer >= 1"),
     ({"channels": (8.0,)}, "`channels` is 8.0, expected an integer >= 1"),
     ({"resnet_depths": (12,)}, "`resnet_depths` is 12, expected 6 n + 4: 10, 16, 22"),
-    ({"losses": ("hinge",)}, "`losses` is 'hinge', expected one of 'cross_entropy'"),
+    ({"losses": ("focal",)}, "`losses` is 'focal', expected one of 'cross_entropy'"),
     ({"activations": ("swish",)}, "`activations` is 'swish', expected one of 'relu'"),
     ({"orders": (5,)}, "`orders` is 5, expected one of 2, 3, 4"),
     ({"taylor_orders": (4,)}, "`taylor_orders` is 4, expected one of 1, 2, 3"),
@@ -226,7 +226,7 @@ def test_the_size_of_a_file_of_examples_is_not_guessed():
 def test_what_a_study_that_goes_on_is_estimated_at_is_what_is_missing():
     config = PRESETS["quick"]
     every = groups(config)
-    found = estimates(config)
+    found = estimates(config, by_name(config))
     assert of_cells(found, every) == found
     (one,) = of_cells(found, [every[-1][:2]])
     assert (one.label, one.width, one.cells) == ("WideResNet-10", 8, 2)

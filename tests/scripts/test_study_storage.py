@@ -20,7 +20,7 @@ import pytest
 
 from scripts.run_folder import only_run_in
 from scripts.study import prepare, read, report, results, run, runner, workers
-from scripts.study.networks import groups
+from scripts.study.cells import groups
 from scripts.study.storage import OtherStudyError, Store
 from scripts.study.workers import DeviceWorker, ProcessWorker
 from tests.scripts.studies import quiet, small, vectors

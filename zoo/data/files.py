@@ -9,18 +9,22 @@ CIFAR-10: records of 1 byte for the label and 3072 for the pixels, channel-first
 No pickle is ever loaded: unpickling runs code from the file.
 """
 
+import functools
 import gzip
 import hashlib
 import itertools
 import math
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
-from zoo.data.sources import channel_first, class_labels, Examples, Source
+from zoo.data.sources import channel_first, class_labels, Examples, image_shape, numbers, Source
+
+_Read = TypeVar("_Read")
 
 _MNIST_PARTS = ("train", "t10k")
 _IMAGES, _LABELS = "{}-images-idx3-ubyte", "{}-labels-idx1-ubyte"
@@ -93,20 +97,21 @@ def npz(name: str, root: str | Path | None) -> Source:
             )
         file.seek(0)
         try:
-            archive = np.load(file, allow_pickle=False)
+            with zipfile.ZipFile(file) as archive:
+                keys = [key.removesuffix(".npy") for key in archive.namelist()]
         except zipfile.BadZipFile as error:
             raise ValueError(
                 f"{path} is damaged ({error}), expected a whole .npz file as `numpy.savez` writes "
                 "it: the end may be missing."
             ) from error
-        split = ("x_train", "y_train"), ("x_test", "y_test")
-        parts = split if all(key in archive for pair in split for key in pair) else (("x", "y"),)
-        if not all(key in archive for pair in parts for key in pair):
-            raise ValueError(
-                f"{path} has the keys {', '.join(archive) or '(none)'}, expected x and y, or "
-                "x_train, y_train, x_test and y_test."
-            )
-        return Source(name, *(_npz_examples(path, archive, *pair) for pair in parts))
+    split = ("x_train", "y_train"), ("x_test", "y_test")
+    parts = split if all(key in keys for pair in split for key in pair) else (("x", "y"),)
+    if not all(key in keys for pair in parts for key in pair):
+        raise ValueError(
+            f"{path} has the keys {', '.join(keys) or '(none)'}, expected x and y, or "
+            "x_train, y_train, x_test and y_test."
+        )
+    return Source(name, *(_npz_examples(path, *pair) for pair in parts))
 
 
 def read_idx(path: Path, kind: str, official: str) -> np.ndarray:
@@ -301,25 +306,67 @@ def _npz_path(name: str, root: str | Path | None) -> Path:
     )
 
 
-def _npz_examples(path: Path, archive: np.lib.npyio.NpzFile, x: str, y: str) -> Examples:
-    labels = class_labels(
-        _npz_array(path, archive, y),
-        f"`{y}` of {path}",
-        f"`numpy.argmax({y}, axis=1)` makes labels of one-hot rows.",
-    )
-    images = channel_first(_npz_array(path, archive, x), f"`{x}` of {path}")
-    if len(images) != len(labels):
+def _npz_examples(path: Path, x: str, y: str) -> Examples:
+    """All targets; of the images the header alone, until rows of them are asked for."""
+    where, hint = f"`{y}` of {path}", f"`numpy.argmax({y}, axis=1)` makes labels of one-hot rows."
+    values = _npz_array(path, y)
+    targets = (numbers if values.dtype.kind == "f" else class_labels)(values, where, hint)
+    count, dtype = _npz_header(path, x)
+    shape = image_shape(count, dtype, f"`{x}` of {path}")
+    if count[0] != len(targets):
+        what = "labels" if targets.dtype.kind in "iu" else "targets"
         raise ValueError(
-            f"{path} has {len(images)} images in `{x}` and {len(labels)} labels in `{y}`, expected "
+            f"{path} has {count[0]} images in `{x}` and {len(targets)} {what} in `{y}`, expected "
             "as many of the one as of the other."
         )
-    return Examples(labels, lambda rows: images[rows])
+
+    @functools.cache
+    def every() -> np.ndarray:
+        return channel_first(_npz_array(path, x), f"`{x}` of {path}")
+
+    return Examples(targets, lambda rows: every()[rows], shape)
 
 
-def _npz_array(path: Path, archive: np.lib.npyio.NpzFile, key: str) -> np.ndarray:
+_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+"""By version of NumPy's format; the third is that of arrays of records with names in Unicode."""
+
+
+def _npz_header(path: Path, key: str) -> tuple[tuple[int, ...], np.dtype]:
+    """The shape and the dtype of an array, without its numbers."""
+
+    def read(archive: zipfile.ZipFile) -> tuple[tuple[int, ...], np.dtype]:
+        with archive.open(f"{key}.npy") as stream:
+            version = np.lib.format.read_magic(stream)
+            if version not in _HEADERS:
+                raise ValueError(f"its format has the version {version}")
+            shape, _, dtype = _HEADERS[version](stream)
+        if dtype.hasobject:
+            raise ValueError("its objects are a pickle")
+        return shape, dtype
+
+    return _of_archive(path, key, read)
+
+
+def _npz_array(path: Path, key: str) -> np.ndarray:
+    def read(archive: zipfile.ZipFile) -> np.ndarray:
+        with archive.open(f"{key}.npy") as stream:
+            return np.lib.format.read_array(stream, allow_pickle=False)
+
+    return _of_archive(path, key, read)
+
+
+def _of_archive(path: Path, key: str, read: Callable[[zipfile.ZipFile], _Read]) -> _Read:
+    """What `read` finds about the array `key` of an .npz file.
+
+    **Raises:** `ValueError` for an array that is damaged, or of objects.
+    """
     try:
-        return np.asarray(archive[key])
-    except (ValueError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
+        with zipfile.ZipFile(path) as archive:
+            return read(archive)
+    except (ValueError, KeyError, EOFError, OSError, zlib.error, zipfile.BadZipFile) as error:
         pickled = isinstance(error, ValueError) and "pickle" in str(error)
         reason = (
             "an array of objects, which is a pickle, and no pickle is ever loaded: unpickling runs "

@@ -1,8 +1,8 @@
-"""Labeled image sets, split and normalized the same way every time."""
+"""Sets of images with labels, or numbers, split and normalized the same way every time."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -27,18 +27,19 @@ DATASETS = tuple(_SOURCES)
 
 
 class Dataset(eqx.Module):
-    """Training and test examples with one-hot targets.
+    """Training and test examples with targets.
 
     Images are channel-first (C, H, W); a source of vectors gives vectors. `labels_*` are indices
-    into `classes`, which holds the labels that the source uses; `y_*` is their one-hot form.
+    into `classes`, which holds the labels that the source uses; `y_*` is their one-hot form. Where
+    targets are numbers `y_*` holds them, there are no labels (None) and no `classes`.
     """
 
     x_train: Float[Array, "n ..."]
     y_train: Float[Array, "n k"]
     x_test: Float[Array, "m ..."]
     y_test: Float[Array, "m k"]
-    labels_train: Int[Array, " n"]
-    labels_test: Int[Array, " m"]
+    labels_train: Int[Array, " n"] | None
+    labels_test: Int[Array, " m"] | None
     classes: tuple[int, ...] = eqx.field(static=True)
     name: str = eqx.field(static=True)
 
@@ -70,10 +71,11 @@ def load(
           `y`, or `x_train`, `y_train`, `x_test` and `y_test`. Images have the shape (n, C, H, W),
           (n, H, W) or (n, H, W, C), vectors (n, d). Of four axes the last is the channels where
           its length is 1, 3 or 4 and axis 1 has neither length 1 nor 3; otherwise axis 1 is.
-          Labels are integers >= 0 of shape (n,) or (n, 1).
+          Labels are integers >= 0 of shape (n,) or (n, 1). Floating-point `y` of shape (n,) or
+          (n, k) are numbers to regress on: they stay as they are, and there are no classes.
 
     - `root`: the folder of the files; "digits" needs none.
-    - `classes`: the labels to keep, in the order of the outputs (default: all).
+    - `classes`: the labels to keep, in the order of the outputs (default: all); None for numbers.
     - `n_train`, `n_test`: number of training and test examples, disjoint, spread over the classes
       as evenly as whole numbers allow. "mnist", "fashion-mnist", "cifar10" and .npz files with
       `x_test` have an official test set: `n_train` examples are drawn from the official training
@@ -153,6 +155,47 @@ def _source(name: str, root: str | Path | None) -> Source:
     return _SOURCES[name](root)
 
 
+class Outline(NamedTuple):
+    """What is known of a data set without its images: the shape of an example, the number k of
+    outputs, and the classes, of which numbers to regress on have none.
+    """
+
+    shape: tuple[int, ...]
+    outputs: int
+    classes: tuple[int, ...]
+
+
+def outline(
+    name: str,
+    *,
+    root: str | Path | None = None,
+    classes: Sequence[int] | None = None,
+    n_train: int | None = None,
+    n_test: int | None = None,
+    seed: int = 0,
+) -> Outline:
+    """What `load` with these arguments would give; of .npz files no image is read.
+
+    **Raises:** as `load`, but for what is wrong with pixels.
+    """
+    _check_options(n_train, n_test, seed, None)
+    source = _source(name, root)
+    kept = _kept_classes(source, classes)
+    rows = _rows(source, kept, n_train, n_test, seed)
+    parts = zip((source.train, source.test or source.train), rows, strict=True)
+    shape, of_test = (one.shape or one.images(chosen[:1]).shape[1:] for one, chosen in parts)
+    _check_one_shape(source.name, shape, of_test)
+    return Outline(shape, len(kept) or source.train.targets.shape[1], kept)
+
+
+def has_classes(name: str, root: str | Path | None = None) -> bool:
+    """Whether the targets of a data set are labels; else they are numbers to regress on.
+
+    **Raises:** as `load`, where the data set cannot be read.
+    """
+    return name in DATASETS or _source(name, root).train.has_classes
+
+
 def _dataset(
     source: Source,
     classes: Sequence[int] | None,
@@ -162,42 +205,68 @@ def _dataset(
     normalize: str | None,
 ) -> Dataset:
     kept = _kept_classes(source, classes)
-    generator = np.random.default_rng(seed)
-    if source.test is None:
-        train, test = source.train, source.train
-        rows_train, rows_test = _split(source, kept, n_train, n_test, generator)
-    else:
-        train, test = source.train, source.test
-        # Two generators, so that the test set does not depend on `n_train`.
-        for_train, for_test = generator.spawn(2)
-        rows_train = _drawn("train", n_train, train, kept, source.name, for_train)
-        rows_test = _drawn("test", n_test, test, kept, source.name, for_test)
+    train, test = source.train, source.test or source.train
+    rows_train, rows_test = _rows(source, kept, n_train, n_test, seed)
     x_train, x_test = train.images(rows_train), test.images(rows_test)
-    if x_train.shape[1:] != x_test.shape[1:]:
-        raise ValueError(
-            f"{source.name!r} has training examples of shape {x_train.shape[1:]} and test examples "
-            f"of shape {x_test.shape[1:]}, expected one shape."
-        )
+    _check_one_shape(source.name, x_train.shape[1:], x_test.shape[1:])
     x_train, x_test = _normalized(x_train, x_test, normalize)
-    index_of = {label: i for i, label in enumerate(kept)}
-    labels_train = np.array([index_of[int(label)] for label in train.labels[rows_train]])
-    labels_test = np.array([index_of[int(label)] for label in test.labels[rows_test]])
-    one_hot = np.eye(len(kept))
+    y_train, labels_train = _targets(train, rows_train, kept)
+    y_test, labels_test = _targets(test, rows_test, kept)
     return Dataset(
         x_train=jnp.asarray(x_train, dtype=float),
-        y_train=jnp.asarray(one_hot[labels_train], dtype=float),
+        y_train=jnp.asarray(y_train, dtype=float),
         x_test=jnp.asarray(x_test, dtype=float),
-        y_test=jnp.asarray(one_hot[labels_test], dtype=float),
-        labels_train=jnp.asarray(labels_train),
-        labels_test=jnp.asarray(labels_test),
+        y_test=jnp.asarray(y_test, dtype=float),
+        labels_train=None if labels_train is None else jnp.asarray(labels_train),
+        labels_test=None if labels_test is None else jnp.asarray(labels_test),
         classes=kept,
         name=source.name,
     )
 
 
+def _check_one_shape(name: str, train: tuple[int, ...], test: tuple[int, ...]) -> None:
+    """**Raises:** `ValueError` where training and test examples have not."""
+    if train != test:
+        raise ValueError(
+            f"{name!r} has training examples of shape {train} and test examples of shape {test}, "
+            "expected one shape."
+        )
+
+
+def _targets(
+    examples: Examples, rows: np.ndarray, kept: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Of these rows, targets (n, k), and labels as indices into `kept`, where there are any."""
+    chosen = examples.targets[rows]
+    if not kept:
+        return chosen, None
+    index_of = {label: i for i, label in enumerate(kept)}
+    labels = np.array([index_of[int(label)] for label in chosen])
+    return np.eye(len(kept))[labels], labels
+
+
+def _rows(
+    source: Source, kept: tuple[int, ...], n_train: int | None, n_test: int | None, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of the training and of the test examples."""
+    generator = np.random.default_rng(seed)
+    if source.test is None:
+        return _split(source, kept, n_train, n_test, generator)
+    # Two generators, so that the test set does not depend on `n_train`.
+    for_train, for_test = generator.spawn(2)
+    return (
+        _drawn("train", n_train, source.train, kept, source.name, for_train),
+        _drawn("test", n_test, source.test, kept, source.name, for_test),
+    )
+
+
 def _kept_classes(source: Source, classes: Sequence[int] | None) -> tuple[int, ...]:
+    """The labels that are kept, in the order of the outputs; none of numbers to regress on."""
     parts = (source.train,) if source.test is None else (source.train, source.test)
-    present = tuple(sorted({int(label) for part in parts for label in np.unique(part.labels)}))
+    if not all(part.has_classes for part in parts):
+        _check_numbers(source, parts, classes)
+        return ()
+    present = tuple(sorted({int(label) for part in parts for label in np.unique(part.targets)}))
     if classes is None:
         return present
     checks.sequence("classes", classes, "a sequence of labels")
@@ -212,6 +281,25 @@ def _kept_classes(source: Source, classes: Sequence[int] | None) -> tuple[int, .
     return kept
 
 
+def _check_numbers(
+    source: Source, parts: tuple[Examples, ...], classes: Sequence[int] | None
+) -> None:
+    """**Raises:** `ValueError` where targets are not all numbers of one size, or classes are asked
+    for.
+    """
+    shapes = {"labels" if part.has_classes else part.targets.shape[1:] for part in parts}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"{source.name!r} has training and test targets of two kinds ({shapes}), expected "
+            "labels, or floating-point numbers of one shape, in both."
+        )
+    if classes is not None:
+        raise ValueError(
+            f"`classes` is {classes!r}, but the targets of {source.name!r} are floating-point "
+            "numbers, expected None: there are no labels to keep."
+        )
+
+
 def _split(
     source: Source,
     kept: tuple[int, ...],
@@ -220,7 +308,7 @@ def _split(
     generator: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows of a training and a test set out of one set of examples."""
-    pools = _pools(source.train.labels, kept, generator)
+    pools = _pools(source.train.targets, kept, generator)
     sizes = [len(pool) for pool in pools]
     available = sum(sizes)
     if n_test is None:
@@ -231,7 +319,7 @@ def _split(
     if n_train + n_test > available:
         raise ValueError(
             f"`n_train` + `n_test` is {n_train} + {n_test} = {n_train + n_test}, expected at most "
-            f"{available}: the classes kept of {source.name!r} have no more examples."
+            f"{available}: {_no_more(kept)} in {source.name!r}."
         )
     wanted_train = _evenly(n_train, sizes)
     wanted_test = _evenly(n_test, [s - t for s, t in zip(sizes, wanted_train, strict=True)])
@@ -251,7 +339,7 @@ def _drawn(
     generator: np.random.Generator,
 ) -> np.ndarray:
     """Rows of an official "train" or "test" set: `count` of them, or all of the classes kept."""
-    pools = _pools(examples.labels, kept, generator)
+    pools = _pools(examples.targets, kept, generator)
     sizes = [len(pool) for pool in pools]
     available = sum(sizes)
     if available == 0:
@@ -261,20 +349,24 @@ def _drawn(
         )
     if count is not None and count > available:
         raise ValueError(
-            f"`n_{part}` is {count}, expected at most {available}: the classes kept have no more "
-            f"examples in the official {part} set of {name!r}."
+            f"`n_{part}` is {count}, expected at most {available}: {_no_more(kept)} in the "
+            f"official {part} set of {name!r}."
         )
     wanted = sizes if count is None else _evenly(count, sizes)
     rows = np.concatenate([pool[:n] for pool, n in zip(pools, wanted, strict=True)])
     return generator.permutation(rows)
 
 
+def _no_more(kept: tuple[int, ...]) -> str:
+    return f"{'the classes kept have' if kept else 'there are'} no more examples"
+
+
 def _pools(
-    labels: np.ndarray, kept: tuple[int, ...], generator: np.random.Generator
+    targets: np.ndarray, kept: tuple[int, ...], generator: np.random.Generator
 ) -> list[np.ndarray]:
-    """The rows of each class, in random order."""
-    order = generator.permutation(len(labels))
-    return [order[labels[order] == label] for label in kept]
+    """The rows of each class, in random order; of numbers to regress on, all rows together."""
+    order = generator.permutation(len(targets))
+    return [order[targets[order] == label] for label in kept] if kept else [order]
 
 
 def _evenly(total: int, capacity: list[int]) -> list[int]:

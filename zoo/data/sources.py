@@ -1,8 +1,8 @@
-"""Where images and labels come from: scikit-learn and Hugging Face here, files in `zoo.data.files`.
+"""Where images and targets come from: scikit-learn and Hugging Face here, files in `files`.
 
-A source gives all its labels at once and its images by row, so that only the rows chosen are
-decoded and only they become floating-point numbers. Images are channel-first and keep the type
-that they are stored in; vectors stay vectors.
+A source gives all its targets at once and its images by row, so that only the rows chosen are
+decoded and only they become floating-point numbers. Targets are labels, or numbers to regress on.
+Images are channel-first and keep the type that they are stored in; vectors stay vectors.
 """
 
 from collections.abc import Callable
@@ -12,10 +12,21 @@ import numpy as np
 
 
 class Examples(NamedTuple):
-    """The labels (n,) of n examples, and a function from rows to the images of those rows."""
+    """n examples.
 
-    labels: np.ndarray
+    - `targets`: labels (n,), integers, or floating-point numbers (n, k).
+    - `images`: a function from rows to the images of those rows.
+    - `shape`: of an example, where that is known without any image.
+    """
+
+    targets: np.ndarray
     images: Callable[[np.ndarray], np.ndarray]
+    shape: tuple[int, ...] | None = None
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether the targets are labels."""
+        return self.targets.dtype.kind in "iu"
 
 
 class Source(NamedTuple):
@@ -100,6 +111,31 @@ def class_labels(values: np.ndarray, where: str, hint: str) -> np.ndarray:
     return values
 
 
+def numbers(values: np.ndarray, where: str, hint: str) -> np.ndarray:
+    """Floating-point `values` as targets (n, k) to regress on.
+
+    **Raises:** `ValueError` for other shapes, numbers that are not finite, and one-hot rows, which
+    are labels.
+    """
+    if values.ndim not in (1, 2) or values.size == 0:
+        raise ValueError(
+            f"{where} has shape {values.shape}, expected (n,) or (n, k) with n > 0: the numbers to "
+            "regress on of each example."
+        )
+    if not np.all(finite := np.isfinite(values)):
+        raise ValueError(
+            f"{where} has {np.count_nonzero(~finite)} entries out of {values.size} that are NaN or "
+            f"infinite (the first at index {_first(~finite)}), expected finite numbers only."
+        )
+    rows = values[:, None] if values.ndim == 1 else values
+    if rows.shape[1] > 1 and np.all((rows == 0) | (rows == 1)) and np.all(rows.sum(axis=1) == 1):
+        raise ValueError(
+            f"{where} has shape {values.shape}, expected (n,) with n > 0: one integer label for "
+            f"each image, not one-hot. {hint}"
+        )
+    return rows
+
+
 def channel_first(values: np.ndarray, where: str) -> np.ndarray:
     """`values` as images (n, channels, height, width), or vectors (n, d).
 
@@ -108,13 +144,7 @@ def channel_first(values: np.ndarray, where: str) -> np.ndarray:
 
     **Raises:** `ValueError` for other shapes, and for anything but finite real numbers.
     """
-    if values.dtype.kind not in "biuf":
-        raise ValueError(f"{where} has dtype {values.dtype}, expected real numbers.")
-    if values.ndim not in (2, 3, 4) or values.size == 0:
-        raise ValueError(
-            f"{where} has shape {values.shape}, expected (n, channels, height, width), (n, height, "
-            "width, channels), (n, height, width) or (n, d), without an empty axis."
-        )
+    image_shape(values.shape, values.dtype, where)
     if values.dtype.kind == "f" and not np.all(finite := np.isfinite(values)):
         raise ValueError(
             f"{where} has {np.count_nonzero(~finite)} entries out of {values.size} that are NaN or "
@@ -122,9 +152,28 @@ def channel_first(values: np.ndarray, where: str) -> np.ndarray:
         )
     if values.ndim == 3:
         return values[:, None]
-    if values.ndim == 4 and values.shape[3] in (1, 3, 4) and values.shape[1] not in (1, 3):
-        return values.transpose(0, 3, 1, 2)
-    return values
+    return values.transpose(0, 3, 1, 2) if _is_channel_last(values.shape) else values
+
+
+def image_shape(shape: tuple[int, ...], dtype: np.dtype, where: str) -> tuple[int, ...]:
+    """The shape that `channel_first` gives an example of an array of this shape and dtype.
+
+    **Raises:** `ValueError` for other shapes, and for anything but real numbers.
+    """
+    if dtype.kind not in "biuf":
+        raise ValueError(f"{where} has dtype {dtype}, expected real numbers.")
+    if len(shape) not in (2, 3, 4) or 0 in shape:
+        raise ValueError(
+            f"{where} has shape {shape}, expected (n, channels, height, width), (n, height, "
+            "width, channels), (n, height, width) or (n, d), without an empty axis."
+        )
+    if len(shape) == 3:
+        return (1, *shape[1:])
+    return (shape[3], *shape[1:3]) if _is_channel_last(shape) else shape[1:]
+
+
+def _is_channel_last(shape: tuple[int, ...]) -> bool:
+    return len(shape) == 4 and shape[3] in (1, 3, 4) and shape[1] not in (1, 3)
 
 
 def _first(where: np.ndarray) -> tuple[int, ...]:

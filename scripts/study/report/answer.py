@@ -12,14 +12,16 @@ from scripts.study.analysis import (
     completed,
     exceptions,
     groups,
+    has_classes,
     mean_horizon,
-    ORDER_3,
     pairs,
     predictions,
     settings,
     tally,
 )
-from scripts.study.config import FROZEN, INFINITE, KERNEL_REGIME
+from scripts.study.config import KERNEL_REGIME
+from scripts.study.losses import LOSSES
+from scripts.study.predictions import FIRST_CORRECTION, FROZEN, INFINITE, of_kind
 from scripts.study.report.formats import error, number, quantity, time
 from scripts.study.report.phrases import (
     counted,
@@ -41,6 +43,7 @@ from scripts.study.report.phrases import (
     widths_at,
     widths_of,
     with_article,
+    without_limit,
 )
 from scripts.study.trends import AGREES, ensemble, ERROR, exponents, foretold, linearity
 
@@ -122,7 +125,8 @@ def scope(dataset: xr.Dataset) -> Answer:
     """What was compared, and how much of it is finished."""
     config = settings(dataset)
     done, planned = completed(dataset)
-    classes, end = config.get("classes", ()), float(dataset["time"].values[-1])
+    end = float(dataset["time"].values[-1])
+    classes = config.get("classes", ()) if has_classes(dataset) else ()
     counts = f"{config['n_train']} training and {config['n_test']} test points"
     found = groups(dataset)
     each = [
@@ -152,6 +156,12 @@ def scope(dataset: xr.Dataset) -> Answer:
             f"In {listed(others)} parameterization the kernel moves at any width, in training: "
             "there is no prediction of infinite width."
         )
+    known = [LOSSES[name] for name in map(str, dataset["loss"].values) if name in LOSSES]
+    said += [loss.note for loss in known if loss.note]
+    said += [
+        f"No kernel of infinite width for {' or '.join(labels)}: {why}."
+        for why, labels in without_limit(found).items()
+    ]
     return Answer("What was compared", tuple(said), flagged=done < planned)
 
 
@@ -199,13 +209,13 @@ def corrections(dataset: xr.Dataset) -> Answer:
                 f"{range_of(found.gains)} times closer, {mean_of(found)}. At the end, "
                 f"t = {end:g}/lambda_max: {later}."
             )
-    for name in predictions(dataset):
-        if name.startswith("Taylor") and ORDER_3 in predictions(dataset):
-            found = tally(smooth, name, ORDER_3, at)
+    for name in (solve.name for solve in of_kind("taylor")):
+        if {name, FIRST_CORRECTION} <= set(predictions(dataset)):
+            found = tally(smooth, name, FIRST_CORRECTION, at)
             if found.of_both.size:
                 said.append(
-                    f"{name} is {number(found.mean)} times as far from the network as order 3 in "
-                    f"the mean of {counted(found.of_both.size, 'cell')} "
+                    f"{name} is {number(found.mean)} times as far from the network as "
+                    f"{FIRST_CORRECTION} in the mean of {counted(found.of_both.size, 'cell')} "
                     f"({range_of(found.of_both)})."
                 )
     return Answer("What do the corrections add?", tuple(said))

@@ -14,10 +14,12 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scripts.study.analysis import Group, groups, ORDER_3
+from scripts.study.analysis import Group, groups
+from scripts.study.palette import INK
+from scripts.study.predictions import FIRST_CORRECTION
 from scripts.study.report import panels
 from scripts.study.report.panels import Drawn
-from scripts.study.report.style import dress, INK, Key, PANEL, readable_powers, SIZE
+from scripts.study.report.style import dress, Key, PANEL, readable_powers, SIZE
 
 Limits = tuple[tuple[float, float], tuple[float, float]]
 """Of the horizontal and of the vertical axis."""
@@ -112,9 +114,9 @@ PICTURES = (
             "frozen NTK has none.",
             (
                 (
-                    ORDER_3,
-                    "Where order 3 leaves the network's line, the change is no longer what the "
-                    "start predicts.",
+                    FIRST_CORRECTION,
+                    f"Where {FIRST_CORRECTION} leaves the network's line, the change is no longer "
+                    "what the start predicts.",
                 ),
             ),
         ),
@@ -159,8 +161,9 @@ PICTURES = (
 ELLIPSES_STEM = "ellipses"
 ELLIPSES = Caption(
     "Two-point kernel, as an ellipse",
-    "The tangent kernel K of two training points of different classes, drawn as the ellipse of the "
-    "v with vᵀK⁻¹v = 1, in units of lambda_max, from the narrowest to the widest network; a thin "
+    "The tangent kernel K of two training points (of different classes, where there are any), "
+    "drawn as the ellipse of the v with vᵀK⁻¹v = 1, in units of lambda_max, from the narrowest to "
+    "the widest network; a thin "
     "line a seed.",
     ((panels.LIMIT.label, "Narrow networks scatter and move, wide ones sit on the limit."),),
 )

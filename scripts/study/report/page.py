@@ -11,7 +11,15 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import escape, Markup
 from matplotlib.figure import Figure
 
-from scripts.study.analysis import completed, COMPUTED, Group, groups, sessions, settings
+from scripts.study.analysis import (
+    completed,
+    COMPUTED,
+    Group,
+    groups,
+    has_classes,
+    sessions,
+    settings,
+)
 from scripts.study.report import figures
 from scripts.study.report.answer import answers, QUESTION
 from scripts.study.report.figures import Paper, PICTURES
@@ -110,7 +118,11 @@ def _part(
         "figures": _figures(prefix, dataset, papers),
         "tables": tables,
         "command": dataset.attrs.get("command", ""),
-        "settings": [(key, _flat(value)) for key, value in settings(dataset).items()],
+        "settings": [
+            (key, _flat(value))
+            for key, value in settings(dataset).items()
+            if key != "classes" or has_classes(dataset)
+        ],
         "sessions": [
             [
                 (key.replace("_", " "), _flat(value))

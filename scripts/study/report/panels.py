@@ -15,25 +15,17 @@ from scripts.study.analysis import (
     Group,
     in_finished,
     mean_error,
-    ORDER_3,
-    ORDER_4,
     predictions,
     settings,
 )
-from scripts.study.config import NETWORK
+from scripts.study.palette import BLUE, FAINT, INK, ORANGE, VERMILION
+from scripts.study.predictions import named, NETWORK, SOLVES
 from scripts.study.report.style import (
-    BLUE,
-    COLOURS,
-    FAINT,
-    INK,
     Key,
     label_ends,
-    MARKERS,
-    ORANGE,
     shade,
     ticks_at_widths,
     TIME,
-    VERMILION,
 )
 from scripts.study.trends import ERROR, exponents, sizes
 
@@ -49,7 +41,6 @@ _NARROWEST = Key("narrowest width", FAINT, "--", width=1.0)
 _WIDEST = Key("widest width", FAINT)
 _WIDTHS_SHOWN = 4
 _DASHED = (0, (4, 2))
-_WITH_KERNEL = (NETWORK, ORDER_3, ORDER_4)
 
 
 def error_in_time(axis: Axes, group: Group) -> Drawn:
@@ -81,15 +72,16 @@ def error_in_width(axis: Axes, group: Group) -> Drawn:
     mean = _positive(mean_error(group.data)).sel(time=at)
     drawn: Drawn = []
     for name in predictions(group.data):
-        marker = {"marker": MARKERS[name], "color": COLOURS[name], "linestyle": ""}
+        solve = named(name)
+        marker = {"marker": solve.marker, "color": solve.colour, "linestyle": ""}
         for seed in group.data["seed"].values:
             values = each.sel(solve=name, seed=seed)
             axis.loglog(group.widths, values, **marker, markersize=3, alpha=0.35, markeredgewidth=0)
         values = mean.sel(solve=name)
         axis.loglog(group.widths, values, **marker, markersize=5.5)
-        drawn.append((Key(name, COLOURS[name], "", MARKERS[name]), values.values))
+        drawn.append((Key(name, solve.colour, "", solve.marker), values.values))
     for name, line, _ in _fits(group):
-        axis.loglog(group.widths, line, color=COLOURS[name], linewidth=1.2)
+        axis.loglog(group.widths, line, color=named(name).colour, linewidth=1.2)
         drawn.append((FITTED, line))
     ticks_at_widths(axis, group.widths)
     axis.set_xlabel("width")
@@ -100,16 +92,17 @@ def error_in_width(axis: Axes, group: Group) -> Drawn:
 def error_in_width_labels(axis: Axes, group: Group) -> None:
     """The fitted exponents, at the right end of their lines."""
     labels = [
-        (line[-1], f"{slope:.2f}".replace("-", "\N{MINUS SIGN}"), COLOURS[name])
+        (line[-1], f"{slope:.2f}".replace("-", "\N{MINUS SIGN}"), named(name).colour)
         for name, line, slope in _fits(group)
     ]
     label_ends(axis, group.widths[-1], labels)
 
 
 def kernel_evolution(axis: Axes, group: Group) -> Drawn:
-    """Relative change of the kernel: network, order 3, order 4."""
+    """Relative change of the kernel: of the network, and of what predicts it."""
     mean = _positive(over_seeds.mean(in_finished(group.data, "kernel_change")))
-    names = [name for name in _WITH_KERNEL if name in group.data["solve"].values]
+    moving = [NETWORK, *(solve.name for solve in SOLVES if solve.predicts_its_kernel)]
+    names = [name for name in moving if name in group.data["solve"].values]
     drawn = _in_time(axis, group, names, mean)
     axis.set_xlabel(TIME)
     axis.set_ylabel("relative change of $\\Theta$")
@@ -169,8 +162,8 @@ def loss_on_test_points(axis: Axes, group: Group) -> Drawn:
     data = group.data.isel(width=0)
     loss = in_finished(data, "test_loss")
     mean, deviation = _moments(loss.sel(solve=NETWORK))
-    bands = _band(axis, mean, deviation, COLOURS[NETWORK], 0.15, 1.8)
-    drawn: Drawn = [(Key(NETWORK, COLOURS[NETWORK]), mean.values)]
+    bands = _band(axis, mean, deviation, named(NETWORK).colour, 0.15, 1.8)
+    drawn: Drawn = [(Key(NETWORK, named(NETWORK).colour), mean.values)]
     for name in predictions(data):
         values = _positive(over_seeds.ensemble_mean(loss.sel(solve=name)))
         drawn.append(_solve_in_time(axis, name, values, _WIDEST))
@@ -280,19 +273,19 @@ def _solve_in_time(
 ) -> tuple[Key, np.ndarray]:
     """A solve's line in its colour, in the manner of the widest or the narrowest width.
 
-    Predictions lie on the network, and Taylor 1 is the frozen NTK: these two are wider and below,
-    so that a line that coincides leaves them visible.
+    What others may coincide with is wider and below, so that it stays visible.
     """
-    halo = 1.6 if name in (NETWORK, "Taylor 1") else 0.0
+    solve = named(name)
+    halo = 1.6 if solve.beneath else 0.0
     axis.loglog(
         values["time"],
         values,
-        color=COLOURS[name],
+        color=solve.colour,
         linestyle=_line(extreme),
         linewidth=extreme.width + halo,
         zorder=2 - 0.1 * halo,
     )
-    return Key(name, COLOURS[name]), values.values
+    return Key(name, solve.colour), values.values
 
 
 def _extremes(group: Group) -> list[tuple[int, Key]]:
@@ -330,7 +323,8 @@ def _band(
     opacity: float = 1.0,
 ) -> Drawn:
     """A mean in time as a line, with a band of one standard deviation to either side."""
-    mean, deviation = (values.sel(time=values["time"] > 0) for values in (mean, deviation))
+    mean = _positive(mean)  # the line of a loss ends where it is 0
+    deviation = deviation.sel(time=deviation["time"] > 0)
     axis.loglog(mean["time"], mean, color=colour, linewidth=thickness, alpha=opacity)
     low, high = np.maximum(mean - deviation, mean / 10), mean + deviation
     axis.fill_between(mean["time"], low, high, color=colour, alpha=filled, linewidth=0)

@@ -16,7 +16,7 @@ from scripts.study.analysis import (
     settings,
     Tally,
 )
-from scripts.study.config import FROZEN
+from scripts.study.predictions import FROZEN, named as solve_named
 from scripts.study.report.formats import error, number
 
 
@@ -119,6 +119,15 @@ def widths_at(found: Sequence[Group], position: int) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
+def without_limit(found: Sequence[Group]) -> dict[str, list[str]]:
+    """Why some groups have no limit of infinite width, each reason with the groups' labels."""
+    labels: dict[str, list[str]] = {}
+    for group in found:
+        if why := str(group.data["no_limit"].item()):
+            labels.setdefault(why, []).append(group.label)
+    return labels
+
+
 def several_widths(found: Sequence[Group]) -> bool:
     """Whether some group has more than one."""
     return any(len(group.widths) > 1 for group in found)
@@ -141,7 +150,7 @@ def powers_of(values: np.ndarray) -> str:
 
 def with_article(name: str) -> str:
     """A prediction within a sentence."""
-    return f"the {name}" if name.endswith("NTK") else name
+    return solve_named(name).in_a_sentence
 
 
 def per_cent(value: float) -> str:

@@ -9,42 +9,8 @@ from matplotlib.axis import Axis
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from scripts.study.analysis import ORDER_3, ORDER_4
-from scripts.study.config import FROZEN, INFINITE, NETWORK
+from scripts.study.palette import FAINT, INK
 
-# None of them is black or white, which SVG leaves out: the page finds each by its code and puts a
-# variable of the light or the dark theme in its place.
-INK, FAINT = "#1b1f24", "#9098a1"
-# Okabe & Ito's colours, told apart with any kind of colour vision.
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, SKY = (
-    "#0072b2",
-    "#e69f00",
-    "#009e73",
-    "#d55e00",
-    "#cc79a7",
-    "#56b4e9",
-)
-BROWN = "#8a6a3d"
-COLOURS = {
-    NETWORK: INK,
-    FROZEN: BLUE,
-    INFINITE: SKY,
-    ORDER_3: VERMILION,
-    ORDER_4: PURPLE,
-    "Taylor 1": BROWN,
-    "Taylor 2": GREEN,
-    "Taylor 3": ORANGE,
-}
-MARKERS = {
-    NETWORK: "o",
-    FROZEN: "o",
-    INFINITE: "v",
-    ORDER_3: "s",
-    ORDER_4: "^",
-    "Taylor 1": "<",
-    "Taylor 2": "D",
-    "Taylor 3": "P",
-}
 SIZE = 9.0
 """Of text, in points, in panels of `PANEL` inches."""
 PANEL = (3.9, 3.1)

@@ -19,12 +19,12 @@ from scripts.study.analysis import (
     settings,
     tally_by_width,
 )
+from scripts.study.predictions import named as solve_named
 from scripts.study.report.answer import Answer, answers, QUESTION
 from scripts.study.report.formats import error, fraction, ratio
 from scripts.study.trends import ERROR, exponents
 
 _COLUMNS = 100
-_SHORT = {"frozen NTK": "frozen", "infinite NTK": "width ∞"}
 
 
 def summary(dataset: xr.Dataset) -> RenderableType:
@@ -107,4 +107,4 @@ def _any_known(*values: xr.DataArray) -> bool:
 
 
 def _short(name: str) -> str:
-    return _SHORT.get(name, name)
+    return solve_named(name).short or name

@@ -6,19 +6,19 @@ import re
 import matplotlib
 from matplotlib.figure import Figure
 
-from scripts.study.report import style
+from scripts.study import palette
 from scripts.study.report.style import Key
 
 VARIABLES = {
-    style.INK: "--ink",
-    style.FAINT: "--faint",
-    style.BLUE: "--blue",
-    style.ORANGE: "--orange",
-    style.GREEN: "--green",
-    style.VERMILION: "--vermilion",
-    style.PURPLE: "--purple",
-    style.SKY: "--sky",
-    style.BROWN: "--brown",
+    palette.INK: "--ink",
+    palette.FAINT: "--faint",
+    palette.BLUE: "--blue",
+    palette.ORANGE: "--orange",
+    palette.GREEN: "--green",
+    palette.VERMILION: "--vermilion",
+    palette.PURPLE: "--purple",
+    palette.SKY: "--sky",
+    palette.BROWN: "--brown",
 }
 """Which variable of the page's style sheet stands for a colour of the figures."""
 _MARKS = {

@@ -15,6 +15,7 @@ from scripts.study.analysis import (
     gain,
     GROUPING,
     groups,
+    has_classes,
     in_finished,
     mean_error,
     mean_horizon,
@@ -90,12 +91,12 @@ def made(stem: str, title: str, note: str, numbers: pd.DataFrame, shown: pd.Data
 
 
 def tables(dataset: xr.Dataset) -> list[Table]:
-    """Those that have at least one row."""
+    """Those that have at least one row; without classes there are no accuracies."""
     every = (
         error_table(dataset),
         exponent_table(dataset),
         horizon_table(dataset),
-        accuracy_table(dataset),
+        *([accuracy_table(dataset)] if has_classes(dataset) else []),
         linearity_table(dataset),
         ensemble_table(dataset),
         breakdown_table(dataset),

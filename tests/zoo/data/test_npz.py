@@ -9,6 +9,7 @@ import pytest
 
 from tests.zoo.image_files import HTML, numbered_images, numbers
 from zoo import load
+from zoo.data import has_classes, outline
 
 
 def save(path, **arrays):
@@ -91,7 +92,10 @@ OFFICIAL = {"x_train": np.ones((4, 5)), "y_train": np.arange(4), "y_test": np.ar
         ({"x": NAN}, "has 1 entries out of 24 that are NaN or infinite (the first at index (2, 1"),
         ({"x": np.full((4, 2), np.inf)}, "has 8 entries out of 8 that are NaN or infinite"),
         ({"x": np.ones((5, 5))}, "{} has 5 images in `x` and 4 labels in `y`, expected as many"),
-        ({"y": np.arange(4.0)}, "`y` of {} has dtype float64, expected integers"),
+        ({"y": np.arange(4) * 1j}, "`y` of {} has dtype complex128, expected integers"),
+        ({"y": np.full(4, np.nan)}, "`y` of {} has 4 entries out of 4 that are NaN or infinite"),
+        ({"y": np.ones((4, 1, 1))}, "`y` of {} has shape (4, 1, 1), expected (n,) or (n, k)"),
+        ({"y": np.ones(3)}, "{} has 4 images in `x` and 3 targets in `y`, expected as many"),
         ({"y": np.ones(4, bool)}, "`y` of {} has dtype bool, expected integers"),
         ({"y": np.eye(4)}, "`y` of {} has shape (4, 4), expected (n,) with n > 0: one integer"),
         ({"y": np.eye(4)}, "not one-hot. `numpy.argmax(y, axis=1)` makes labels of one-hot rows"),
@@ -146,3 +150,82 @@ def test_what_is_no_npz_file_is_named(tmp_path):
     path.write_bytes(content[:pixels] + b"\x01" + content[pixels + 1 :])
     with pytest.raises(ValueError, match=re.escape(f"`x` of {path} is damaged (Bad CRC-32")):
         load(str(path))
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("shape", [(12,), (12, 3)])
+def test_floating_point_targets_are_numbers_that_go_with_their_examples(tmp_path, shape, split):
+    """The first pixel of an example is its row, and so is its target, but for the column."""
+    rows = np.arange(12.0)
+    y = rows if len(shape) == 1 else rows[:, None] + np.array([0.0, 100.0, -0.5])
+    x = np.stack([rows, np.ones(12)], axis=1)
+    arrays = {"x": x, "y": y}
+    if split:
+        parts = {"train": slice(0, 8), "test": slice(8, 12)}
+        arrays = {f"{k}_{p}": v[at] for k, v in arrays.items() for p, at in parts.items()}
+    path = str(save(tmp_path / "numbers.npz", **arrays))
+    data = load(path, n_train=8, n_test=4, normalize=None)
+    assert (data.classes, data.labels_train, data.labels_test) == ((), None, None)
+    expected = y.reshape(12, -1)
+    for given, targets in ((data.x_train, data.y_train), (data.x_test, data.y_test)):
+        np.testing.assert_array_equal(targets, expected[np.asarray(given[:, 0], int)])
+    seen = np.concatenate([data.x_train[:, 0], data.x_test[:, 0]])
+    np.testing.assert_array_equal(np.sort(seen), rows)
+    found = outline(path, n_train=8, n_test=4)
+    assert found == ((2,), expected.shape[1], ())
+    assert not has_classes(path)
+
+
+def test_what_numbers_have_not_is_refused(tmp_path):
+    path = str(save(tmp_path / "numbers.npz", x=np.eye(6), y=np.linspace(0, 1, 6)))
+    with pytest.raises(ValueError, match=r"`classes` is \(0,\), but the targets .* are float"):
+        load(path, classes=(0,))
+    with pytest.raises(ValueError, match=r"is 5 \+ 2 = 7, expected at most 6: there are no more"):
+        load(path, n_train=5, n_test=2)
+    mixed = {"x_train": np.eye(4), "y_train": np.arange(4), "x_test": np.eye(4)}
+    path = str(save(tmp_path / "mixed.npz", **mixed, y_test=np.ones(4)))
+    with pytest.raises(ValueError, match="has training and test targets of two kinds"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("stored", "shape"),
+    [
+        ((4, 9000), (9000,)),
+        ((4, 50, 60, 3), (3, 50, 60)),
+        ((4, 1, 90, 90), (1, 90, 90)),
+        ((4, 90, 90), (1, 90, 90)),
+    ],
+)
+def test_an_outline_is_of_the_headers_and_the_targets_alone(tmp_path, stored, shape):
+    path = save(tmp_path / "set.npz", x=np.ones(stored), y=np.arange(4))
+    options = {"classes": (2, 0), "n_train": 1, "n_test": 1}
+    assert outline(str(path), **options) == (shape, 2, (2, 0))
+    content = path.read_bytes()
+    last_pixel = content.rindex(np.ones(5).tobytes())
+    path.write_bytes(content[:last_pixel] + b"\x01" + content[last_pixel + 1 :])
+    assert outline(str(path), **options) == (shape, 2, (2, 0))
+    with pytest.raises(ValueError, match="Bad CRC-32"):
+        load(str(path), **options)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "options"),
+    [
+        ({"x": np.ones(4)}, {}),
+        ({"x": np.ones((5, 5))}, {}),
+        ({"x": np.full((4, 2), "a")}, {}),
+        ({"x": np.array([None, {}, 1, 2])}, {}),
+        ({"y": np.eye(4)}, {}),
+        ({}, {"classes": (7,)}),
+        ({}, {"n_train": 4, "n_test": 1}),
+        ({"x_train": np.eye(4), "x_test": np.ones((4, 5)), "y_train": GOOD["y"]}, {}),
+    ],
+)
+def test_an_outline_refuses_what_load_does_with_the_same_words(tmp_path, arrays, options):
+    more = {"y_test": GOOD["y"]} if "x_train" in arrays else {}
+    path = str(save(tmp_path / "bad.npz", **(GOOD | arrays | more)))
+    with pytest.raises(ValueError, match="xpected") as loaded:
+        load(path, **options)
+    with pytest.raises(ValueError, match=re.escape(str(loaded.value))):
+        outline(path, **options)

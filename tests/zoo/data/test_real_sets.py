@@ -24,8 +24,8 @@ def test_real_mnist_has_its_sizes_and_counts():
     root = real(SHARED / "mnist")
     source = files.mnist("mnist", root)
     counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
-    np.testing.assert_array_equal(np.bincount(source.train.labels), counts)
-    assert len(source.test.labels) == 10000
+    np.testing.assert_array_equal(np.bincount(source.train.targets), counts)
+    assert len(source.test.targets) == 10000
     images = source.train.images(np.arange(60000))
     assert images.shape == (60000, 1, 28, 28)
     assert images.dtype == np.uint8
@@ -60,8 +60,8 @@ def test_real_mnist_parts_are_not_taken_for_each_other(tmp_path):
 def test_real_fashion_mnist_is_not_taken_for_mnist():
     root = real(DEBIAN_FASHION)
     source = files.mnist("fashion-mnist", root)
-    np.testing.assert_array_equal(np.bincount(source.train.labels), 6000)
-    np.testing.assert_array_equal(np.bincount(source.test.labels), 1000)
+    np.testing.assert_array_equal(np.bincount(source.train.targets), 6000)
+    np.testing.assert_array_equal(np.bincount(source.test.targets), 1000)
     message = "holds the train labels of 'fashion-mnist', expected the train labels of 'mnist'"
     with pytest.raises(ValueError, match=message):
         load("mnist", root=root)
