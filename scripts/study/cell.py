@@ -276,8 +276,8 @@ def _hierarchy(problem: _Problem, solve: Solve) -> Trajectory:
 def _taylor(problem: _Problem, solve: Solve) -> Trajectory:
     model, metric = problem.network
     taylor = taylorize(model, solve.order)
-    metric = eqx.tree_at(lambda t: t.model, parameters(taylor), metric)
-    return parameter_flow(taylor, *_on(problem), **_options(problem, metric))
+    options = _options(problem, taylor.lift_metric(metric))
+    return parameter_flow(taylor, *_on(problem), **options)
 
 
 _SOLVERS: dict[Kind, Callable[[_Problem, Solve], Trajectory | None]] = {
