@@ -10,7 +10,7 @@ import warnings
 
 from corrections.parameters import Model
 from zoo import Activation
-from zoo.common.contents import held
+from zoo.common.contents import contents
 
 
 class KinkWarning(UserWarning):
@@ -27,7 +27,7 @@ def warn_at_kinks(model: Model, order: int, *, stacklevel: int = 4) -> None:
     if order < 2:
         return
 
-    activations = (node for node in held(model) if isinstance(node, Activation))
+    activations = (node for node in contents(model) if isinstance(node, Activation))
     rough = {
         phi.name for phi in activations if phi.smoothness is not None and phi.smoothness < order
     }

@@ -1,6 +1,6 @@
 """What enters and leaves the layers of a model, seen from outside.
 
-Layers are replaced by stand-ins (`zoo.common.stand_in`) that write on a tape, which lives inside
+Layers are replaced by stand-ins (`zoo.common.stand_in`) that write down what enters them, inside
 one trace of the model. For which layers that is right, `corrections.contraction.contractible` says.
 """
 
@@ -46,8 +46,8 @@ class Stage:
             self._open = False
 
 
-class Tape(Stage):
-    """What the tapped layers of one call of the model write, and the shifts they add.
+class Capture(Stage):
+    """What the captured layers of one call of the model write, and the shifts they add.
 
     **Arguments:**
 
@@ -60,11 +60,11 @@ class Tape(Stage):
         self._expected, self._shifts = expected, shifts
         self.inputs: list[Array] = []
 
-    def tapped(self, layer: Any, index: int) -> Any:
+    def captured(self, layer: Any, index: int) -> Any:
         """A stand-in for `layer`, whose calls are those of the layer `index`."""
 
         def on_call(layer: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Array:
-            del options  # those that change something have kept the layer from being tapped
+            del options  # those that change something have kept the layer from being captured
             (a,) = args
             here = len(self.inputs)
             self._check(here < len(self._expected) and self._expected[here].layer == index)

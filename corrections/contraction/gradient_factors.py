@@ -1,6 +1,6 @@
 r"""A network taken apart: what enters each layer, what leaves it, and the rest of its parameters.
 
-Layers that are affine in their weights are replaced by ones that record their input a on a tape
+Layers that are affine in their weights are replaced by ones that record their input a
 and add a shift s to their output; r is a pull on the cotangent of a. For one example this is
 F(s, w) = (y, a), with w the parameters that no rule covers. Its VJP with the cotangents (e_k, r)
 gives (delta_k, J_k), and (a, delta, J) at s = r = 0 are the factors of all gradients
@@ -20,16 +20,16 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
-from corrections.contraction.capture import Call, Tape
+from corrections.contraction.capture import Call, Capture
 from corrections.contraction.contractible import Program
 from corrections.contraction.products import (
     Deferred,
     Direction,
-    formed,
     Gradients,
     gram,
     layer_product,
     LayerGradients,
+    materialized,
     pairs_are_cheaper,
     Term,
 )
@@ -52,7 +52,7 @@ class Factors(NamedTuple):
     rest: Array
 
 
-class Move(NamedTuple):
+class Tangent(NamedTuple):
     """What moving the parameters does to the calls of an example. `vmap` adds axes in front.
 
     - `shifts`: of the outputs of the calls.
@@ -65,7 +65,7 @@ class Move(NamedTuple):
     rest: Array
 
 
-class Anatomy:
+class GradientFactors:
     """A model taken apart: its ruled layers, their calls on an example, the rest of its parameters.
 
     To be made inside the trace that uses it. Layers that are not shown to be contractible
@@ -123,12 +123,12 @@ class Anatomy:
 
     def _run(self, shifts: list[Array] | None, rest: Array, x: Array) -> tuple[Array, list[Array]]:
         """The outputs, and what enters the calls."""
-        tape = Tape(self.calls, shifts)
+        capture = Capture(self.calls, shifts)
         nodes = eqx.combine(self._unravel(rest), self._static)
         for i, (place, ruled) in enumerate(zip(self._places, self.ruled, strict=True)):
-            nodes[place] = tape.tapped(ruled.layer, i)
-        y = tape.run(jax.tree.unflatten(self._structure, nodes), self._precise(x))
-        return y, tape.inputs
+            nodes[place] = capture.captured(ruled.layer, i)
+        y = capture.run(jax.tree.unflatten(self._structure, nodes), self._precise(x))
+        return y, capture.inputs
 
     def _precise(self, x: Array) -> Array:
         """An example in the precision of the parameters, if that is higher: what enters the first
@@ -140,10 +140,10 @@ class Anatomy:
 
     # --- one example ---------------------------------------------------------------------------
 
-    def factors(self, x: Array, move: Move | None = None) -> Factors:
-        """The factors of one example, where its calls are moved."""
-        shifts, pulls, rest = (None, None, self.rest) if move is None else move
-        shifts = self.no_move().shifts if shifts is None else shifts
+    def factors(self, x: Array, tangent: Tangent | None = None) -> Factors:
+        """The factors of one example, where its calls move along a tangent."""
+        shifts, pulls, rest = (None, None, self.rest) if tangent is None else tangent
+        shifts = self.zero_tangent().shifts if shifts is None else shifts
 
         def outputs(shifts: list[Array], rest: Array) -> tuple[Array, list[Array]]:
             return self._run(shifts, rest, x)
@@ -180,48 +180,49 @@ class Anatomy:
             )
         return self.ruled[last.layer].layer, lambda x: self._run(None, self.rest, x)[1][-1]
 
-    def no_move(self) -> Move:
+    def zero_tangent(self) -> Tangent:
         """Zero shifts and pulls, and the parameters as they are."""
         k = self.outputs.shape
-        return Move(
+        return Tangent(
             [jnp.zeros(call.output.shape, call.output.dtype) for call in self.calls],
             [jnp.zeros((*k, *call.input.shape), call.input.dtype) for call in self.calls],
             self.rest,
         )
 
-    def spreads(self, at: Factors) -> list[Array | None]:
+    def unfolded(self, at: Factors) -> list[Array | None]:
         """For each call what its input's positions see of its output's cotangents, where its layer
         has a rule for that: (k, positions, size).
         """
-        spreads = []
+        unfolded = []
         for ruled, call, places in self._calls_with_places():
             rule = ruled.transposed
             if rule is None:
-                spreads.append(None)
+                unfolded.append(None)
                 continue
             images = jax.vmap(lambda d, r=ruled, c=call: r.from_positions(d, c.output))(
                 at.cotangents[call.layer][:, places]
             )
-            spreads.append(
+            unfolded.append(
                 jax.vmap(lambda d, r=rule, layer=ruled.layer: r.patches(layer, d))(images)
             )
-        return spreads
+        return unfolded
 
-    def moved(
+    def tangent_along(
         self,
         at: Factors,
         along: Factors,
-        spreads: list[Array | None],
+        unfolded: list[Array | None],
         *,
         derivative: bool = False,
-    ) -> Move:
-        """The direction in which the calls of an example move with the parameters along M grad f_c.
+    ) -> Tangent:
+        """The direction in which the calls of an example move with the parameters along M
+        grad f_c.
 
         **Arguments:**
 
         - `at`: the factors of the example.
         - `along`: the factors of the one output f_c.
-        - `spreads`: those of `at`.
+        - `unfolded`: those of `at`.
         - `derivative`: `at` is a derivative of factors. The result is linear in it, but for what
           does not depend on it: the shifts by the bias and the rest, which are then zero.
         """
@@ -229,7 +230,9 @@ class Anatomy:
             Direction(*factors) for factors in zip(along.inputs, along.cotangents, strict=True)
         ]
         shifts, pulls = [], []
-        for (ruled, call, places), spread in zip(self._calls_with_places(), spreads, strict=True):
+        for (ruled, call, places), unfolded_cotangents in zip(
+            self._calls_with_places(), unfolded, strict=True
+        ):
             direction, delta = directions[call.layer], at.cotangents[call.layer]
             weight, bias = ruled.metrics(delta.dtype)
             shift = weight * direction.push(at.inputs[call.layer][places])
@@ -237,9 +240,11 @@ class Anatomy:
                 shift += bias * jnp.sum(along.cotangents[call.layer], axis=0, keepdims=True)
             shifts.append(ruled.from_positions(shift, call.output))
             scale = weight * ruled.multiplier
-            pulls.append(scale * _pulled(ruled, call, direction, delta[:, places], spread))
+            pulls.append(
+                scale * _pulled(ruled, call, direction, delta[:, places], unfolded_cotangents)
+            )
         rest = jnp.zeros_like(self.rest) if derivative else self.rest_metric * along.rest
-        return Move(shifts, pulls, rest)
+        return Tangent(shifts, pulls, rest)
 
     def _calls_with_places(self) -> list[tuple[RuledLayer, Call, slice]]:
         """Each call with its layer, and its positions among those of all calls of that layer."""
@@ -252,8 +257,8 @@ class Anatomy:
 
     # --- many examples -------------------------------------------------------------------------
 
-    def forms(self, *, pairs: int, partners: int) -> list[bool]:
-        """For each ruled layer whether its gradients are formed.
+    def materialize(self, *, pairs: int, partners: int) -> list[bool]:
+        """For each ruled layer whether its gradients are materialized.
 
         **Arguments:**
 
@@ -279,24 +284,26 @@ class Anatomy:
             entries += math.prod(call.input.shape) + math.prod(call.output.shape)
         return sizes, entries
 
-    def bytes_per_example(self, forms: list[bool]) -> tuple[int, int]:
+    def bytes_per_example(self, materialize: list[bool]) -> tuple[int, int]:
         """What the gradients of an example take, and what is needed to compute them."""
         (sizes, entries), k = self.sizes(), self.outputs.shape[0]
         stored = k * self.rest.size
         working = stored + (1 + k) * entries
-        for (positions, size, out), form in zip(sizes, forms, strict=True):
+        for (positions, size, out), form in zip(sizes, materialize, strict=True):
             stored += k * out * (size + 1) if form else positions * (size + k * out)
             working += k * positions * size if positions > 1 else 0
         itemsize = self.outputs.dtype.itemsize
         return max(1, stored * itemsize), max(1, working * itemsize)
 
-    def gradients(self, at: Factors, forms: list[bool], *, deferred: bool = False) -> Gradients:
-        """The gradients of a batch of examples; `deferred`: to be formed as they are contracted."""
+    def gradients(
+        self, at: Factors, materialize: list[bool], *, deferred: bool = False
+    ) -> Gradients:
+        """The gradients of a batch; `deferred`: to be formed as they are contracted."""
         factors = zip(at.inputs, at.cotangents, strict=True)
         layers = [[Term(a, delta, True)] for a, delta in factors]
-        return _gradients(layers, at.rest, forms, _deferred if deferred else formed)
+        return _gradients(layers, at.rest, materialize, _deferred if deferred else materialized)
 
-    def derivative(self, at: Factors, dot: Factors, forms: list[bool]) -> Gradients:
+    def derivative(self, at: Factors, dot: Factors, materialize: list[bool]) -> Gradients:
         """The derivatives of the gradients of a batch where its factors move along `dot`."""
         layers = []
         for i, (a, delta, da, ddelta) in enumerate(
@@ -304,10 +311,10 @@ class Anatomy:
         ):
             moving = [Term(da, delta, False)] if i in self._moving else []
             layers.append([*moving, Term(a, ddelta, True)])
-        return _gradients(layers, dot.rest, forms)
+        return _gradients(layers, dot.rest, materialize)
 
     def second_derivative(
-        self, at: Factors, dots: tuple[Factors, Factors], ddot: Factors, forms: list[bool]
+        self, at: Factors, dots: tuple[Factors, Factors], ddot: Factors, materialize: list[bool]
     ) -> Gradients:
         """The mixed second derivatives of the gradients of a batch along two directions: `dots` are
         the derivatives of its factors along each, `ddot` those along both.
@@ -317,7 +324,7 @@ class Anatomy:
         for i, (a, d, a3, d3, a4, d4, a34, d34) in enumerate(zip(*columns, strict=True)):
             moving = [Term(a34, d, False), Term(a3, d4, False), Term(a4, d3, False)]
             layers.append([*(moving if i in self._moving else []), Term(a, d34, True)])
-        return _gradients(layers, ddot.rest, forms)
+        return _gradients(layers, ddot.rest, materialize)
 
     def product(self, first: Gradients, second: Gradients) -> Float[Array, "n1 k n2 l"]:
         """<g_1, g_2>_M for all pairs of examples and outputs of two batches."""
@@ -339,12 +346,12 @@ def _pulled(
     call: Call,
     direction: Direction,
     delta: Float[Array, "k positions out"],
-    spread: Float[Array, "k in_positions size"] | None,
+    unfolded_cotangents: Float[Array, "k in_positions size"] | None,
 ) -> Float[Array, "k ..."]:
     """v^T of the cotangents of a call: those of its input."""
     rule = ruled.transposed
-    if spread is not None and rule is not None and direction.matrix is not None:
-        pulled = spread @ rule.matrix(ruled.layer, direction.matrix)
+    if unfolded_cotangents is not None and rule is not None and direction.matrix is not None:
+        pulled = unfolded_cotangents @ rule.matrix(ruled.layer, direction.matrix)
         return jax.vmap(lambda p: ruled.from_positions(p, call.input))(pulled)
     scatter = jax.linear_transpose(lambda a: ruled.rule.patches(ruled.layer, a), call.input)
     return jax.vmap(lambda p: scatter(p)[0])(direction.pull(delta))
@@ -358,10 +365,10 @@ def _deferred(terms: list[Term]) -> Deferred:
 def _gradients(
     layers: list[list[Term]],
     rest: Array,
-    forms: list[bool],
-    form: Callable[[list[Term]], LayerGradients] = formed,
+    materialize: list[bool],
+    form: Callable[[list[Term]], LayerGradients] = materialized,
 ) -> Gradients:
-    entries = [form(terms) if of else terms for terms, of in zip(layers, forms, strict=True)]
+    entries = [form(terms) if of else terms for terms, of in zip(layers, materialize, strict=True)]
     return Gradients(entries, rest)
 
 

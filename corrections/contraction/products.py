@@ -39,7 +39,7 @@ class Term(eqx.Module):
     to_bias: bool = eqx.field(static=True)
 
 
-class Formed(NamedTuple):
+class Materialized(NamedTuple):
     """The same, summed up: the gradients themselves."""
 
     weight: Float[Array, "n k size"]
@@ -52,7 +52,7 @@ class Deferred(NamedTuple):
     term: Term
 
 
-LayerGradients = list[Term] | Formed | Deferred
+LayerGradients = list[Term] | Materialized | Deferred
 
 
 class Gradients(NamedTuple):
@@ -83,11 +83,11 @@ def pairs_are_cheaper(
     return of_pairs <= of_gradients
 
 
-def formed(terms: list[Term]) -> Formed:
+def materialized(terms: list[Term]) -> Materialized:
     """The gradients that `terms` add up to."""
     weight = sum(jnp.einsum("nkpo,npi->nkoi", term.cotangent, term.input) for term in terms)
     bias = sum(jnp.sum(term.cotangent, axis=2) for term in terms if term.to_bias)
-    return Formed(weight.reshape(*weight.shape[:2], -1), bias)  # pyright: ignore
+    return Materialized(weight.reshape(*weight.shape[:2], -1), bias)  # pyright: ignore
 
 
 def layer_product(
@@ -98,8 +98,8 @@ def layer_product(
     `weight` and `bias` are the metrics of the two tensors, the bias's with its multiplier squared;
     a bias of None is a layer without one.
     """
-    if isinstance(first, Formed):
-        assert isinstance(second, Formed)
+    if isinstance(first, Materialized):
+        assert isinstance(second, Materialized)
         product = weight * gram(first.weight, second.weight)
         if bias is not None:
             product += bias * gram(first.bias, second.bias)
@@ -115,7 +115,7 @@ def _product_by_channels(
     first: Term, second: Term, weight: Any, bias: Any
 ) -> Float[Array, "n1 k n2 l"]:
     """The products of gradients of which a part, that of some channels of the layer's output, is
-    formed at a time: as many as the caches hold. Half of a symmetric product is computed.
+    materialized at a time: as many as the caches hold. Half of a symmetric product is computed.
     """
     sets = [first] if second is first else [first, second]
     (n1, k1, _, out), (n2, k2) = first.cotangent.shape, second.cotangent.shape[:2]
@@ -191,7 +191,7 @@ def _pairs_product(first: Term, second: Term, weight: Any, bias: Any) -> Array:
 class Direction(eqx.Module):
     """The direction V = sum_r delta_c (x) a_c of a layer's weight, r over positions.
 
-    Formed only where that takes fewer operations than its factors.
+    Materialized only where that takes fewer operations than its factors.
     """
 
     input: Float[Array, "r in"]
@@ -201,8 +201,8 @@ class Direction(eqx.Module):
     def __init__(self, a_c: Float[Array, "r in"], delta_c: Float[Array, "r out"]):
         (positions, size), out = a_c.shape, delta_c.shape[-1]
         self.input, self.cotangent = a_c, delta_c
-        formed = positions * (size + out) > size * out
-        self.matrix = delta_c.T @ a_c if formed else None
+        materialized = positions * (size + out) > size * out
+        self.matrix = delta_c.T @ a_c if materialized else None
 
     def push(self, a: Float[Array, "p in"]) -> Float[Array, "p out"]:
         """v a_p."""

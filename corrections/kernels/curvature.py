@@ -8,7 +8,7 @@ with g, H, T the first three derivatives of outputs in the parameters, every con
 metric. H_1 g_3 is the derivative of the gradient g_1 where the parameters move along g_3, and
 T_1[., g_3, g_4] its second derivative along g_3 and g_4. Both come in factors: the tangents of what
 enters and leaves each layer (`corrections.contraction.gradient_factors`), so no direction is ever
-formed that a rule keeps in factors.
+materialized that a rule keeps in factors.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from corrections.contraction.gradient_factors import Anatomy, Factors, Move
+from corrections.contraction.gradient_factors import Factors, GradientFactors, Tangent
 from corrections.contraction.products import Gradients
 from zoo.common.tiles import in_tiles, STORED_BYTES, Tiling, working_bytes
 
@@ -31,29 +31,31 @@ class Curvature:
 
     **Arguments:**
 
-    - `anatomy`: the model.
+    - `factored`: the model.
     - `partners`: examples of the second set, which share the cost of forming gradients.
     - `batch_size`: the most examples of each set that are taken at once; None: what fits.
     - `shards`: of the first set.
     """
 
-    def __init__(self, anatomy: Anatomy, *, partners: int, batch_size: int | None, shards: int):
-        self._anatomy, self._batch_size, self._shards = anatomy, batch_size, shards
-        self._k = anatomy.outputs.shape[0]
-        self._forms = anatomy.forms(pairs=self._k**2, partners=partners)
-        self._stored, self._working = anatomy.bytes_per_example(self._forms)
+    def __init__(
+        self, factored: GradientFactors, *, partners: int, batch_size: int | None, shards: int
+    ):
+        self._factored, self._batch_size, self._shards = factored, batch_size, shards
+        self._k = factored.outputs.shape[0]
+        self._materialize = factored.materialize(pairs=self._k**2, partners=partners)
+        self._stored, self._working = factored.bytes_per_example(self._materialize)
 
     def s(self, x1: Array, x2: Array, x3: Array) -> _Third:
         """S(1; 2, 3)."""
         in_second = self._over_gradients(x2)
 
         def of_rows(x1: Array) -> Array:
-            batch = _MovingBatch(self._anatomy, x1)
+            batch = _MovingBatch(self._factored, x1)
             tile = self._tile(len(x3), len(x1))
 
             def of_direction(along: Factors) -> Array:
                 first = self._first(batch, batch.along(along)[1])
-                return in_second(lambda g2: self._anatomy.product(first, g2))
+                return in_second(lambda g2: self._factored.product(first, g2))
 
             return self._directions_last(of_direction, x3, tile)
 
@@ -64,7 +66,7 @@ class Curvature:
         in_second = self._over_gradients(x2)
 
         def of_rows(x1: Array) -> Array:
-            batch = _MovingBatch(self._anatomy, x1)
+            batch = _MovingBatch(self._factored, x1)
             # What is kept of a third direction is about four times its derivatives.
             tile3 = self._tile(len(x3), 4 * len(x1))
             tile4 = self._tile(len(x4), len(x1) * tile3.directions)
@@ -76,10 +78,10 @@ class Curvature:
                 def of_fourth(along4: Factors) -> Array:
                     move4, dot4 = batch.along(along4)
                     ddot = second(move4, batch.mixed((along3, along4), (dot3, dot4)))
-                    first = self._anatomy.second_derivative(
-                        batch.at, (dot3, dot4), ddot, self._forms
+                    first = self._factored.second_derivative(
+                        batch.at, (dot3, dot4), ddot, self._materialize
                     )
-                    return in_second(lambda g2: self._anatomy.product(first, g2))
+                    return in_second(lambda g2: self._factored.product(first, g2))
 
                 return self._directions_last(of_fourth, x4, tile4)
 
@@ -92,20 +94,20 @@ class Curvature:
         """II(1, 2; 3, 4)."""
         second_tile = self._batch_size or len(x2)
         one_tile = Tiling(len(x2), second_tile).count == 1
-        whole = _MovingBatch(self._anatomy, x2) if one_tile else None
+        whole = _MovingBatch(self._factored, x2) if one_tile else None
 
         def of_rows(x1: Array) -> Array:
-            batch = _MovingBatch(self._anatomy, x1)
+            batch = _MovingBatch(self._factored, x1)
             tile3 = self._tile(len(x3), len(x1))
 
             def of_third(along3: Factors) -> Array:
                 first = self._first(batch, batch.along(along3)[1])
 
                 def of_columns(x2: Array) -> Array:
-                    other = whole or _MovingBatch(self._anatomy, x2)
+                    other = whole or _MovingBatch(self._factored, x2)
 
                     def of_fourth(along4: Factors) -> Array:
-                        return self._anatomy.product(
+                        return self._factored.product(
                             first, self._first(other, other.along(along4)[1])
                         )
 
@@ -122,7 +124,7 @@ class Curvature:
         return self._rows(of_rows, x1)
 
     def _first(self, batch: "_MovingBatch", dot: Factors) -> Gradients:
-        return self._anatomy.derivative(batch.at, dot, self._forms)
+        return self._factored.derivative(batch.at, dot, self._materialize)
 
     def _rows(self, fn: Callable[[Array], Array], x1: Array) -> Array:
         """`fn` of tiles of the first set, its axis in front."""
@@ -134,7 +136,7 @@ class Curvature:
         """Applies a function of gradients to those of `x2`, whose axis is the last but one."""
 
         def gradients(x: Array) -> Gradients:
-            return self._anatomy.gradients(jax.vmap(self._anatomy.factors)(x), self._forms)
+            return self._factored.gradients(jax.vmap(self._factored.factors)(x), self._materialize)
 
         at_most = self._batch_size or max(1, STORED_BYTES // self._stored)
         tiling = Tiling(len(x2), at_most)
@@ -164,7 +166,7 @@ class Curvature:
         """`fn` of the factors of each output of each example, on the two last axes."""
 
         def of_example(x: Array) -> Array:
-            inputs, *of_outputs = self._anatomy.factors(x)
+            inputs, *of_outputs = self._factored.factors(x)
             return in_tiles(lambda c: fn(Factors(inputs, *c)), tuple(of_outputs), tile.outputs)
 
         return jnp.moveaxis(in_tiles(of_example, x, tile.examples), (0, 1), (-2, -1))
@@ -184,53 +186,53 @@ class _DirectionTile(NamedTuple):
 class _MovingBatch:
     """The factors of a batch, and their derivatives where the parameters move."""
 
-    def __init__(self, anatomy: Anatomy, x: Array):
-        self._anatomy = anatomy
-        zero = anatomy.no_move()
+    def __init__(self, factored: GradientFactors, x: Array):
+        self._factored = factored
+        zero = factored.zero_tangent()
         shifts, pulls = (
             [jnp.zeros((len(x), *a.shape), a.dtype) for a in arrays]
             for arrays in (zero.shifts, zero.pulls)
         )
-        self._still = Move(shifts, pulls, zero.rest)
+        self._at_rest = Tangent(shifts, pulls, zero.rest)
 
-        def factors(move: Move) -> Factors:
-            return jax.vmap(anatomy.factors, in_axes=(0, Move(0, 0, None)))(x, move)  # pyright: ignore[reportArgumentType]
+        def factors(tangent: Tangent) -> Factors:
+            return jax.vmap(factored.factors, in_axes=(0, Tangent(0, 0, None)))(x, tangent)  # pyright: ignore[reportArgumentType]
 
         self._factors = factors
-        self.at, self._derivative = jax.linearize(factors, self._still)
-        self._spreads = jax.vmap(anatomy.spreads)(self.at)
+        self.at, self._derivative = jax.linearize(factors, self._at_rest)
+        self._unfolded = jax.vmap(factored.unfolded)(self.at)
 
-    def along(self, direction: Factors) -> tuple[Move, Factors]:
+    def along(self, direction: Factors) -> tuple[Tangent, Factors]:
         """How the calls move along M grad f_c, and the derivatives of the factors."""
-        move = self._moved(self.at, direction, self._spreads)
-        return move, self._derivative(move)
+        tangent = self._tangent_along(self.at, direction, self._unfolded)
+        return tangent, self._derivative(tangent)
 
-    def second_along(self, move: Move) -> Callable[[Move, Move], Factors]:
-        """The mixed second derivatives of the factors along `move` and another, as a function of
+    def second_along(self, tangent: Tangent) -> Callable[[Tangent, Tangent], Factors]:
+        """The mixed second derivatives of the factors along `tangent` and another, as a function of
         the other and of how the calls move along both.
         """
 
-        def derivative(at: Move, move: Move) -> Factors:
-            return jax.jvp(self._factors, (at,), (move,))[1]
+        def derivative(at: Tangent, tangent: Tangent) -> Factors:
+            return jax.jvp(self._factors, (at,), (tangent,))[1]
 
-        return jax.linearize(derivative, self._still, move)[1]
+        return jax.linearize(derivative, self._at_rest, tangent)[1]
 
-    def mixed(self, directions: tuple[Factors, Factors], dots: tuple[Factors, Factors]) -> Move:
+    def mixed(self, directions: tuple[Factors, Factors], dots: tuple[Factors, Factors]) -> Tangent:
         """How the calls move along both of two directions, of which `dots` are the derivatives of
         the factors: each shifts what the other has changed.
         """
         (along3, along4), (dot3, dot4) = directions, dots
-        spreads3, spreads4 = (jax.vmap(self._anatomy.spreads)(dot) for dot in dots)
+        unfolded3, unfolded4 = (jax.vmap(self._factored.unfolded)(dot) for dot in dots)
         moves = (
-            self._moved(dot4, along3, spreads4, derivative=True),
-            self._moved(dot3, along4, spreads3, derivative=True),
+            self._tangent_along(dot4, along3, unfolded4, derivative=True),
+            self._tangent_along(dot3, along4, unfolded3, derivative=True),
         )
         return jax.tree.map(jnp.add, *moves)
 
-    def _moved(
-        self, at: Factors, along: Factors, spreads: list[Array | None], *, derivative: bool = False
-    ) -> Move:
-        def moved(at: Factors, spreads: list[Array | None]) -> Move:
-            return self._anatomy.moved(at, along, spreads, derivative=derivative)
+    def _tangent_along(
+        self, at: Factors, along: Factors, unfolded: list[Array | None], *, derivative: bool = False
+    ) -> Tangent:
+        def moved(at: Factors, unfolded: list[Array | None]) -> Tangent:
+            return self._factored.tangent_along(at, along, unfolded, derivative=derivative)
 
-        return jax.vmap(moved, out_axes=Move(0, 0, None))(at, spreads)  # pyright: ignore[reportArgumentType]
+        return jax.vmap(moved, out_axes=Tangent(0, 0, None))(at, unfolded)  # pyright: ignore[reportArgumentType]

@@ -13,7 +13,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from corrections.contraction.gradient_factors import Anatomy
+from corrections.contraction.gradient_factors import GradientFactors
 from corrections.kernels.curvature import Curvature
 from corrections.parameters import (
     check_metric,
@@ -209,7 +209,7 @@ def _contracted(
     check_fits(f"the kernel of {counts} examples", shape, outputs.dtype, options.shards)
     metric, method, batch_size, shards = options
     curvature = Curvature(
-        Anatomy(model, first[0], metric, method=method),
+        GradientFactors(model, first[0], metric, method=method),
         partners=len(xs[1]),
         batch_size=batch_size,
         shards=shards,

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Shaped
 
-from corrections.contraction.gradient_factors import Anatomy, Factors
-from corrections.contraction.products import Deferred, Formed, Gradients, LayerGradients, Term
+from corrections.contraction.gradient_factors import Factors, GradientFactors
+from corrections.contraction.products import Deferred, Gradients, LayerGradients, Materialized, Term
 from corrections.parameters import (
     check_metric,
     check_outputs,
@@ -156,9 +156,11 @@ def _nngp(model: Model, x1: Array, x2: Array | None) -> Array:
         check_outputs(model, "x2", x2, outputs=of_model)
     n1, n2 = len(x1), len(x1 if x2 is None else x2)
     check_fits(f"the kernel of {n1} x {n2} examples", (n1, n2), of_model.dtype)
-    anatomy = Anatomy(model, x1[0], None)
-    layer, a = anatomy.readout()
-    tile = working_bytes() // anatomy.bytes_per_example(anatomy.forms(pairs=1, partners=1))[1]
+    factored = GradientFactors(model, x1[0], None)
+    layer, a = factored.readout()
+    tile = (
+        working_bytes() // factored.bytes_per_example(factored.materialize(pairs=1, partners=1))[1]
+    )
     hidden1 = in_tiles(a, x1, tile)
     hidden2 = hidden1 if x2 is None else in_tiles(a, x2, tile)
     weight, bias = 1.0, 0.0
@@ -188,17 +190,17 @@ def _ntk(
         check_outputs(model, "x2", x2, outputs=of_model)
     n1, n2, k = len(x1), len(x1 if x2 is None else x2), of_model.shape[0]
     _check_kernel_fits((n1, n2), k, of_model.dtype, outputs, shards)
-    anatomy = Anatomy(model, x1[0], metric, method=method)
+    factored = GradientFactors(model, x1[0], metric, method=method)
     pairs = k * k if outputs == "full" else k
     partners = min(batch_size or n2, n2)
-    forms = anatomy.forms(pairs=pairs, partners=partners)
-    stored, working = anatomy.bytes_per_example(forms)
-    product = _product(anatomy, outputs)
+    materialize = factored.materialize(pairs=pairs, partners=partners)
+    stored, working = factored.bytes_per_example(materialize)
+    product = _product(factored, outputs)
 
     def of_batch(x: Array, *, deferred: bool = False) -> Gradients:
-        at = jax.vmap(anatomy.factors)(x)
+        at = jax.vmap(factored.factors)(x)
         at = _outputs_as_one(at) if outputs == "mean" else at
-        return anatomy.gradients(at, forms, deferred=deferred)
+        return factored.gradients(at, materialize, deferred=deferred)
 
     examples = n1 if x2 is None else n1 + n2
     once = batch_size is None and shards == 1 and not traced
@@ -224,20 +226,20 @@ def _ntk(
 Products = Callable[[Gradients, Gradients], Array]
 
 
-def _product(anatomy: Anatomy, outputs: Outputs) -> Products:
+def _product(factored: GradientFactors, outputs: Outputs) -> Products:
     """The part of the kernel between two batches, from their gradients."""
     if outputs == "full":
-        return anatomy.product
+        return factored.product
     if outputs == "mean":
-        k = anatomy.outputs.shape[0]
-        return lambda g1, g2: anatomy.product(g1, g2)[:, 0, :, 0] / k
+        k = factored.outputs.shape[0]
+        return lambda g1, g2: factored.product(g1, g2)[:, 0, :, 0] / k
 
     def diagonal(g1: Gradients, g2: Gradients) -> Array:
         def of_one_output(i: Array) -> Array:
             one = _one_output(g1, i)
-            return anatomy.product(one, one if g2 is g1 else _one_output(g2, i))[:, 0, :, 0]
+            return factored.product(one, one if g2 is g1 else _one_output(g2, i))[:, 0, :, 0]
 
-        return jax.vmap(of_one_output, out_axes=-1)(jnp.arange(anatomy.outputs.shape[0]))
+        return jax.vmap(of_one_output, out_axes=-1)(jnp.arange(factored.outputs.shape[0]))
 
     return diagonal
 
@@ -260,8 +262,8 @@ def _one_output(gradients: Gradients, i: Array) -> Gradients:
         return [Term(term.input, slice_of(term.cotangent), term.to_bias) for term in terms]
 
     def of_layer(layer: LayerGradients) -> LayerGradients:
-        if isinstance(layer, Formed):
-            return Formed(slice_of(layer.weight), slice_of(layer.bias))
+        if isinstance(layer, Materialized):
+            return Materialized(slice_of(layer.weight), slice_of(layer.bias))
         return Deferred(*of_terms([layer.term])) if isinstance(layer, Deferred) else of_terms(layer)
 
     return Gradients([of_layer(layer) for layer in gradients.layers], slice_of(gradients.rest))

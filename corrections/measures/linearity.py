@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
 from corrections.loss_function import target_array
 from corrections.operators.krylov import CYCLE, extreme_eigenpairs
 from corrections.operators.linear_operator import flat_operator
-from corrections.operators.metric_coordinates import FlatModel
+from corrections.operators.metric_coordinates import MetricCoordinates
 from corrections.operators.ntk_operator import NTKOperator
 from corrections.parameters import (
     Apply,
@@ -229,7 +229,7 @@ def hessian_norms(
     model: Model, x: Array, metric: Metric | None, matvecs: int, rtol: float, key: PRNGKeyArray
 ) -> NormEstimate:
     """`hessian_norm`, of arguments that fit."""
-    flat = FlatModel(model, metric)
+    flat = MetricCoordinates(model, metric)
     (k,) = _outputs_shape(flat.apply, flat.params, x)
     size = flat.vector.shape[0]
     start = jr.normal(key, (1, size), flat.vector.dtype)
@@ -261,7 +261,7 @@ def _second_derivative(
 ) -> NormEstimate:
     """|D^2 f| of all outputs of all examples, by alternating iteration."""
     matvecs, starts, iterations = counts
-    flat = FlatModel(model, metric)
+    flat = MetricCoordinates(model, metric)
     outputs = jax.eval_shape(flat.apply, flat.params, x[0])
     (k,), wide = outputs.shape, jnp.promote_types(outputs.dtype, flat.vector.dtype)
     size, dtype = flat.vector.shape[0], flat.vector.dtype

@@ -233,10 +233,10 @@ def _of_operator(
     start_key, sample_key = jr.split(key)
     once_key, again_key = jr.split(start_key)
     ritz = lanczos(product, jr.normal(once_key, (size,), dtype), min(matvecs, size))
-    wish = jnp.where(ritz.exists, ritz.values, -jnp.inf)
-    descending = jnp.argsort(wish)[::-1][:count]
+    priority = jnp.where(ritz.exists, ritz.values, -jnp.inf)
+    descending = jnp.argsort(priority)[::-1][:count]
     top = jnp.where(ritz.exists[descending][:, None], ritz.vectors.T[descending] @ ritz.basis, 0)
-    found_values, vectors = wish[descending], top
+    found_values, vectors = priority[descending], top
     if others := min(count, size - count):
         # A Krylov space has one vector of each eigenvalue, multiple or not: others lie outside.
         starts = jr.normal(again_key, (others, size), dtype)

@@ -40,7 +40,7 @@ class Ritz(NamedTuple):
     exists: Array
 
 
-class Pairs(NamedTuple):
+class Eigenpairs(NamedTuple):
     """Estimates of eigenvalues, the most wanted first.
 
     - `values`, `vectors`: orthonormal rows.
@@ -98,7 +98,7 @@ def extreme_eigenpairs(
     matvecs: int,
     rtol: float,
     known: Float[Array, "m size"] | None = None,
-) -> Pairs:
+) -> Eigenpairs:
     """Extreme eigenpairs of a symmetric operator, one after the other: each in the
     space that is orthogonal to those before, so that multiple eigenvalues are found as well.
 
@@ -125,7 +125,7 @@ def extreme_eigenpairs(
 
         def cycle(start: Array) -> _Estimate:
             ritz = _lanczos(lambda v: outside(product(outside(v))), outside(start), steps)
-            best = jnp.argmax(_wish(ritz.values, which, ritz.exists))
+            best = jnp.argmax(_priority(ritz.values, which, ritz.exists))
             # Outside once more: of what was found before rounding has left some in the basis.
             vector = outside(ritz.vectors[:, best] @ ritz.basis)
             vector /= jnp.linalg.norm(vector)
@@ -152,10 +152,10 @@ def extreme_eigenpairs(
     begin = jnp.concatenate([before, jnp.zeros_like(starts)]), jnp.asarray(len(before))
     (vectors, _), (values, residuals, scales) = jax.lax.scan(next_pair, begin, starts)
     vectors = vectors[len(before) :]
-    order = jnp.argsort(_wish(values, which, jnp.isfinite(values)))[::-1]
+    order = jnp.argsort(_priority(values, which, jnp.isfinite(values)))[::-1]
     values, vectors, residuals = values[order], vectors[order], residuals[order]
     converged = residuals <= rtol * jnp.max(scales)
-    return Pairs(values * unit, vectors, residuals * unit, converged)
+    return Eigenpairs(values * unit, vectors, residuals * unit, converged)
 
 
 class _Estimate(NamedTuple):
@@ -166,10 +166,10 @@ class _Estimate(NamedTuple):
     products: Array
 
 
-def _wish(values: Array, which: Which, exists: Array) -> Array:
+def _priority(values: Array, which: Which, exists: Array) -> Array:
     """Larger where an eigenvalue is more wanted."""
-    wish = {"largest": values, "smallest": -values, "magnitude": jnp.abs(values)}[which]
-    return jnp.where(exists, wish, jnp.full_like(wish, -jnp.inf))
+    priority = {"largest": values, "smallest": -values, "magnitude": jnp.abs(values)}[which]
+    return jnp.where(exists, priority, jnp.full_like(priority, -jnp.inf))
 
 
 CYCLE = 12

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 
 from corrections.loss_function import check_targets, LossFunction
 from corrections.operators.linear_operator import LinearOperator
-from corrections.operators.metric_coordinates import FlatModel
+from corrections.operators.metric_coordinates import MetricCoordinates
 from corrections.parameters import (
     Apply,
     check_metric,
@@ -132,7 +132,7 @@ class LossHessian(LinearOperator):
 
     def prepared(self) -> lx.FunctionLinearOperator:
         """The same operator, the network linearized once for all products."""
-        flat = FlatModel(self.model, self.metric)
+        flat = MetricCoordinates(self.model, self.metric)
         n, loss = len(self.x), self.loss
 
         def full(apply: Apply, params: Params, item: Any) -> Array:

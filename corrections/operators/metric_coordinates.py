@@ -18,7 +18,7 @@ from zoo.common.norms import norm
 from zoo.common.tiles import sum_in_tiles
 
 
-class FlatModel:
+class MetricCoordinates:
     """A model, its parameters in a vector, and the square root of the metric. To be made inside the
     trace that uses it.
     """

@@ -48,7 +48,7 @@ def polynomial(eps: Scalar, coefficients: Sequence[Array]) -> Array:
     return at_zero(eps, list(coefficients))
 
 
-def path_of(theta: PyTree, steps: Sequence[PyTree]) -> Callable[[Scalar], PyTree]:
+def jet(theta: PyTree, steps: Sequence[PyTree]) -> Callable[[Scalar], PyTree]:
     """Eps -> theta + eps steps[0] + eps^2 steps[1] + ..., to be differentiated at eps = 0."""
 
     def at(eps: Scalar) -> PyTree:
@@ -57,7 +57,7 @@ def path_of(theta: PyTree, steps: Sequence[PyTree]) -> Callable[[Scalar], PyTree
     return at
 
 
-def held(constant: PyTree, moving: PyTree) -> tuple[PyTree, PyTree]:
+def hoist_barrier(constant: PyTree, moving: PyTree) -> tuple[PyTree, PyTree]:
     """Both as they are; in a loop XLA takes the first for something that moves as the second does.
 
     It hoists what does not move out of a loop before it merges what is computed twice, and what was

@@ -13,7 +13,7 @@ import jax
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from corrections.parameters import Metric, Params, precondition, split
-from corrections.taylor.jets import coefficients_along, degrees_along, path_of, polynomial, Scalar
+from corrections.taylor.jets import coefficients_along, degrees_along, jet, polynomial, Scalar
 from zoo.common.precision import full_precision
 
 Push = Callable[[Params], Array]
@@ -48,7 +48,7 @@ def linearization(
 
         return jax.linearize(outputs, params)[1]
 
-    at = path_of(params, path[:order])
+    at = jet(params, path[:order])
 
     def moving(eps: Scalar) -> list[Array]:
         return [r for r in jax.tree.leaves(residuals(at(eps))) if eqx.is_inexact_array(r)]

@@ -25,7 +25,7 @@ from corrections.parameters import (
     split,
 )
 from corrections.smoothness import warn_at_kinks
-from corrections.taylor.jets import coefficients_along, held, path_of
+from corrections.taylor.jets import coefficients_along, hoist_barrier, jet
 from zoo import forward_train, parameters
 from zoo.common import checks
 from zoo.common.precision import full_precision
@@ -62,7 +62,7 @@ def taylor_coefficients(
         check_tree_like(f"path[{i}]", step, theta, "`theta`")
         check_real(f"path[{i}]", step)
 
-    at = path_of(theta, path[:order])
+    at = jet(theta, path[:order])
     return coefficients_along(lambda eps: fn(at(eps)), order)
 
 
@@ -129,7 +129,7 @@ class TaylorModel(eqx.Module):
     def _terms(self, fn: Callable[[PyTree], Array]) -> list[Array]:
         base, displacement = self.base, self.displacement
         if self.order > 1:
-            base, displacement = held(base, displacement)
+            base, displacement = hoist_barrier(base, displacement)
         return taylor_coefficients(fn, base, [displacement], self.order)
 
 

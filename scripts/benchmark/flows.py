@@ -17,7 +17,7 @@ from scripts.benchmark.timing import (
 )
 from scripts.benchmark.training import NAME, Training, training
 from solvers import CrossEntropy, hierarchy_flow
-from solvers.flows.jet_products import PathProducts
+from solvers.flows.jet_products import JetProducts
 from solvers.flows.matrix_free import matrix_free_flow, state_at_start
 from zoo import MLP, WideResNet
 
@@ -60,7 +60,7 @@ def _against_a_gradient(name: str, task: Training, repeats: int) -> Iterator[Com
 
 def _solve(task: Training, order: int) -> tuple[Callable[[], Any], int]:
     """Runs `_STEPS` steps of Euler's method; and the bytes of one right-hand side."""
-    products = PathProducts(task.model, (task.x,))
+    products = JetProducts(task.model, (task.x,))
     flow = matrix_free_flow(products, task.y, loss=task.loss)
     arrays, rest = eqx.partition(flow, eqx.is_array)
     state = state_at_start(task.model, order)

@@ -101,18 +101,18 @@ def learned_at(
     def apply(columns: Array) -> Array:
         return product(operator, columns)
 
-    def unfinished(carry: tuple[_Krylov, _Small]) -> Array:
+    def unfinished(carry: tuple[_Krylov, _Projected]) -> Array:
         state, found = carry
         more = found.error[-1] > jnp.maximum(rtol, eps * found.size[-1])
         return jnp.any(more) & (state.size < steps)
 
-    def grow(carry: tuple[_Krylov, _Small]) -> tuple[_Krylov, _Small]:
+    def grow(carry: tuple[_Krylov, _Projected]) -> tuple[_Krylov, _Projected]:
         state, _ = carry
         upto = jnp.minimum(state.size + jnp.maximum(state.size // 2, 4), steps)
-        state = jax.lax.fori_loop(state.size, upto, lambda _, s: _one_more(apply, s), state)
-        return state, _small(state, ts, damping)
+        state = jax.lax.fori_loop(state.size, upto, lambda _, s: _lanczos_step(apply, s), state)
+        return state, _projected(state, ts, damping)
 
-    last, found = jax.lax.while_loop(unfinished, grow, (start, _nothing(start, ts)))
+    last, found = jax.lax.while_loop(unfinished, grow, (start, _before_the_first_step(start, ts)))
     units = Units(found.unit, norms)
     basis = last.basis[:, :steps]
     scaled = jnp.einsum("csn,tsc->tnc", basis, found.weights)
@@ -148,7 +148,7 @@ class _Krylov(NamedTuple):
     size: Array
 
 
-class _Small(NamedTuple):
+class _Projected(NamedTuple):
     """In the `unit` of the kernel; `size` is |K| |u|, of unit columns."""
 
     weights: Array
@@ -184,7 +184,7 @@ def norms_of(columns: Float[Array, "size c"]) -> Float[Array, " c"]:
     return scale * jnp.linalg.norm(unit, axis=0)
 
 
-def _one_more(apply: Map, state: _Krylov) -> _Krylov:
+def _lanczos_step(apply: Map, state: _Krylov) -> _Krylov:
     """One step of Lanczos' method with full reorthogonalisation, twice."""
     i = state.size
     last = state.basis[:, i]
@@ -210,11 +210,11 @@ def _one_more(apply: Map, state: _Krylov) -> _Krylov:
     )
 
 
-def _nothing(state: _Krylov, ts: Float[Array, " t"]) -> _Small:
+def _before_the_first_step(state: _Krylov, ts: Float[Array, " t"]) -> _Projected:
     """What the space knows of U(t) before the first step."""
     steps, columns = state.off.shape
     zeros = jnp.zeros((len(ts), steps, columns), ts.dtype)
-    return _Small(
+    return _Projected(
         weights=zeros,
         images=zeros,
         error=jnp.full((len(ts), columns), jnp.inf, ts.dtype),
@@ -225,7 +225,7 @@ def _nothing(state: _Krylov, ts: Float[Array, " t"]) -> _Small:
     )
 
 
-def _small(state: _Krylov, ts: Float[Array, " t"], damping: Array) -> _Small:
+def _projected(state: _Krylov, ts: Float[Array, " t"], damping: Array) -> _Projected:
     """u(t) e_1 and T u(t) e_1 in the basis; the bound on what is missing. In the eigenvectors of a
     corner of T that holds all there is: there are few shapes of it.
     """
@@ -233,13 +233,15 @@ def _small(state: _Krylov, ts: Float[Array, " t"], damping: Array) -> _Small:
     corners = [min(CHUNK, steps)]
     while corners[-1] < steps:
         corners.append(min(2 * corners[-1], steps))
-    branches = [functools.partial(_of_corner, corner) for corner in corners]
+    branches = [functools.partial(_projected_to_corner, corner) for corner in corners]
     return jax.lax.switch(
         jnp.searchsorted(jnp.asarray(corners), state.size), branches, state, ts, damping
     )
 
 
-def _of_corner(corner: int, state: _Krylov, ts: Float[Array, " t"], damping: Array) -> _Small:
+def _projected_to_corner(
+    corner: int, state: _Krylov, ts: Float[Array, " t"], damping: Array
+) -> _Projected:
     last = state.size - 1
     diagonal, off = state.diagonal[:corner], state.off[:corner]
     # The link to the next vector is no part of T.
@@ -265,7 +267,7 @@ def _of_corner(corner: int, state: _Krylov, ts: Float[Array, " t"], damping: Arr
     weights = jnp.einsum("csr,tcr->tsc", vectors, along)
     images = jnp.einsum("csr,tcr->tsc", vectors, values[None] * along)
     room = ((0, 0), (0, len(state.off) - corner), (0, 0))
-    return _Small(
+    return _Projected(
         weights=jnp.pad(weights, room),
         images=jnp.pad(images, room),
         error=jnp.abs((off[last] / unit)[None] * weights[:, last]),
@@ -320,8 +322,8 @@ def solve(
     probe = min(space.size, PROBE)
     state, _ = _started(jr.normal(probe_key, (space.size, 1), space.dtype), probe)
     fixed = _without_derivatives(operator, space, 1)
-    state = jax.lax.fori_loop(0, probe, lambda _, s: _one_more(fixed, s), state)
-    probed = _small(state, jnp.zeros(1, space.dtype), jax.lax.stop_gradient(damping))
+    state = jax.lax.fori_loop(0, probe, lambda _, s: _lanczos_step(fixed, s), state)
+    probed = _projected(state, jnp.zeros(1, space.dtype), jax.lax.stop_gradient(damping))
     rank = min(space.size, preconditioner_rank)
     precondition = _nystrom(operator, space, rank, damping, probed.unit, nystrom_key)
     units = Units(probed.unit, jax.lax.stop_gradient(norms_of(right)))

@@ -21,8 +21,8 @@ from corrections.kernels.ntk import tangent_kernel
 from corrections.parameters import Metric, Model
 from corrections.smoothness import warn_at_kinks
 from solvers.expansion.arguments import check_expansion, PairsOfExamples
-from solvers.expansion.divided_differences import discount, w1
-from solvers.expansion.forcing import Modes, modes_of, Panel, Path, rotated, Tensors
+from solvers.expansion.divided_differences import discount, phi_1
+from solvers.expansion.forcing import Interval, Modes, modes_of, PathForcing, rotated, StoredForcing
 from solvers.expansion.matrix_free import products_of
 from solvers.expansion.quadrature import edges, gauss
 from solvers.expansion.record import finish, ratio_to, warn_of_large_steps, WidthExpansion
@@ -78,9 +78,9 @@ def width_expansion(
     - `ts`: increasing times >= 0, (t,); the last may be inf. Time is learning rate x number of
       steps of the mean loss (1 / n) sum 1/2 |f - y|^2.
     - `method`: "matrix_free" (default) stores Theta_0 on the training points, (n k)^2 numbers, and
-      no other kernel: it takes some twenty gradients for each of 16 nodes a panel of time, of which
-      there are about 2 log2(lambda_max t / n). "dense" stores O_3 and O_4 too, (n + m) k (n k)^3
-      numbers for m test points, and shows `kernel1` on the training points.
+      no other kernel: it takes some twenty gradients for each of 16 nodes of an interval of
+      time, of which there are about 2 log2(lambda_max t / n). "dense" stores O_3 and O_4 too,
+      (n + m) k (n k)^3 numbers for m test points, and shows `kernel1` on the training points.
     - `x_test`: test examples, (m, ...).
     - `metric`: the learning-rate multipliers M, a PyTree prefix of the parameters (default: 1).
     - `kernel_pairs`: (x1, x2), examples of which "matrix_free" shows the kernel.
@@ -95,7 +95,7 @@ def width_expansion(
     `throw=True` and a row holds no numbers: t = inf has none where Theta_0 is singular on the
     training points. **Warns:** `ValidityWarning` where the corrections are not small;
     `corrections.KinkWarning` for activations without third derivatives. Not inside `jax.jit`: how
-    many panels there are depends on the kernel.
+    many intervals there are depends on the kernel.
 
     Source: docs/theory.md, section 5; Dyer & Gur-Ari (2020), section 4; Huang & Yau (2020).
     """
@@ -121,22 +121,22 @@ def width_expansion(
     fastest = float(modes.values[-1])
     if learning_rate is not None:
         warn_of_large_steps(learning_rate, fastest / n)
-    source: Tensors | Path
+    forcing: StoredForcing | PathForcing
     if method == "dense":
         third = o3(model, points, x, x, metric=metric).reshape(-1, n * k, n * k)
         fourth = o4(model, points, x, x, x, metric=metric).reshape(*third.shape, n * k)
-        source = Tensors(rotated(modes, third), rotated(modes, fourth))
+        forcing = StoredForcing(rotated(modes, third), rotated(modes, fourth))
         kernel0 = train.reshape(n, k, n, k)
     else:
         network, kernel0 = products_of(model, problem, metric, pairs, batch_size)
-        source = Path(network)
+        forcing = PathForcing(network)
 
     singular = bool(modes.values[0] <= 0)
     state = _Integrals(
         jnp.zeros(n * k, dtype),
         jnp.zeros(n * k, dtype),
         jnp.zeros(len(modes.rows), dtype),
-        source.at_start(),
+        forcing.at_start(),
     )
     taus = ts.astype(dtype) / n
     rows, norms, start = [], [], 0.0
@@ -148,15 +148,15 @@ def width_expansion(
         within = edges(start, settled, fastest)
         state = _moved(modes, state, tau - start)
         for a, b in itertools.pairwise(within):
-            panel = Panel(jnp.asarray(a, dtype), jnp.asarray(b - a, dtype))
-            state = _advanced(source, modes, state, panel, tau)
-        rows.append(_observed(source, modes, state, tau))
-        norms.append(_norm(source, modes, tau, state.path))
+            interval = Interval(jnp.asarray(a, dtype), jnp.asarray(b - a, dtype))
+            state = _advanced(forcing, modes, state, interval, tau)
+        rows.append(_observed(forcing, modes, state, tau))
+        norms.append(_norm(forcing, modes, tau, state.path))
         start = end
     there = jnp.arange(len(ts)) < len(rows)
     reached = jnp.asarray(start, dtype)
     while len(rows) < len(ts):
-        rows.append(_observed(source, modes, state, reached))
+        rows.append(_observed(forcing, modes, state, reached))
         norms.append(jnp.asarray(jnp.nan, dtype))  # there is none at this time
     smallest = jnp.where(singular, 0, modes.values[0])
     moved0, moved1, kernel1 = jax.tree.map(lambda *rows: jnp.stack(rows), *rows)
@@ -184,48 +184,48 @@ def _moved(modes: Modes, state: _Integrals, length: Array) -> _Integrals:
     """What is there already, at the end of an interval of this length."""
     return state._replace(
         f1=state.f1 * discount(modes.values, length),
-        integral=state.integral + w1(modes.values, length) * state.f1,
+        integral=state.integral + phi_1(modes.values, length) * state.f1,
     )
 
 
 @eqx.filter_jit
 def _advanced(
-    source: Tensors | Path, modes: Modes, state: _Integrals, panel: Panel, end: Array
+    forcing: StoredForcing | PathForcing,
+    modes: Modes,
+    state: _Integrals,
+    interval: Interval,
+    end: Array,
 ) -> _Integrals:
-    """With the contribution of a panel to the state at `end`."""
+    """With the contribution of an interval to the state at `end`."""
     nodes, weights, _ = gauss(modes.values.dtype)
-    forcing, path = source.forcing(modes, state.path, panel)
+    driven, path = forcing.at_nodes(modes, state.path, interval)
     size = len(modes.values)
-    along = forcing[:, :size] @ modes.vectors
-    left = (end - (panel.start + panel.length * nodes))[:, None]
-    weighted = (panel.length * weights)[:, None]
+    along = driven[:, :size] @ modes.vectors
+    left = (end - (interval.start + interval.length * nodes))[:, None]
+    weighted = (interval.length * weights)[:, None]
+    reached = weighted * phi_1(modes.values[None], left)
     return _Integrals(
         f1=state.f1 - jnp.sum(weighted * discount(modes.values[None], left) * along, axis=0),
-        integral=state.integral - jnp.sum(weighted * w1(modes.values[None], left) * along, axis=0),
-        forcing=state.forcing + jnp.sum(weighted * forcing[:, size:], axis=0),
+        integral=state.integral - jnp.sum(reached * along, axis=0),
+        forcing=state.forcing + jnp.sum(weighted * driven[:, size:], axis=0),
         path=path,
     )
 
 
 @eqx.filter_jit
 def _observed(
-    source: Tensors | Path, modes: Modes, state: _Integrals, tau: Array
+    forcing: StoredForcing | PathForcing, modes: Modes, state: _Integrals, tau: Array
 ) -> tuple[Array, Array, Array | None]:
     """How far the outputs have moved under the frozen kernel, f1, and Theta1."""
-    a = modes.learned(tau)
-    fitted = modes.vectors @ (modes.residual * -_one_minus(modes.values, tau))
+    a = modes.coefficients(tau)
+    fitted = -modes.vectors @ modes.fitted(tau)
     moved0 = jnp.concatenate([fitted, -modes.rows @ a])
     moved1 = jnp.concatenate(
         [modes.vectors @ state.f1, -modes.rows @ (modes.vectors @ state.integral) - state.forcing]
     )
-    return moved0, moved1, source.kernel(modes, tau, state.path)
-
-
-def _one_minus(z: Array, t: Array) -> Array:
-    """1 - e^{-z t}."""
-    return jnp.where(z > 0, -jnp.expm1(-jnp.where(z > 0, z, 1) * t), 0)
+    return moved0, moved1, forcing.kernel(modes, tau, state.path)
 
 
 @eqx.filter_jit
-def _norm(source: Tensors | Path, modes: Modes, tau: Array, path: PyTree) -> Array:
-    return source.norm(modes, tau, path)
+def _norm(forcing: StoredForcing | PathForcing, modes: Modes, tau: Array, path: PyTree) -> Array:
+    return forcing.norm(modes, tau, path)

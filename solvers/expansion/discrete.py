@@ -36,7 +36,7 @@ from corrections.symmetric.layouts import resolved
 from solvers.expansion.arguments import check_expansion, PairsOfExamples
 from solvers.expansion.matrix_free import kernel1, norm_of_kernel1, products_of
 from solvers.expansion.record import finish, ratio_to, WidthExpansion
-from solvers.flows.jet_products import PathProducts
+from solvers.flows.jet_products import JetProducts
 from solvers.frozen_kernel.kernel_problem import Targets
 from solvers.problem import Problem
 from solvers.result import RESULTS
@@ -221,7 +221,7 @@ class _Paths(NamedTuple):
 class _MatrixFree(eqx.Module):
     """The recursion of the parameters."""
 
-    network: PathProducts
+    network: JetProducts
     y: Float[Array, "n k"]
 
     def at_start(self) -> _Paths:

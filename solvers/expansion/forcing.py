@@ -18,10 +18,10 @@ from jaxtyping import Array, Float, PyTree
 
 from corrections.parameters import split
 from corrections.symmetric.layouts import resolved
-from solvers.expansion.divided_differences import discount, w1, w2
+from solvers.expansion.divided_differences import discount, phi_1, w2
 from solvers.expansion.matrix_free import kernel1, kernel1_times, norm_of_kernel1
 from solvers.expansion.quadrature import gauss
-from solvers.flows.jet_products import PathProducts
+from solvers.flows.jet_products import JetProducts
 
 
 class Modes(eqx.Module):
@@ -36,23 +36,29 @@ class Modes(eqx.Module):
     residual: Float[Array, " size"]
     rows: Float[Array, "rows size"]
 
-    def learned(self, s: Array) -> Float[Array, " size"]:
+    def coefficients(self, s: Array) -> Float[Array, " size"]:
         """a(s), as the training points have it."""
-        return self.vectors @ (self.residual * w1(self.values, s))
+        return self.vectors @ (self.residual * phi_1(self.values, s))
+
+    def fitted(self, s: Array) -> Float[Array, " size"]:
+        """What of the residual is gone at s, in the eigenvectors."""
+        positive = self.values > 0
+        safe = jnp.where(positive, self.values, 1)
+        return self.residual * jnp.where(positive, safe * phi_1(safe, s), 0)
 
     def left(self, s: Array) -> Float[Array, " size"]:
         """Delta0(s), in the eigenvectors."""
         return self.residual * discount(self.values, s)
 
 
-class Panel(NamedTuple):
-    """A panel [start, start + length] of time."""
+class Interval(NamedTuple):
+    """An interval [start, start + length] of time."""
 
     start: Array
     length: Array
 
 
-class Tensors(eqx.Module):
+class StoredForcing(eqx.Module):
     """O_3 and O_4, stored: slot 1 on training then test points, the others in eigenvectors."""
 
     o3: Float[Array, "points size size"]
@@ -61,14 +67,14 @@ class Tensors(eqx.Module):
     def at_start(self) -> None:
         return None
 
-    def forcing(self, modes: Modes, path: None, panel: Panel) -> tuple[Array, None]:
-        """Theta1 Delta0 at the nodes of a panel, (nodes, points)."""
+    def at_nodes(self, modes: Modes, path: None, interval: Interval) -> tuple[Array, None]:
+        """Theta1 Delta0 at the nodes of an interval, (nodes, points)."""
         nodes, _, _ = gauss(modes.values.dtype)
 
         def at(s: Array) -> Array:
             return self._kernel(modes, s) @ modes.left(s)
 
-        return jax.lax.map(at, panel.start + panel.length * nodes), None
+        return jax.lax.map(at, interval.start + interval.length * nodes), None
 
     def kernel(self, modes: Modes, s: Array, path: None) -> Float[Array, "size size"]:
         """Theta1(s) on the training points."""
@@ -81,7 +87,7 @@ class Tensors(eqx.Module):
 
     def _kernel(self, modes: Modes, s: Array) -> Float[Array, "points size"]:
         lam, delta = modes.values, modes.residual
-        first = delta * w1(lam, s)
+        first = delta * phi_1(lam, s)
         # At s = inf: 1 / (lam_k (lam_k + lam_l)), of which the finite form takes inf - inf.
         total = jnp.where(lam > 0, lam, 1)
         limit = 1 / (total[:, None] * (total[:, None] + total[None]))
@@ -92,19 +98,19 @@ class Tensors(eqx.Module):
         return moved.reshape(points, size) - self.o3 @ first
 
 
-class Path(eqx.Module):
+class PathForcing(eqx.Module):
     """The same from the parameters d_1 and d_2: no tensor but Theta_0 is ever stored."""
 
-    network: PathProducts
+    network: JetProducts
 
     def at_start(self) -> PyTree:
         """d_2(0)."""
         return jax.tree.map(jnp.zeros_like, split(self.network.model)[0])
 
-    def forcing(self, modes: Modes, path: PyTree, panel: Panel) -> tuple[Array, PyTree]:
-        """Theta1 Delta0 at the nodes of a panel, (nodes, points), and d_2 at its end."""
+    def at_nodes(self, modes: Modes, path: PyTree, interval: Interval) -> tuple[Array, PyTree]:
+        """Theta1 Delta0 at the nodes of an interval, (nodes, points), and d_2 at its end."""
         nodes, weights, upto = gauss(modes.values.dtype)
-        times = panel.start + panel.length * nodes
+        times = interval.start + interval.length * nodes
 
         def pulled(s: Array) -> PyTree:
             return self.network.directions(self._residual(modes, s), [self._first(modes, s)])[1]
@@ -114,7 +120,7 @@ class Path(eqx.Module):
 
         def moved(weights: Array) -> PyTree:
             def leaf(start: Array, rate: Array) -> Array:
-                weight = (panel.length * weights).astype(rate.dtype)
+                weight = (interval.length * weights).astype(rate.dtype)
                 return start - jnp.tensordot(weight, rate, axes=1)
 
             return jax.tree.map(leaf, path, rates)
@@ -141,7 +147,7 @@ class Path(eqx.Module):
         return len(self.network.sets[0])
 
     def _first(self, modes: Modes, s: Array) -> PyTree:
-        a = modes.learned(s).reshape(self._rows, -1)
+        a = modes.coefficients(s).reshape(self._rows, -1)
         return jax.tree.map(jnp.negative, self.network.directions(a, [])[0])
 
     def _residual(self, modes: Modes, s: Array) -> Array:

@@ -1,8 +1,8 @@
 r"""Quadrature of functions of time that begin fast and become slow.
 
-The panels of an interval double in length away from t = 0, where the outputs move, and away from
-its end, where e^{-lambda (end - s)} does. Each holds 16 Gauss nodes; they also give the integral
-from the start of the panel to each of them, of the polynomial through all.
+The intervals that time is cut into double in length away from t = 0, where the outputs move, and
+away from its end, where e^{-lambda (end - s)} does. Each holds 16 Gauss nodes; they also give the
+integral from the start of the interval to each of them, of the polynomial through all.
 """
 
 import math
@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 NODES = 16
 
 _SHORTEST = 2.0
-"""Panels, in units of 1 / lambda_max: what is integrated has rates up to twice that."""
+"""An interval, in units of 1 / lambda_max: what is integrated has rates up to twice that."""
 
 
 def gauss(dtype: jnp.dtype) -> tuple[Array, Array, Float[Array, "nodes nodes"]]:
@@ -36,7 +36,7 @@ def gauss(dtype: jnp.dtype) -> tuple[Array, Array, Float[Array, "nodes nodes"]]:
 
 
 def edges(start: float, end: float, fastest: float) -> np.ndarray:
-    """Edges of the panels of [start, end], for rates up to `fastest`."""
+    """Edges of the intervals that [start, end] is cut into, for rates up to `fastest`."""
     shortest = _SHORTEST / fastest if fastest > 0 else math.inf
     found = [start]
     while (left := end - found[-1]) > 0:

@@ -19,7 +19,7 @@ from corrections.parameters import check_pairs, Metric, Model
 from corrections.smoothness import warn_at_kinks
 from solvers.flows.flow import check_tolerances, Tolerances
 from solvers.flows.integrate import integrate
-from solvers.flows.jet_products import PathProducts
+from solvers.flows.jet_products import JetProducts
 from solvers.flows.kernel_flow import KernelFlow
 from solvers.flows.matrix_free import matrix_free_flow, state_at_start
 from solvers.frozen_kernel.frozen_kernel import StoredKernel
@@ -113,7 +113,7 @@ def hierarchy_flow(
         warn_at_kinks(model, order - 1)  # with "dense", `o3` and `o4` do
         pairs = check_pairs(model, kernel_pairs)
         state = check_start(start, state_at_start(model, order), given=False)
-        network = PathProducts(model, problem.sets, metric, pairs, batch_size)
+        network = JetProducts(model, problem.sets, metric, pairs, batch_size)
         flow = matrix_free_flow(network, problem.y, loss=loss, weights=w)
     else:
         x, points = problem.x, problem.points

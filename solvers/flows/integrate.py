@@ -1,4 +1,4 @@
-"""The one place where a flow is solved: its legs, and what they have shown, marked."""
+"""The one place where a flow is solved: its segments, and what they have shown, marked."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from solvers.flows.chebyshev import radius_at, RungeKuttaChebyshev
 from solvers.flows.flow import Ending, Flow, Observation, State, Tolerances
-from solvers.flows.segment import largest_rms, Leg, most_rise, solve_leg
+from solvers.flows.segment import largest_rms, most_rise, Segment, solve_segment
 from solvers.result import ends_at_infinity, finish, in_rows, marked, RESULTS, Trajectory
 from zoo.common import checks
 
@@ -63,16 +63,16 @@ def integrate(
     if switches:
         first = first._replace(max_steps=_EXPLICIT_STEPS)
     own_ts = ts if unit is None else _own_times(ts, unit)
-    leg, shown = _first_leg(flow, state, own_ts, first, ending, limit)
+    segment, shown = _first_segment(flow, state, own_ts, first, ending, limit)
     if switches:
         second = first._replace(max_steps=tolerances.max_steps - _EXPLICIT_STEPS)
-        unfinished = checks.concrete(leg.unfinished)
+        unfinished = checks.concrete(segment.unfinished)
         if unfinished is None:
-            shown = _perhaps_second_leg(flow, leg, own_ts, second, ending, limit)
+            shown = _perhaps_second_segment(flow, segment, own_ts, second, ending, limit)
         elif unfinished:
-            if _is_stiff(flow, leg):
-                second = second._replace(solver=_stabilised(second, leg))
-            shown = _second_leg(flow, leg, own_ts, second, ending, limit)
+            if _is_stiff(flow, segment):
+                second = second._replace(solver=_stabilised(second, segment))
+            shown = _second_segment(flow, segment, own_ts, second, ending, limit)
     if unit is not None:
         shown["t_reached"] = shown["t_reached"] / unit
     rows = marked({name: shown[name] for name in Observation._fields}, shown["valid"])
@@ -92,66 +92,74 @@ def _own_times(ts: Array, unit: Array) -> Array:
 
 
 @eqx.filter_jit
-def _first_leg(
+def _first_segment(
     flow: Flow, state: State, ts: Array, tolerances: Tolerances, ending: Ending, limit: bool
-) -> tuple[Leg, _Shown]:
+) -> tuple[Segment, _Shown]:
     dtype = jnp.result_type(*jax.tree.leaves(state))
     finite_ts = (ts[:-1] if limit else ts).astype(dtype)
     slowest = jnp.zeros((), dtype) if ending.slowest is None else ending.slowest(state)
     end = _time_limit(flow, state, slowest) if limit else finite_ts[-1]
     start = jnp.zeros((2,), dtype)
-    leg = solve_leg(flow, state, state, start, end, finite_ts, tolerances, ending, slowest)
-    return leg, _shown(flow, leg, ts, limit)
+    segment = solve_segment(flow, state, state, start, end, finite_ts, tolerances, ending, slowest)
+    return segment, _shown(flow, segment, ts, limit)
 
 
 @eqx.filter_jit
-def _second_leg(
-    flow: Flow, leg: Leg, ts: Array, tolerances: Tolerances, ending: Ending, limit: bool
+def _second_segment(
+    flow: Flow, segment: Segment, ts: Array, tolerances: Tolerances, ending: Ending, limit: bool
 ) -> _Shown:
-    finite_ts = (ts[:-1] if limit else ts).astype(leg.t.dtype)
-    slowest = jnp.zeros_like(leg.t) if ending.slowest is None else ending.slowest(leg.state)
-    start = jnp.stack([leg.t, leg.rise])
-    following = solve_leg(
-        flow, leg.state, leg.lag, start, leg.end, finite_ts, tolerances, ending, slowest
+    finite_ts = (ts[:-1] if limit else ts).astype(segment.t.dtype)
+    slowest = jnp.zeros_like(segment.t) if ending.slowest is None else ending.slowest(segment.state)
+    start = jnp.stack([segment.t, segment.rise])
+    following = solve_segment(
+        flow,
+        segment.state,
+        segment.lagged,
+        start,
+        segment.end,
+        finite_ts,
+        tolerances,
+        ending,
+        slowest,
     )
 
     def later(before: Array, after: Array) -> Array:
-        return jnp.where(in_rows(finite_ts > leg.t, after), after, before)
+        return jnp.where(in_rows(finite_ts > segment.t, after), after, before)
 
-    rows = [(one.observed, one.rises, one.reached) for one in (leg, following)]
+    rows = [(one.observed, one.rises, one.reached) for one in (segment, following)]
     observed, rises, reached = jax.tree.map(later, *rows)
-    stats = {name: leg.stats[name] + following.stats[name] for name in leg.stats}
-    whole = following._replace(observed=observed, rises=rises, reached=reached, stats=stats)
-    return _shown(flow, whole, ts, limit)
+    stats = {name: segment.stats[name] + following.stats[name] for name in segment.stats}
+    both = following._replace(observed=observed, rises=rises, reached=reached, stats=stats)
+    return _shown(flow, both, ts, limit)
 
 
-def _perhaps_second_leg(
+def _perhaps_second_segment(
     flow: Flow,
-    leg: Leg,
+    segment: Segment,
     ts: Array,
     tolerances: Tolerances,
     ending: Ending,
     limit: bool,
 ) -> _Shown:
-    """For traced solves, in which nobody knows yet whether the first leg arrived."""
-    tolerances = tolerances._replace(solver=_stabilised(tolerances, leg))
+    """For traced solves, in which nobody knows yet whether the first segment arrived."""
+    tolerances = tolerances._replace(solver=_stabilised(tolerances, segment))
     return jax.lax.cond(
-        leg.unfinished,
-        lambda: _second_leg(flow, leg, ts, tolerances, ending, limit),
-        lambda: _shown(flow, leg, ts, limit),
+        segment.unfinished,
+        lambda: _second_segment(flow, segment, ts, tolerances, ending, limit),
+        lambda: _shown(flow, segment, ts, limit),
     )
 
 
-def _stabilised(tolerances: Tolerances, leg: Leg) -> RungeKuttaChebyshev:
+def _stabilised(tolerances: Tolerances, segment: Segment) -> RungeKuttaChebyshev:
     """Rounding grows with the square of the stages: it should stay below the tolerance."""
-    most = (tolerances.rtol / (10 * float(jnp.finfo(leg.t.dtype).eps))) ** 0.5
+    most = (tolerances.rtol / (10 * float(jnp.finfo(segment.t.dtype).eps))) ** 0.5
     return RungeKuttaChebyshev(max_stages=int(min(max(most, 32), 4096)))
 
 
 @eqx.filter_jit
-def _is_stiff(flow: Flow, leg: Leg) -> Array:
-    radius = radius_at(flow.velocity, leg.state)
-    return radius * (leg.end - leg.t) > _STABLE_STEP * _STIFF
+def _is_stiff(flow: Flow, segment: Segment) -> Array:
+    radius = radius_at(flow.velocity, segment.state)
+    return radius * (segment.end - segment.t) > _STABLE_STEP * _STIFF
 
 
 def _time_limit(flow: Flow, state: State, slowest: Array) -> Array:
@@ -161,20 +169,20 @@ def _time_limit(flow: Flow, state: State, slowest: Array) -> Array:
     return jnp.where(rate > 0, 1e8 / jnp.where(rate > 0, rate, 1), 1)
 
 
-def _shown(flow: Flow, leg: Leg, ts: Array, limit: bool) -> _Shown:
+def _shown(flow: Flow, segment: Segment, ts: Array, limit: bool) -> _Shown:
     """What a solve has shown, where it is valid, and how it ended."""
-    limit_of_rise = most_rise(leg.t.dtype)
-    observed, rises, reached = leg.observed, leg.rises, leg.reached
-    settled = leg.ended.settled
+    limit_of_rise = most_rise(segment.t.dtype)
+    observed, rises, reached = segment.observed, segment.rises, segment.reached
+    settled = segment.ended.settled
     if limit:
-        last = (flow.observe(leg.state), leg.rise, settled)
+        last = (flow.observe(segment.state), segment.rise, settled)
         rows = (observed, rises, reached)
         observed, rises, reached = jax.tree.map(
             lambda row, one: jnp.concatenate([row, one[None]]), rows, last
         )
         # Settled is settled: what comes later is there too.
         observed = jax.tree.map(
-            lambda rows: jnp.where(in_rows((ts > leg.t) & settled, rows), rows[-1:], rows),
+            lambda rows: jnp.where(in_rows((ts > segment.t) & settled, rows), rows[-1:], rows),
             observed,
         )
         reached = reached | settled
@@ -186,22 +194,22 @@ def _shown(flow: Flow, leg: Leg, ts: Array, limit: bool) -> _Shown:
     ).all(axis=0)
     valid = jnp.cumprod(reached & finite & (rises <= limit_of_rise)).astype(bool)
 
-    result = leg.result
+    result = segment.result
     where: Any = RESULTS.where
     if limit:
         to_the_end = (result == RESULTS.successful) & ~settled
         result = where(to_the_end, RESULTS.no_limit, result)
         result = where(settled, RESULTS.successful, result)
-    result = where(leg.ended.margin, RESULTS.event_occurred, result)
-    broke_down = leg.ended.rises | jnp.any(reached & (rises > limit_of_rise))
-    lost = (leg.result == RESULTS.diverged) | jnp.any(reached & ~finite)
+    result = where(segment.ended.margin, RESULTS.event_occurred, result)
+    broke_down = segment.ended.rises | jnp.any(reached & (rises > limit_of_rise))
+    lost = (segment.result == RESULTS.diverged) | jnp.any(reached & ~finite)
     result = where(lost, RESULTS.diverged, result)
     result = where(broke_down, RESULTS.kernel_not_positive, result)
 
     return observed._asdict() | {
         "valid": valid,
-        "t_reached": leg.t,
+        "t_reached": segment.t,
         "result": result,
-        "stats": leg.stats,
-        "final": leg.state,
+        "stats": segment.stats,
+        "final": segment.state,
     }

@@ -18,7 +18,7 @@ from corrections.taylor.linearization import linearization
 from zoo.common.tiles import in_tiles
 
 
-class PathProducts(eqx.Module):
+class JetProducts(eqx.Module):
     """A network at theta_0, and its data.
 
     With a `batch_size` each product runs the network again, so many examples at a time.

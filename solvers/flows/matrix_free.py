@@ -23,10 +23,10 @@ from jaxtyping import Array, Float
 from corrections.operators.batched import pushed_in_tiles
 from corrections.operators.metric_coordinates import metric_norm
 from corrections.parameters import Model, Params, precondition, split
-from corrections.taylor.jets import held
+from corrections.taylor.jets import hoist_barrier
 from corrections.taylor.linearization import Linearization, linearization
 from solvers.flows.flow import Flow, Motion, Observation
-from solvers.flows.jet_products import PathProducts
+from solvers.flows.jet_products import JetProducts
 from solvers.losses import loss_and_residual, LossFunction
 from zoo.common.tiles import in_tiles
 
@@ -37,7 +37,7 @@ State = tuple[Params, ...]
 class MatrixFreeFlow(Flow):
     """The order-p hierarchy as an ODE for theta_1 .. theta_{p-1}; p is in the state."""
 
-    network: PathProducts
+    network: JetProducts
     y: Float[Array, "n k"]
     loss: LossFunction
     at_start: Float[Array, "points k"]
@@ -48,7 +48,7 @@ class MatrixFreeFlow(Flow):
     """Of the examples in the loss."""
 
     def motion(self, state: State) -> Motion:
-        network, path = held(self.network, list(state))
+        network, path = hoist_barrier(self.network, list(state))
         f = self._outputs(network, path, train_only=True)
         loss, g = loss_and_residual(self.loss, f, self.y, self.weights)
         pulled = self._pulled(network, g, path[:-1])
@@ -59,7 +59,7 @@ class MatrixFreeFlow(Flow):
         return Motion(velocity, loss, -sum(rates[1:], start=rates[0]))
 
     def observe(self, state: State) -> Observation:
-        network, path = held(self.network, list(state))
+        network, path = hoist_barrier(self.network, list(state))
         f, n = self._outputs(network, path), len(self.y)
         coefficients = network.kernel(path[:-1])
         kernel = None if coefficients is None else jnp.sum(jnp.stack(coefficients), axis=0)
@@ -70,14 +70,14 @@ class MatrixFreeFlow(Flow):
         return self._first_order(self.network, _sum(state))
 
     def _outputs(
-        self, network: PathProducts, path: list[Params], *, train_only: bool = False
+        self, network: JetProducts, path: list[Params], *, train_only: bool = False
     ) -> Float[Array, "points k"]:
         if len(path) == 1:
             return self._first_order(network, path[0], train_only=train_only)
         return _sum(network.outputs(path, network.sets[:1] if train_only else network.sets))
 
     def _first_order(
-        self, network: PathProducts, direction: Params, *, train_only: bool = False
+        self, network: JetProducts, direction: Params, *, train_only: bool = False
     ) -> Float[Array, "points k"]:
         """f_0 + J v."""
         sets = network.sets[:1] if train_only else network.sets
@@ -92,7 +92,7 @@ class MatrixFreeFlow(Flow):
         return self.at_start[: len(moved)] + moved
 
     def _pulled(
-        self, network: PathProducts, g: Float[Array, "n k"], path: list[Params]
+        self, network: JetProducts, g: Float[Array, "n k"], path: list[Params]
     ) -> list[Params]:
         if path or self.linearized is None:
             return network.pulled(g, path)
@@ -116,7 +116,7 @@ def state_at_start(model: Model, order: int) -> State:
 
 
 def matrix_free_flow(
-    network: PathProducts,
+    network: JetProducts,
     y: Float[Array, "n k"],
     *,
     loss: LossFunction,

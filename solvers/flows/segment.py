@@ -21,7 +21,7 @@ def most_rise(dtype: Any) -> float:
     return float(jnp.finfo(dtype).eps) ** 0.25
 
 
-Whole = tuple[Any, ...]
+AugmentedState = tuple[Any, ...]
 """A state, the relative rise, and, for one that settles, where it was a while ago."""
 
 
@@ -39,11 +39,11 @@ class Events(NamedTuple):
     margin: Any
 
 
-class Leg(NamedTuple):
+class Segment(NamedTuple):
     """A part of a solve. Rows are those of the finite times.
 
     - `observed`, `rises`, `reached`: what was seen, the relative rise, and whether, at each row.
-    - `state`, `lag`, `rise`, `t`, `end`: where it is now, where it was about t / 10 ago, and the
+    - `state`, `lagged`, `rise`, `t`, `end`: where it is now, where it was about t / 10 ago, and the
       time that it was to reach.
     - `ended`: by which event it was.
     - `unfinished`: whether it ran out of steps.
@@ -53,7 +53,7 @@ class Leg(NamedTuple):
     rises: Float[Array, " rows"]
     reached: Array
     state: State
-    lag: State
+    lagged: State
     rise: Float[Array, ""]
     t: Float[Array, ""]
     end: Float[Array, ""]
@@ -63,17 +63,17 @@ class Leg(NamedTuple):
     stats: dict[str, Array]
 
 
-def solve_leg(
+def solve_segment(
     flow: Flow,
     state: State,
-    lag: State,
+    lagged: State,
     start: Float[Array, "2"],
     end: Array,
     ts: Array,
     tolerances: Tolerances,
     ending: Ending,
     slowest: Array,
-) -> Leg:
+) -> Segment:
     """Solves from `start` = (t, rise) to `end`."""
     dtype = start.dtype
     t0, rise0 = start
@@ -81,38 +81,40 @@ def solve_leg(
     rtol = max(tolerances.rtol, 10 * float(jnp.finfo(dtype).eps))
     atol = tolerances.atol
 
-    def velocity(t: Any, whole: Whole, args: Any) -> Whole:
-        state, _, *lag = whole
+    def velocity(t: Any, augmented: AugmentedState, args: Any) -> AugmentedState:
+        state, _, *lagged = augmented
         moved, loss, rate = _motion(flow, state)
         rise = (jnp.maximum(rate, 0) / (loss + atol)).astype(dtype)
-        if not lag:
+        if not lagged:
             return moved, rise
         pace = 10 * slowest / (1 + jnp.asarray(t, dtype) * slowest)
         behind = jax.tree.map(
-            lambda now, then: pace.astype(now.dtype) * (now - then), state, lag[0]
+            lambda now, then: pace.astype(now.dtype) * (now - then), state, lagged[0]
         )
         return moved, rise, behind
 
-    def save(t: Any, whole: Whole, args: Any) -> tuple[Observation, Array]:
-        return _observe(flow, whole[0]), whole[1]
+    def save(t: Any, augmented: AugmentedState, args: Any) -> tuple[Observation, Array]:
+        return _observe(flow, augmented[0]), augmented[1]
 
-    def rises(t: Any, whole: Whole, args: Any, **kwargs: Any) -> Array:
-        return whole[1] > most_rise(dtype)
+    def rises(t: Any, augmented: AugmentedState, args: Any, **kwargs: Any) -> Array:
+        return augmented[1] > most_rise(dtype)
 
-    def settled(t: Any, whole: Whole, args: Any, **kwargs: Any) -> Array:
-        state, _, *lag = whole
-        if not lag:
+    def settled(t: Any, augmented: AugmentedState, args: Any, **kwargs: Any) -> Array:
+        state, _, *lagged = augmented
+        if not lagged:
             return jnp.asarray(False)
         scaled = jax.tree.map(
-            lambda now, then: (now - then) / (atol + min(rtol, 1e-3) * jnp.abs(now)), state, lag[0]
+            lambda now, then: (now - then) / (atol + min(rtol, 1e-3) * jnp.abs(now)),
+            state,
+            lagged[0],
         )
         rests = largest_rms(_motion(flow, state).velocity) == 0
         return rests | ((largest_rms(scaled) < 2) & (jnp.asarray(t, dtype) * slowest >= 100))
 
-    def margin(t: Any, whole: Whole, args: Any, **kwargs: Any) -> Array:
-        return jnp.asarray(False) if ending.margin is None else ending.margin(whole[0])
+    def margin(t: Any, augmented: AugmentedState, args: Any, **kwargs: Any) -> Array:
+        return jnp.asarray(False) if ending.margin is None else ending.margin(augmented[0])
 
-    begin = (state, rise0, lag) if ending.slowest is not None else (state, rise0)
+    begin = (state, rise0, lagged) if ending.slowest is not None else (state, rise0)
     # A velocity that is not finite would be tried again with smaller steps for ever.
     at_start = velocity(t0, begin, None)
     healthy = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(at_start)]).all()
@@ -135,8 +137,8 @@ def solve_leg(
         rtol=rtol,
         atol=atol,
         norm=_largest_part,
-        outputs=lambda whole: _outputs_to_first_order(flow, whole[0]),
-        moved=lambda whole, change: _outputs_moved(flow, whole[0], change[0]),
+        outputs=lambda augmented: _outputs_to_first_order(flow, augmented[0]),
+        moved=lambda augmented, change: _outputs_moved(flow, augmented[0], change[0]),
     )
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(velocity),
@@ -172,12 +174,12 @@ def solve_leg(
     observed, rise_rows = jax.tree.map(
         lambda rows: jnp.where(in_rows(reached, rows), rows, 0), (observed, rise_rows)
     )
-    return Leg(
+    return Segment(
         observed=observed,
         rises=rise_rows,
         reached=reached,
         state=final[0],
-        lag=final[-1] if ending.slowest is not None else final[0],
+        lagged=final[-1] if ending.slowest is not None else final[0],
         rise=final[1],
         t=t,
         end=end,
@@ -236,9 +238,9 @@ def _stats(
     return stats | {"num_velocities": count + (steps if ending.slowest is not None else 0)}
 
 
-def _largest_part(whole: Whole) -> Float[Array, ""]:
-    state, rise, *lag = whole
-    return largest_rms((*state, rise, *(lag[0] if lag else ())))
+def _largest_part(augmented: AugmentedState) -> Float[Array, ""]:
+    state, rise, *lagged = augmented
+    return largest_rms((*state, rise, *(lagged[0] if lagged else ())))
 
 
 def largest_rms(state: State) -> Float[Array, ""]:

@@ -95,7 +95,7 @@ def gradient_descent(
     indices = _check_batches(batches, len(targets))
     parts = (problem.f0, jnp.zeros_like(targets), jnp.zeros((), jnp.int32))
     f, p, done = check_start(start, parts, given=f0 is not None or f0_test is not None)
-    descent = _Descent(problem, loss, w, indices, rate, m.astype(targets.dtype), nesterov)
+    descent = _Step(problem, loss, w, indices, rate, m.astype(targets.dtype), nesterov)
     found = _descended(descent, (f, p, done), integers, counts.shown.astype(targets.dtype))
     return finish(found, throw=throw, on_divergence=SMALLER_STEPS)
 
@@ -129,7 +129,7 @@ def _check_batches(batches: Any, n: int) -> Int[Array, "s b"] | None:
     return array
 
 
-class _Descent(eqx.Module):
+class _Step(eqx.Module):
     """A rule for steps of (f, p, s)."""
 
     problem: KernelProblem
@@ -160,7 +160,7 @@ class _Descent(eqx.Module):
 
 @eqx.filter_jit
 def _descended(
-    descent: _Descent,
+    descent: _Step,
     start: tuple[Array, Array, Array],
     counts: Int[Array, " t"],
     steps: Float[Array, " t"],

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from corrections import nngp, ntk, NTKOperator, o3, o4, taylorize
-from corrections.contraction.gradient_factors import Anatomy
+from corrections.contraction.gradient_factors import GradientFactors
 from tests.foreign_models import batch, Foreign, jacobian, linear, MODELS
 
 ALL = pytest.mark.parametrize("name", MODELS)
@@ -26,7 +26,7 @@ def close(result, expected, tolerance=1e-12):
 @ALL
 def test_layers_are_contracted_where_their_program_shows_that_they_may(name):
     case, found = MODELS[name], []
-    eqx.filter_eval_shape(lambda m: found.append(Anatomy(m, batch(1)[0], None)), case.model)
+    eqx.filter_eval_shape(lambda m: found.append(GradientFactors(m, batch(1)[0], None)), case.model)
     assert len(found[0].ruled) == case.contracted
 
 
@@ -57,7 +57,7 @@ def counted(forward, layers):
 
     model = Foreign([linear(i % 8) for i in range(layers)], counting)
     found = []
-    eqx.filter_eval_shape(lambda m: found.append(Anatomy(m, batch(1)[0], None)), model)
+    eqx.filter_eval_shape(lambda m: found.append(GradientFactors(m, batch(1)[0], None)), model)
     return len(traces), len(found[0].ruled)
 
 

@@ -60,7 +60,7 @@ jax.config.update("jax_enable_x64", True)
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from solvers import CrossEntropy, hierarchy_flow
 from solvers.flows.matrix_free import matrix_free_flow, state_at_start
-from solvers.flows.jet_products import PathProducts
+from solvers.flows.jet_products import JetProducts
 from tests.models import inputs, one_hot, tanh_mlp
 
 model, x, y, x_test = tanh_mlp(width=64), inputs(16), one_hot(16, 2), inputs(8, seed=3)
@@ -71,7 +71,7 @@ x4, y4, x_test4 = (jax.device_put(array, cut) for array in (x, y, x_test))
 assert len(jax.devices()) == 4
 
 for order in (2, 3, 4):
-    network = PathProducts(model4, (x4, x_test4))
+    network = JetProducts(model4, (x4, x_test4))
     flow = matrix_free_flow(network, y4, loss=CrossEntropy())
     state = jax.device_put(state_at_start(model4, order), everywhere)
     compiled = eqx.filter_jit(lambda flow, state: flow.motion(state)).lower(flow, state).compile()

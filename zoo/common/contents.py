@@ -14,7 +14,7 @@ _NOTHING_INSIDE = (
 )  # fmt: skip
 
 
-def held(model: Any) -> Iterator[Any]:
+def contents(model: Any) -> Iterator[Any]:
     """The objects that a model is made of, each once: fields and attributes, entries of containers,
     what is wrapped by `jax.jit` and the like, arguments of `functools.partial`, closures.
 

@@ -26,7 +26,7 @@ from zoo.convolution import (
     patches,
     per_axis,
 )
-from zoo.limits.affine import AffineRule, Window
+from zoo.limits.affine import AffineLimitRule, Window
 from zoo.limits.widths import Widths
 from zoo.parameterization import (
     check_parameterization,
@@ -125,7 +125,7 @@ class Dense(AffineLayer):
             key=jr.key(0),
         )
 
-    def limit_rule(self, widths: Widths) -> AffineRule:
+    def limit_rule(self, widths: Widths) -> AffineLimitRule:
         """What it does to the kernels of infinite width; see `zoo.limits`."""
         return _limit_rule(self, widths, window=None)
 
@@ -213,7 +213,7 @@ class Conv(AffineLayer):
             key=jr.key(0),
         )
 
-    def limit_rule(self, widths: Widths) -> AffineRule:
+    def limit_rule(self, widths: Widths) -> AffineLimitRule:
         """What it does to the kernels of infinite width; see `zoo.limits`."""
         window = Window(self.weight.shape[2:], self.stride, self.padding)
         return _limit_rule(self, widths, window=window)
@@ -236,9 +236,9 @@ class Conv(AffineLayer):
         return z + self.bias_multiplier * self.bias.reshape(-1, *axes)
 
 
-def _limit_rule(layer: AffineLayer, widths: Widths, *, window: Window | None) -> AffineRule:
+def _limit_rule(layer: AffineLayer, widths: Widths, *, window: Window | None) -> AffineLimitRule:
     has_bias = layer.bias_std is not None
-    return AffineRule(
+    return AffineLimitRule(
         weight_std=jnp.asarray(layer.weight_std, float),
         bias_std=jnp.asarray(layer.bias_std, float) if has_bias else None,
         weight=widths.tensor(layer, "weight"),

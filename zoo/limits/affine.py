@@ -58,7 +58,7 @@ class Window:
         return total
 
 
-class AffineRule(LimitRule):
+class AffineLimitRule(LimitRule):
     """A layer z = W a + b with random weights; `window=None` for a dense layer.
 
     - `weight_std`, `bias_std`: sigma_w and sigma_b.

@@ -21,7 +21,7 @@ from zoo.common.precision import full_precision
 from zoo.common.tiles import Blocks, DEVICE_BYTES, first_tiles, over_pairs, shards_of, Tiling
 from zoo.common.trainable import is_state
 from zoo.layers.frozen import Frozen
-from zoo.limits.affine import AffineRule
+from zoo.limits.affine import AffineLimitRule
 from zoo.limits.inputs import input_batch, input_kernels, InputBatch
 from zoo.limits.kernels import LayerKernels, Layout, Needs
 from zoo.limits.rule import limit_rule_of, LimitRule
@@ -118,7 +118,7 @@ class InfiniteNetwork(eqx.Module):
         """
 
         def is_affine(node: Any) -> bool:
-            return isinstance(node, AffineRule)
+            return isinstance(node, AffineLimitRule)
 
         def moved(rule: Any) -> Any:
             if not is_affine(rule):

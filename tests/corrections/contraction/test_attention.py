@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from corrections import monte_carlo_kernels, ntk, o3
-from corrections.contraction.gradient_factors import Anatomy
+from corrections.contraction.gradient_factors import GradientFactors
 from tests import oracles
 from zoo import (
     ACTIVATIONS,
@@ -155,7 +155,8 @@ def network(width, key, *, tied=True, pool=True):
 def test_the_projections_are_contracted(tied):
     model, count = network(5, jr.key(0), tied=tied), []
     eqx.filter_eval_shape(
-        lambda m: count.append(len(Anatomy(m, X[0], None, method="structured").ruled)), model
+        lambda m: count.append(len(GradientFactors(m, X[0], None, method="structured").ruled)),
+        model,
     )
     assert count == [4 if tied else 5]
     found, expected = (ntk(model, X, method=method) for method in ("structured", "jacobian"))

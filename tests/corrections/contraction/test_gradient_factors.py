@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from corrections import dntk, ntk, o3
-from corrections.contraction.gradient_factors import Anatomy
+from corrections.contraction.gradient_factors import GradientFactors
 from tests import oracles
 from tests.corrections.test_architectures import residual
 from tests.models import tanh_mlp
@@ -139,7 +139,7 @@ def batches(shape):
 def tapped_layers(model, x, metric=None):
     """How many layers of a model the contraction has in factors."""
     count = []
-    eqx.filter_eval_shape(lambda m: count.append(len(Anatomy(m, x, metric).ruled)), model)
+    eqx.filter_eval_shape(lambda m: count.append(len(GradientFactors(m, x, metric).ruled)), model)
     return count[0]
 
 
@@ -206,10 +206,10 @@ def test_a_metric_of_arrays_sends_that_layer_to_the_jacobian():
     )
     close(ntk(model, x1, x2, metric=metric), oracles.kernel(model, x1, x2, metric))
     close(o3(model, x1, x2, x3, metric=metric), oracles.third(model, x1, x2, x3, metric))
-    anatomy = []
-    eqx.filter_eval_shape(lambda m: anatomy.append(Anatomy(m, x1[0], metric)), model)
-    assert len(anatomy[0].ruled) == 2
-    assert anatomy[0].rest.shape == (64 + 8,)
+    factored = []
+    eqx.filter_eval_shape(lambda m: factored.append(GradientFactors(m, x1[0], metric)), model)
+    assert len(factored[0].ruled) == 2
+    assert factored[0].rest.shape == (64 + 8,)
 
 
 def test_structured_names_the_layer_that_cannot_be_tapped(unchecked):

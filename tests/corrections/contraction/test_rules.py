@@ -7,7 +7,7 @@ import jax.random as jr
 import pytest
 
 from corrections import ntk, o3
-from corrections.contraction.gradient_factors import Anatomy
+from corrections.contraction.gradient_factors import GradientFactors
 from tests import oracles
 from tests.corrections.contraction.test_gradient_factors import close, random_metric
 from zoo import (
@@ -24,7 +24,9 @@ KEY = jr.key(0)
 
 def tapped(model, x, metric=None):
     count = []
-    eqx.filter_eval_shape(lambda m: count.append(len(Anatomy(m, x[0], metric).ruled)), model)
+    eqx.filter_eval_shape(
+        lambda m: count.append(len(GradientFactors(m, x[0], metric).ruled)), model
+    )
     return count[0]
 
 

@@ -2,12 +2,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from corrections.taylor.jets import coefficients_along, degrees_along, path_of, polynomial
+from corrections.taylor.jets import coefficients_along, degrees_along, jet, polynomial
 
 
 def test_coefficients_of_a_composition():
     """exp(1 + 2 eps + 3 eps^2) = e (1 + 2 eps + (3 + 2) eps^2 + (6 + 4/3) eps^3 + ...)."""
-    path = path_of(jnp.ones(()), [2 * jnp.ones(()), 3 * jnp.ones(())])
+    path = jet(jnp.ones(()), [2 * jnp.ones(()), 3 * jnp.ones(())])
     found = coefficients_along(lambda eps: jnp.exp(path(eps)), 3)
     np.testing.assert_allclose(found, np.e * np.array([1, 2, 5, 22 / 3]), rtol=1e-14)
 
@@ -27,12 +27,12 @@ def test_is_differentiable_in_its_coefficients():
 
 
 def test_value_is_untouched_where_the_step_is_infinite():
-    at = path_of(jnp.ones(2), [jnp.full(2, jnp.inf)])
+    at = jet(jnp.ones(2), [jnp.full(2, jnp.inf)])
     np.testing.assert_array_equal(coefficients_along(at, 0)[0], 1.0)
 
 
 def test_degrees_are_those_of_the_expressions():
-    path = path_of(jnp.array(2.0), [jnp.array(3.0)])
+    path = jet(jnp.array(2.0), [jnp.array(3.0)])
 
     def arrays(eps):
         w = path(eps)

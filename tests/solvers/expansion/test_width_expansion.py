@@ -21,7 +21,7 @@ from solvers import (
     width_expansion,
     width_expansion_descent,
 )
-from solvers.expansion.divided_differences import w1, w2
+from solvers.expansion.divided_differences import phi_1, w2
 from solvers.expansion.quadrature import edges, gauss
 from tests.models import inputs, tanh_mlp, TwoLayerLinear
 from zoo import astype
@@ -41,7 +41,7 @@ def corner(*nodes, t):
 @settings(max_examples=60, deadline=None)
 def test_divided_differences_are_corners_of_exponentials(a, b, t):
     numbers = [jnp.asarray(value) for value in (a, b, t)]
-    np.testing.assert_allclose(w1(numbers[0], numbers[2]), corner(0, a, t=t), rtol=1e-12)
+    np.testing.assert_allclose(phi_1(numbers[0], numbers[2]), corner(0, a, t=t), rtol=1e-12)
     np.testing.assert_allclose(w2(*numbers), corner(0, a, a + b, t=t), rtol=3e-12)
 
 

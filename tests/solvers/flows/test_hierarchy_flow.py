@@ -17,7 +17,7 @@ from solvers import (
     RESULTS,
     SolverError,
 )
-from solvers.flows.jet_products import PathProducts
+from solvers.flows.jet_products import JetProducts
 from solvers.flows.matrix_free import matrix_free_flow, state_at_start
 from tests.models import inputs, one_hot, tanh_mlp, TwoLayerLinear
 from zoo import CNN, WideResNet
@@ -104,7 +104,7 @@ def test_matrix_free_equals_dense_on_images(architecture, order):
 def test_a_right_hand_side_takes_no_more_operations_in_a_loop_than_alone(order):
     """What is computed twice is merged there too (`corrections.taylor.jets.held`)."""
     model, x, y = tanh_mlp(width=64), inputs(32), one_hot(32, 2)
-    flow = matrix_free_flow(PathProducts(model, (x,)), y, loss=CrossEntropy())
+    flow = matrix_free_flow(JetProducts(model, (x,)), y, loss=CrossEntropy())
     arrays, rest = eqx.partition(flow, eqx.is_array)
 
     def velocity(arrays, state):
