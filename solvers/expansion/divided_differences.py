@@ -7,7 +7,7 @@ from corrections.symmetric.exponentials import divided_exponential
 
 
 def phi_1(z: Array, t: Array) -> Array:
-    """The first phi function: t phi_1(-z t) = (1 - e^{-z t}) / z, t at z = 0, 1 / z at t = inf."""
+    """The first phi function of -z t, times t: (1 - e^{-z t}) / z; t at z = 0, 1 / z at t = inf."""
     positive = z > 0
     safe = jnp.where(positive, z, 1)
     return jnp.where(positive, -jnp.expm1(-safe * t) / safe, t)
