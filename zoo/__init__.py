@@ -33,15 +33,15 @@ from zoo.limits.duals import Dual as Dual, GaussianPair as GaussianPair
 from zoo.limits.hermite import HermiteDual as HermiteDual
 from zoo.limits.kernels import (
     LayerKernels as LayerKernels,
-    Layout as Layout,
-    Needs as Needs,
-    Side as Side,
+    LimitLayout as LimitLayout,
+    LimitNeeds as LimitNeeds,
+    LimitSide as LimitSide,
 )
 from zoo.limits.rule import (
     LimitRule as LimitRule,
     register_limit_rule as register_limit_rule,
 )
-from zoo.limits.widths import NoLimitError as NoLimitError, Widths as Widths
+from zoo.limits.widths import LimitWidths as LimitWidths, NoLimitError as NoLimitError
 from zoo.networks.cnn import CNN as CNN
 from zoo.networks.dtype import astype as astype
 from zoo.networks.flax import FlaxModel as FlaxModel, from_flax as from_flax
@@ -82,5 +82,5 @@ from zoo.parameterization import (
 )
 from zoo.parameterized_layer import (
     ParameterizedLayer as ParameterizedLayer,
-    TensorPlace as TensorPlace,
+    ParameterizedTensor as ParameterizedTensor,
 )

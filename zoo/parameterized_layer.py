@@ -14,7 +14,7 @@ from zoo.parameterization import LayerScaling, Parameterization, Role, TensorSca
 
 
 @dataclass(frozen=True)
-class TensorPlace:
+class ParameterizedTensor:
     """What a parameterization has to know of a layer's tensor.
 
     - `kind`: whether it scales as a "weight" or as a "bias".
@@ -44,7 +44,7 @@ class ParameterizedLayer(eqx.Module):
 
     @property
     @abc.abstractmethod
-    def tensors(self) -> dict[str, TensorPlace]:
+    def tensors(self) -> dict[str, ParameterizedTensor]:
         """The place of each parameter of the layer, by the name of its attribute."""
 
     @abc.abstractmethod

@@ -24,7 +24,7 @@ from zoo.convolution import window_patches
 def applicable_rule(node: Any, metric: Any) -> ContractionRule | None:
     """The rule of a layer, given the metric in its shape.
 
-    None where it has none, the metric is not one number a tensor, or the layer holds other
+    None where it has none, the metric is not one number for each tensor, or the layer holds other
     parameters than those a rule knows of.
     """
     if not has_contraction_rule(node):

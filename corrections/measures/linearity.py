@@ -278,14 +278,14 @@ def _second_derivative(
             lambda x: jax.jvp(lambda p: along(p, x), (flat.params,), (step,))[1], x, at_once
         )
 
-    class State(NamedTuple):
+    class _Search(NamedTuple):
         weights: Array
         vector: Array
         value: Array
         residual: Array
         steps: Array
 
-    def improved(state: State) -> State:
+    def improved(state: _Search) -> _Search:
         product = flat.hessian_product(_weighted, (x, state.weights), batch_size)
         found = extreme_eigenpairs(
             product, state.vector[None], which="magnitude", matvecs=matvecs, rtol=rtol / 3
@@ -297,9 +297,9 @@ def _second_derivative(
         # Stationary where u is also an eigenvector for the weights that it gives.
         moved = flat.hessian_product(_weighted, (x, weights), batch_size)(u)
         residual = norm(moved.astype(wide) - value * u.astype(wide))
-        return State(weights, u, value, residual, state.steps + 1)
+        return _Search(weights, u, value, residual, state.steps + 1)
 
-    def unfinished(state: State) -> Array:
+    def unfinished(state: _Search) -> Array:
         return (state.residual > rtol * state.value) & (state.steps < iterations)
 
     def of_start(key: PRNGKeyArray) -> tuple[Array, Array]:
@@ -309,7 +309,7 @@ def _second_derivative(
         vector = jr.normal(for_vector, (size,), dtype)
         infinite = jnp.asarray(jnp.inf, wide)
         one, none = jnp.ones((), wide), jnp.zeros((), int)
-        start = State(weights.astype(wide), vector, one, infinite, none)
+        start = _Search(weights.astype(wide), vector, one, infinite, none)
         done = jax.lax.while_loop(unfinished, improved, start)
         return done.value, done.residual
 

@@ -1,14 +1,10 @@
 """J v and J^T g of many examples, a tile of them at a time: the network runs again with each."""
 
-from collections.abc import Callable
-
 import jax
 from jaxtyping import Array, Float, Shaped
 
-from corrections.parameters import Params
+from corrections.parameters import Apply, Params
 from zoo.common.tiles import in_tiles, sum_in_tiles
-
-Apply = Callable[[Params, Array], Array]
 
 
 def pulled_in_tiles(

@@ -105,8 +105,8 @@ def extreme_eigenpairs(
     **Arguments:**
 
     - `product`: v -> A v.
-    - `starts`: a vector for each pair that is wanted, at most as many as the size. Any that are not
-      orthogonal to what is wanted, and differ: random ones.
+    - `starts`: a vector for each pair that is wanted, at most as many as the size. Take random
+      ones: a start that is orthogonal to an eigenvector does not find it.
     - `matvecs`: the most products that are taken for each pair; fewer where its residual comes
       below `rtol` times the largest magnitude among the Ritz values.
     - `known`: orthonormal eigenvectors that are not wanted again, or rows of zeros.

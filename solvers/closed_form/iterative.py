@@ -11,6 +11,10 @@ since e' = -(K e + r) / n, where r(s) is that vector at s <= t, times v. It grow
 positive off-diagonal entries, and at t = inf it is the residual of conjugate gradients: u(t) never
 takes more products than u(inf), without the preconditioner.
 
+Lanczos' method is written out here, beside matfree's in `corrections.operators.krylov`: that takes
+one vector and a number of steps that is known before; here columns share each product with the
+kernel, and the error bound says when there have been enough.
+
 All of it is computed in units of b and of K, so that neither squares nor quotients leave the range
 of floating point: what comes for c K and d b is what comes for K and b, times d / c.
 

@@ -42,7 +42,7 @@ class KernelFlow(Flow):
     """The truncated hierarchy in function space: the state is O_1 .. O_{p-1}, O_p is `frozen`.
 
     With `frozen` the tangent kernel this is the frozen-kernel flow. A frozen kernel may be compact:
-    (n + m, n) stands for Theta (x) I_k, (n + m, n, k) for one kernel an output.
+    (n + m, n) stands for Theta (x) I_k, (n + m, n, k) for one kernel for each output.
     """
 
     frozen: FrozenKernel

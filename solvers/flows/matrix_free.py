@@ -30,7 +30,7 @@ from solvers.flows.jet_products import JetProducts
 from solvers.losses import loss_and_residual, LossFunction
 from zoo.common.tiles import in_tiles
 
-State = tuple[Params, ...]
+HierarchyState = tuple[Params, ...]
 """theta_1 .. theta_{p-1}, trees of parameters."""
 
 
@@ -47,7 +47,7 @@ class MatrixFreeFlow(Flow):
     weights: Float[Array, " n"] | None
     """Of the examples in the loss."""
 
-    def motion(self, state: State) -> Motion:
+    def motion(self, state: HierarchyState) -> Motion:
         network, path = hoist_barrier(self.network, list(state))
         f = self._outputs(network, path, train_only=True)
         loss, g = loss_and_residual(self.loss, f, self.y, self.weights)
@@ -58,7 +58,7 @@ class MatrixFreeFlow(Flow):
         velocity = tuple(jax.tree.map(jnp.negative, one) for one in directions)
         return Motion(velocity, loss, -sum(rates[1:], start=rates[0]))
 
-    def observe(self, state: State) -> Observation:
+    def observe(self, state: HierarchyState) -> Observation:
         network, path = hoist_barrier(self.network, list(state))
         f, n = self._outputs(network, path), len(self.y)
         coefficients = network.kernel(path[:-1])
@@ -66,7 +66,7 @@ class MatrixFreeFlow(Flow):
         test = f[n:] if len(network.sets) > 1 else None
         return Observation(f[:n], test, kernel, metric_norm(_sum(path), network.metric))
 
-    def outputs_to_first_order(self, state: State) -> Float[Array, "points k"]:
+    def outputs_to_first_order(self, state: HierarchyState) -> Float[Array, "points k"]:
         return self._first_order(self.network, _sum(state))
 
     def _outputs(
@@ -109,7 +109,7 @@ def _dot(a: Params, b: Params) -> Float[Array, ""]:
     return jnp.sum(jnp.stack(jax.tree.leaves(products)))
 
 
-def state_at_start(model: Model, order: int) -> State:
+def state_at_start(model: Model, order: int) -> HierarchyState:
     """The zero paths of the hierarchy of this order."""
     zero = jax.tree.map(jnp.zeros_like, split(model)[0])
     return (zero,) * (order - 1)

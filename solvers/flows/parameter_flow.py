@@ -24,7 +24,7 @@ from solvers.result import finish, Times, Trajectory
 from zoo import parameters
 from zoo.common.precision import full_precision
 
-State = tuple[Params]
+Displacement = tuple[Params]
 """theta - theta_0: small against theta, so that it keeps its digits in float32, and the scale
 that a relative error should be relative to."""
 
@@ -45,11 +45,11 @@ class ParameterFlow(Flow):
     forward_mode: bool = eqx.field(static=True)
     """Whether the model has derivatives in forward mode."""
 
-    def model_at(self, state: State) -> PyTree:
+    def model_at(self, state: Displacement) -> PyTree:
         """The model in this state."""
         return eqx.apply_updates(self.model, state[0])
 
-    def motion(self, state: State) -> Motion:
+    def motion(self, state: Displacement) -> Motion:
         def training_loss(displacement: Params) -> Float[Array, ""]:
             f = jax.vmap(self.model_at((displacement,)))(self.x)
             return mean_loss(self.loss, f, self.y, self.weights)
@@ -59,7 +59,7 @@ class ParameterFlow(Flow):
         # The loss cannot rise: dL/dt = - grad . M grad, M >= 0.
         return Motion(velocity, jnp.ones(()), jnp.zeros(()))
 
-    def observe(self, state: State) -> Observation:
+    def observe(self, state: Displacement) -> Observation:
         model, pairs = self.model_at(state), self.kernel_pairs
         outputs = jax.vmap(model)
         return Observation(
@@ -69,11 +69,11 @@ class ParameterFlow(Flow):
             displacement=metric_norm(state[0], self.metric),
         )
 
-    def outputs_to_first_order(self, state: State) -> Float[Array, "n k"]:
+    def outputs_to_first_order(self, state: Displacement) -> Float[Array, "n k"]:
         # In units of the absolute tolerance: it is that of the displacement's norm, for each entry.
         return jax.vmap(self.model_at(state))(self.x) / _count(state[0]) ** 0.5
 
-    def outputs_moved(self, state: State, change: State) -> tuple[Array, Array]:
+    def outputs_moved(self, state: Displacement, change: Displacement) -> tuple[Array, Array]:
         if self.forward_mode:
             return jax.jvp(self.outputs_to_first_order, (state,), (change,))
         here = self.outputs_to_first_order(state)

@@ -42,7 +42,9 @@ class Events(NamedTuple):
 class Segment(NamedTuple):
     """A part of a solve. Rows are those of the finite times.
 
-    - `observed`, `rises`, `reached`: what was seen, the relative rise, and whether, at each row.
+    - `observed`: what the flow shows at each row.
+    - `rises`: the relative rise of the loss up to there.
+    - `reached`: whether the solve came that far.
     - `state`, `lagged`, `rise`, `t`, `end`: where it is now, where it was about t / 10 ago, and the
       time that it was to reach.
     - `ended`: by which event it was.

@@ -119,6 +119,6 @@ def outputs_or_zero(
     if value is None:
         return jnp.zeros(shape, dtype)
     array = checks.real_array(name, value, expected=f"{what}, {shape}")
-    checks.shape(name, array, shape, because=f"{what}, one row a point")
+    checks.shape(name, array, shape, because=f"{what}, one row for each point")
     checks.finite(name, array)
     return array.astype(dtype)

@@ -30,7 +30,7 @@ from zoo.limits.duals import (
 )
 from zoo.limits.hermite import HermiteDual
 from zoo.limits.layers import ActivationRule
-from zoo.limits.widths import Widths
+from zoo.limits.widths import LimitWidths
 
 ActivationFunction = Callable[[Array], Array]
 
@@ -69,7 +69,7 @@ class Activation(PicklableFunctions, eqx.Module):
         """Its dual, also where none was given."""
         return HermiteDual(self.function) if self.dual is None else self.dual
 
-    def limit_rule(self, widths: Widths) -> ActivationRule:
+    def limit_rule(self, widths: LimitWidths) -> ActivationRule:
         """What it does to the kernels of infinite width; see `zoo.limits`."""
         return ActivationRule(self.gaussian_dual, self.name, widths.path)
 

@@ -27,14 +27,14 @@ from zoo.convolution import (
     per_axis,
 )
 from zoo.limits.affine import AffineLimitRule, Window
-from zoo.limits.widths import Widths
+from zoo.limits.widths import LimitWidths
 from zoo.parameterization import (
     check_parameterization,
     NTK,
     Parameterization,
     Role,
 )
-from zoo.parameterized_layer import ParameterizedLayer, TensorPlace
+from zoo.parameterized_layer import ParameterizedLayer, ParameterizedTensor
 
 
 class AffineLayer(ParameterizedLayer):
@@ -55,11 +55,11 @@ class AffineLayer(ParameterizedLayer):
         return {"fan_in": math.prod(inputs), "fan_out": out_size}
 
     @property
-    def tensors(self) -> dict[str, TensorPlace]:
+    def tensors(self) -> dict[str, ParameterizedTensor]:
         """`weight`, and `bias` where there is one."""
-        places = {"weight": TensorPlace("weight", self.weight_std)}
+        places = {"weight": ParameterizedTensor("weight", self.weight_std)}
         if self.bias_std is not None:
-            places["bias"] = TensorPlace("bias", self.bias_std)
+            places["bias"] = ParameterizedTensor("bias", self.bias_std)
         return places
 
     @property
@@ -125,7 +125,7 @@ class Dense(AffineLayer):
             key=jr.key(0),
         )
 
-    def limit_rule(self, widths: Widths) -> AffineLimitRule:
+    def limit_rule(self, widths: LimitWidths) -> AffineLimitRule:
         """What it does to the kernels of infinite width; see `zoo.limits`."""
         return _limit_rule(self, widths, window=None)
 
@@ -145,7 +145,7 @@ class Dense(AffineLayer):
 class Conv(AffineLayer):
     """A convolution of channel-first images, z = weight_multiplier W * a + bias_multiplier b.
 
-    Over any number of spatial axes; the bias is one number a channel. See `zoo.convolution`.
+    Over any number of spatial axes; the bias is one number for each channel. See `zoo.convolution`.
     """
 
     weight: Float[Array, "out in *kernel"]
@@ -213,7 +213,7 @@ class Conv(AffineLayer):
             key=jr.key(0),
         )
 
-    def limit_rule(self, widths: Widths) -> AffineLimitRule:
+    def limit_rule(self, widths: LimitWidths) -> AffineLimitRule:
         """What it does to the kernels of infinite width; see `zoo.limits`."""
         window = Window(self.weight.shape[2:], self.stride, self.padding)
         return _limit_rule(self, widths, window=window)
@@ -236,7 +236,9 @@ class Conv(AffineLayer):
         return z + self.bias_multiplier * self.bias.reshape(-1, *axes)
 
 
-def _limit_rule(layer: AffineLayer, widths: Widths, *, window: Window | None) -> AffineLimitRule:
+def _limit_rule(
+    layer: AffineLayer, widths: LimitWidths, *, window: Window | None
+) -> AffineLimitRule:
     has_bias = layer.bias_std is not None
     return AffineLimitRule(
         weight_std=jnp.asarray(layer.weight_std, float),

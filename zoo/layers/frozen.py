@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 from zoo.common.pickling import PicklableFunctions
 from zoo.layers import keys
 from zoo.limits.rule import limit_rule_of, LimitRule
-from zoo.limits.widths import Widths
+from zoo.limits.widths import LimitWidths
 
 _Tree = TypeVar("_Tree")
 
@@ -70,7 +70,7 @@ class Frozen(PicklableFunctions, eqx.Module, Generic[_Tree]):
             )
         return keys.called(layer, a, key)
 
-    def limit_rule(self, widths: Widths) -> LimitRule:
+    def limit_rule(self, widths: LimitWidths) -> LimitRule:
         """That of the frozen layer, whose weights add nothing to the tangent kernel."""
         return limit_rule_of(self.value, widths.frozen())
 

@@ -18,13 +18,13 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from zoo.common import checks
 from zoo.layers.frozen import Frozen
 from zoo.limits.layers import NormRule
-from zoo.limits.widths import NoLimitError, Widths
+from zoo.limits.widths import LimitWidths, NoLimitError
 from zoo.parameterization import check_parameterization, NTK, Parameterization, Role
-from zoo.parameterized_layer import ParameterizedLayer, TensorPlace
+from zoo.parameterized_layer import ParameterizedLayer, ParameterizedTensor
 
 _TENSORS = {
-    "scale": TensorPlace("bias", std=1.0, start=1.0),
-    "shift": TensorPlace("bias", std=1.0, start=0.0),
+    "scale": ParameterizedTensor("bias", std=1.0, start=1.0),
+    "shift": ParameterizedTensor("bias", std=1.0, start=0.0),
 }
 
 
@@ -40,7 +40,7 @@ class _ChannelNorm(ParameterizedLayer):
         return _fans(self.scale.shape[0])
 
     @property
-    def tensors(self) -> dict[str, TensorPlace]:
+    def tensors(self) -> dict[str, ParameterizedTensor]:
         """`scale` and `shift`."""
         return _TENSORS
 
@@ -109,7 +109,7 @@ class GroupNorm(_ChannelNorm):
             parameterization=parameterization,
         )
 
-    def limit_rule(self, widths: Widths) -> NormRule:
+    def limit_rule(self, widths: LimitWidths) -> NormRule:
         """What it does to the kernels of infinite width: a fixed number of groups does as one.
 
         Means over infinitely many channels vanish, and variances become those of the kernel.
@@ -201,7 +201,7 @@ class BatchNorm(_ChannelNorm):
         )
         return eqx.tree_at(lambda layer: layer._statistics, shapes, self._statistics)
 
-    def limit_rule(self, widths: Widths) -> NormRule:
+    def limit_rule(self, widths: LimitWidths) -> NormRule:
         """**Raises:** `NoLimitError`."""
         raise NoLimitError(
             f"`model{widths.path}` is a BatchNorm, which couples the examples of a batch: there is "

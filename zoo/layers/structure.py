@@ -17,7 +17,7 @@ from zoo.layers.training_pass import forward_train
 from zoo.limits.composition import ResidualRule, SequentialRule
 from zoo.limits.layers import FlattenRule, PoolRule
 from zoo.limits.rule import limit_rule_of, register_limit_rule
-from zoo.limits.widths import Widths
+from zoo.limits.widths import LimitWidths
 
 Layer = Callable[[Array], Array]
 
@@ -57,13 +57,13 @@ class Sequential(PicklableFunctions, eqx.Module):
             trained.append(layer)
         return batch, type(self)(trained)
 
-    def limit_rule(self, widths: Widths) -> SequentialRule:
+    def limit_rule(self, widths: LimitWidths) -> SequentialRule:
         """What it does to the kernels of infinite width; see `zoo.limits`."""
         return _one_after_the_other(self, widths)
 
 
 def _one_after_the_other(
-    sequential: Sequential | eqx.nn.Sequential, widths: Widths
+    sequential: Sequential | eqx.nn.Sequential, widths: LimitWidths
 ) -> SequentialRule:
     rules = (
         limit_rule_of(layer, widths.at(f".layers[{i}]"))
@@ -102,7 +102,7 @@ class Residual(PicklableFunctions, eqx.Module):
         passed, shortcut = forward_train(self.shortcut, batch)
         return added + passed, type(self)(branch, shortcut)
 
-    def limit_rule(self, widths: Widths) -> ResidualRule:
+    def limit_rule(self, widths: LimitWidths) -> ResidualRule:
         """What it does to the kernels of infinite width; see `zoo.limits`."""
         branch = limit_rule_of(self.branch, widths.at(".branch"))
         if self.shortcut is None:
@@ -122,14 +122,14 @@ class Flatten(eqx.Module):
         del key
         return jnp.ravel(a)
 
-    def limit_rule(self, widths: Widths) -> FlattenRule:
+    def limit_rule(self, widths: LimitWidths) -> FlattenRule:
         """What it does to the kernels of infinite width; see `zoo.limits`."""
         del widths
         return FlattenRule()
 
 
 class GlobalAveragePool(eqx.Module):
-    """The mean over all positions, one number a channel."""
+    """The mean over all positions, one number for each channel."""
 
     def __call__(
         self, a: Float[Array, "channels *space"], *, key: PRNGKeyArray | None = None
@@ -138,7 +138,7 @@ class GlobalAveragePool(eqx.Module):
         del key
         return jnp.mean(a, axis=tuple(range(1, a.ndim)))
 
-    def limit_rule(self, widths: Widths) -> PoolRule:
+    def limit_rule(self, widths: LimitWidths) -> PoolRule:
         """What it does to the kernels of infinite width; see `zoo.limits`."""
         del widths
         return PoolRule()

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from zoo.convolution import output_space, Padding, pads_of
-from zoo.limits.kernels import LayerKernels, Layout, Needs
+from zoo.limits.kernels import LayerKernels, LimitLayout, LimitNeeds
 from zoo.limits.rule import LimitRule
 from zoo.limits.widths import NoLimitError, TensorLimit
 from zoo.parameterization import Role
@@ -29,11 +29,11 @@ class Window:
     stride: tuple[int, ...]
     padding: Padding
 
-    def mean(self, kernel: Array, layout: Layout) -> Array:
+    def mean(self, kernel: Array, layout: LimitLayout) -> Array:
         """The mean over its positions, axis by axis: they separate."""
         axes = len(self.kernel)
         for i in range(axes):
-            paired = (i - 2 * axes, i - axes) if layout == Layout.FULL else (i - axes,)
+            paired = (i - 2 * axes, i - axes) if layout == LimitLayout.FULL else (i - axes,)
             kernel = self._sum_along(kernel, i, tuple(kernel.ndim + axis for axis in paired))
         return kernel / math.prod(self.kernel)
 
@@ -75,9 +75,9 @@ class AffineLimitRule(LimitRule):
     role: Role = eqx.field(static=True)
     path: str = eqx.field(static=True)
 
-    def needs(self, after: Needs) -> Needs:
+    def needs(self, after: LimitNeeds) -> LimitNeeds:
         """Positions one by one, for a convolution."""
-        return after if self.window is None else after.at_least(Layout.DIAGONAL)
+        return after if self.window is None else after.at_least(LimitLayout.DIAGONAL)
 
     def __call__(self, kernels: LayerKernels) -> LayerKernels:
         """The kernels of z."""
@@ -96,7 +96,7 @@ class AffineLimitRule(LimitRule):
             bias_std = self.bias_std.astype(dtype)
             bias, bias_gradient = self.bias.forward(bias_std), self.bias.gradient(bias_std)
 
-        def mean(kernel: Array, layout: Layout) -> Array:
+        def mean(kernel: Array, layout: LimitLayout) -> Array:
             return kernel if self.window is None else self.window.mean(kernel, layout)
 
         ntk = None

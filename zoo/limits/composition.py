@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax.numpy as jnp
 
-from zoo.limits.kernels import LayerKernels, Needs, Side
+from zoo.limits.kernels import LayerKernels, LimitNeeds, LimitSide
 from zoo.limits.rule import LimitRule
 from zoo.limits.widths import NoLimitError
 
@@ -13,7 +13,7 @@ class SequentialRule(LimitRule):
 
     rules: tuple[LimitRule, ...]
 
-    def needs(self, after: Needs) -> Needs:
+    def needs(self, after: LimitNeeds) -> LimitNeeds:
         """From the last to the first."""
         for rule in reversed(self.rules):
             after = rule.needs(after)
@@ -36,7 +36,7 @@ class ResidualRule(LimitRule):
     shortcut: LimitRule | None
     path: str = eqx.field(static=True)
 
-    def needs(self, after: Needs) -> Needs:
+    def needs(self, after: LimitNeeds) -> LimitNeeds:
         """What either needs."""
         passed = after if self.shortcut is None else self.shortcut.needs(after)
         return self.branch.needs(after).at_least(*passed)
@@ -63,7 +63,9 @@ class ResidualRule(LimitRule):
             )
         tangents = [part.ntk for part in (branch, shortcut) if part.ntk is not None]
         sides = tuple(
-            Side(None if one.own is None or other.own is None else one.own + other.own, one.layout)
+            LimitSide(
+                None if one.own is None or other.own is None else one.own + other.own, one.layout
+            )
             for one, other in zip(branch.sides, shortcut.sides, strict=True)
         )
         return branch.replaced(
@@ -82,7 +84,7 @@ class ScaledRule(LimitRule):
     rule: LimitRule
     alpha: float = eqx.field(static=True)
 
-    def needs(self, after: Needs) -> Needs:
+    def needs(self, after: LimitNeeds) -> LimitNeeds:
         """As the model."""
         return self.rule.needs(after)
 
@@ -96,7 +98,7 @@ class CenteredRule(LimitRule):
 
     rule: LimitRule
 
-    def needs(self, after: Needs) -> Needs:
+    def needs(self, after: LimitNeeds) -> LimitNeeds:
         """As the model."""
         return self.rule.needs(after)
 

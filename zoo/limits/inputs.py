@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from zoo.limits.kernels import LayerKernels, Layout, Needs, Side
+from zoo.limits.kernels import LayerKernels, LimitLayout, LimitNeeds, LimitSide
 
 _ROUNDS_TO_ITSELF = 16
 """Up to so many channels, products of an example with itself come out within a few roundings."""
@@ -24,19 +24,19 @@ class InputBatch(eqx.Module):
     entries: Float[Array, "n channels ..."]
     own: Float[Array, "n ..."] | None
     marks: Array | None
-    layout: Layout = eqx.field(static=True)
-    own_layout: Layout = eqx.field(static=True)
+    layout: LimitLayout = eqx.field(static=True)
+    own_layout: LimitLayout = eqx.field(static=True)
     channels: int = eqx.field(static=True)
     space: tuple[int, ...] = eqx.field(static=True)
 
 
-def input_batch(x: Float[Array, "n channels *space"], needs: Needs) -> InputBatch:
+def input_batch(x: Float[Array, "n channels *space"], needs: LimitNeeds) -> InputBatch:
     """Of vectors or channel-first images, for kernels in the layouts that are needed."""
     n, channels, *space = x.shape
-    layout = max(needs.between, Layout.FLAT)
+    layout = max(needs.between, LimitLayout.FLAT)
     marks = None
     entries = x.reshape(n, channels, -1) if space else x
-    if layout == Layout.FLAT:
+    if layout == LimitLayout.FLAT:
         entries = x.reshape(n, -1)
         if entries.shape[1] > _ROUNDS_TO_ITSELF:
             marks = _hashes(entries)
@@ -50,7 +50,7 @@ def input_kernels(first: InputBatch, second: InputBatch, *, tangent: bool) -> La
     """
     x1, x2 = first.entries, second.entries
     layout, space = first.layout, first.space
-    if layout == Layout.FLAT or not space:
+    if layout == LimitLayout.FLAT or not space:
         size = x1.shape[1]
         nngp = x1 @ x2.T / size
         if first.marks is not None and second.marks is not None:
@@ -58,7 +58,7 @@ def input_kernels(first: InputBatch, second: InputBatch, *, tangent: bool) -> La
             exact = jax.lax.stop_gradient(squares - nngp)
             equal = jnp.all(first.marks[:, None] == second.marks[None], axis=-1)
             nngp = nngp + jnp.where(equal, exact, 0)
-    elif layout == Layout.DIAGONAL:
+    elif layout == LimitLayout.DIAGONAL:
         nngp = jnp.einsum("acp,bcp->abp", x1, x2) / first.channels
         nngp = nngp.reshape(len(x1), len(x2), *space)
     else:
@@ -68,7 +68,7 @@ def input_kernels(first: InputBatch, second: InputBatch, *, tangent: bool) -> La
         nngp=nngp,
         ntk=None,
         of_scale=None,
-        sides=(Side(first.own, first.own_layout), Side(second.own, second.own_layout)),
+        sides=(LimitSide(first.own, first.own_layout), LimitSide(second.own, second.own_layout)),
         error=jnp.zeros((), nngp.dtype),
         layout=layout,
         space=space,
@@ -79,13 +79,13 @@ def input_kernels(first: InputBatch, second: InputBatch, *, tangent: bool) -> La
     )
 
 
-def _own(x: Float[Array, "n channels *space"], layout: Layout) -> Array | None:
+def _own(x: Float[Array, "n channels *space"], layout: LimitLayout) -> Array | None:
     n, channels, *space = x.shape
-    if layout == Layout.NONE:
+    if layout == LimitLayout.NONE:
         return None
-    if layout == Layout.FLAT:
+    if layout == LimitLayout.FLAT:
         return jnp.sum(x.reshape(n, -1) ** 2, axis=1) / x[0].size
-    if layout == Layout.DIAGONAL:
+    if layout == LimitLayout.DIAGONAL:
         return jnp.sum(x**2, axis=1) / channels
     flat = x.reshape(n, channels, -1)
     own = jnp.einsum("acp,acq->apq", flat, flat) / channels

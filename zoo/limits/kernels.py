@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
-class Layout(IntEnum):
+class LimitLayout(IntEnum):
     """Which pairs of positions of two examples a kernel holds; each holds those before it too.
 
     - `NONE`: nothing.
@@ -25,27 +25,27 @@ class Layout(IntEnum):
     FULL = 3
 
 
-class Needs(NamedTuple):
+class LimitNeeds(NamedTuple):
     """What is needed of a layer's output: between examples, and of each example with itself."""
 
-    between: Layout = Layout.FLAT
-    own: Layout = Layout.NONE
+    between: LimitLayout = LimitLayout.FLAT
+    own: LimitLayout = LimitLayout.NONE
 
-    def at_least(self, between: Layout, own: Layout = Layout.NONE) -> "Needs":
+    def at_least(self, between: LimitLayout, own: LimitLayout = LimitLayout.NONE) -> "LimitNeeds":
         """These and more."""
-        return Needs(max(self.between, between), max(self.own, own))
+        return LimitNeeds(max(self.between, between), max(self.own, own))
 
 
-class Side(eqx.Module):
+class LimitSide(eqx.Module):
     """One of the two batches: the covariances of each example with itself, (n, *positions)."""
 
     own: Float[Array, "n ..."] | None
-    layout: Layout = eqx.field(static=True)
+    layout: LimitLayout = eqx.field(static=True)
 
     def variances(self, axes: int) -> Float[Array, "n *space"]:
         """Of each position, (n, *space), `axes` many."""
         assert self.own is not None
-        if self.layout < Layout.FULL or axes == 0:
+        if self.layout < LimitLayout.FULL or axes == 0:
             return self.own
         n, *space = self.own.shape[: 1 + axes]
         size = math.prod(space)
@@ -73,9 +73,9 @@ class LayerKernels(eqx.Module):
     nngp: Float[Array, "n1 n2 ..."]
     ntk: Float[Array, "n1 n2 ..."] | None
     of_scale: Float[Array, ""] | None
-    sides: tuple[Side, Side]
+    sides: tuple[LimitSide, LimitSide]
     error: Float[Array, ""]
-    layout: Layout = eqx.field(static=True)
+    layout: LimitLayout = eqx.field(static=True)
     space: tuple[int, ...] = eqx.field(static=True)
     channels: int | None = eqx.field(static=True)
     gaussian: bool = eqx.field(static=True)
@@ -105,17 +105,19 @@ class LayerKernels(eqx.Module):
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return LayerKernels(**(fields | changes))  # pyright: ignore[reportArgumentType]
 
-    def mapped(self, fn: Callable[[Array, Layout], Array], **changes: object) -> "LayerKernels":
+    def mapped(
+        self, fn: Callable[[Array, LimitLayout], Array], **changes: object
+    ) -> "LayerKernels":
         """`fn` on all kernels alike, given the layout of each."""
         sides = tuple(
-            Side(None if side.own is None else fn(side.own, side.layout), side.layout)
+            LimitSide(None if side.own is None else fn(side.own, side.layout), side.layout)
             for side in self.sides
         )
         ntk = None if self.ntk is None else fn(self.ntk, self.layout)
         return self.replaced(nngp=fn(self.nngp, self.layout), ntk=ntk, sides=sides, **changes)
 
 
-def own_pairs(side: Side, axes: int) -> tuple[Array, Array]:
+def own_pairs(side: LimitSide, axes: int) -> tuple[Array, Array]:
     """The variances of the two positions of each entry of a side in the layout `FULL`."""
     variances = side.variances(axes)
     n, *space = variances.shape

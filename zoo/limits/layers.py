@@ -4,8 +4,8 @@ r"""The rules of layers without weights, and of normalization.
 - Flatten: the mean over equal positions. Average pool: that over all pairs of positions.
 - Normalization: K' = K / (r1 r2) with r^2 = mean_p K(p, p) + epsilon, and Theta likewise.
 
-The scale of a normalization is one number a channel, whose gradient is the channel itself: after an
-activation it adds E u phi'(u) v phi'(v) to the tangent kernel, not E phi' phi' E u v.
+The scale of a normalization is one number for each channel, whose gradient is the channel itself:
+after an activation it adds E u phi'(u) v phi'(v) to the tangent kernel, not E phi' phi' E u v.
 """
 
 import math
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from zoo.limits.duals import Dual, gaussian_pair, GaussianPair, identical_pair, MonomialDual
-from zoo.limits.kernels import LayerKernels, Layout, Needs, own_pairs, Side
+from zoo.limits.kernels import LayerKernels, LimitLayout, LimitNeeds, LimitSide, own_pairs
 from zoo.limits.rule import LimitRule
 from zoo.limits.widths import NoLimitError, TensorLimit
 
@@ -32,11 +32,11 @@ class ActivationRule(LimitRule):
     def _is_identity(self) -> bool:
         return self.dual == MonomialDual(1)
 
-    def needs(self, after: Needs) -> Needs:
+    def needs(self, after: LimitNeeds) -> LimitNeeds:
         """Each position, and its variance."""
         if self._is_identity:
             return after
-        return after.at_least(Layout.DIAGONAL, Layout.DIAGONAL)
+        return after.at_least(LimitLayout.DIAGONAL, LimitLayout.DIAGONAL)
 
     def __call__(self, kernels: LayerKernels) -> LayerKernels:
         """The kernels of phi(z)."""
@@ -73,30 +73,30 @@ class ActivationRule(LimitRule):
         of_scale = kernels.of_scale * self.dual.weighted_slopes(pair)
         return of_scale if ntk is None else ntk + of_scale
 
-    def _side(self, side: Side, axes: int) -> Side:
+    def _side(self, side: LimitSide, axes: int) -> LimitSide:
         assert side.own is not None
-        if side.layout == Layout.FULL and axes:
+        if side.layout == LimitLayout.FULL and axes:
             first, second = own_pairs(side, axes)
-            return Side(self.dual.values(gaussian_pair(first, side.own, second)), side.layout)
-        return Side(self.dual.values(identical_pair(side.own)), side.layout)
+            return LimitSide(self.dual.values(gaussian_pair(first, side.own, second)), side.layout)
+        return LimitSide(self.dual.values(identical_pair(side.own)), side.layout)
 
 
 class FlattenRule(LimitRule):
     """All positions and channels as one vector."""
 
-    def needs(self, after: Needs) -> Needs:
+    def needs(self, after: LimitNeeds) -> LimitNeeds:
         """The mean over equal positions."""
-        own = Layout.NONE if after.own == Layout.NONE else Layout.FLAT
-        return Needs(Layout.FLAT, own)
+        own = LimitLayout.NONE if after.own == LimitLayout.NONE else LimitLayout.FLAT
+        return LimitNeeds(LimitLayout.FLAT, own)
 
     def __call__(self, kernels: LayerKernels) -> LayerKernels:
         """The mean over equal positions."""
         axes, size = len(kernels.space), math.prod(kernels.space)
 
-        def mean(kernel: Array, layout: Layout) -> Array:
-            if layout == Layout.FLAT or axes == 0:
+        def mean(kernel: Array, layout: LimitLayout) -> Array:
+            if layout == LimitLayout.FLAT or axes == 0:
                 return kernel
-            if layout == Layout.FULL:
+            if layout == LimitLayout.FULL:
                 lead = kernel.shape[: kernel.ndim - 2 * axes]
                 square = kernel.reshape(*lead, size, size)
                 return jnp.trace(square, axis1=-2, axis2=-1) / size
@@ -108,12 +108,12 @@ class FlattenRule(LimitRule):
 
 
 class PoolRule(LimitRule):
-    """The mean over all positions, one number a channel."""
+    """The mean over all positions, one number for each channel."""
 
-    def needs(self, after: Needs) -> Needs:
+    def needs(self, after: LimitNeeds) -> LimitNeeds:
         """All pairs of positions."""
-        own = Layout.NONE if after.own == Layout.NONE else Layout.FULL
-        return Needs(Layout.FULL, own)
+        own = LimitLayout.NONE if after.own == LimitLayout.NONE else LimitLayout.FULL
+        return LimitNeeds(LimitLayout.FULL, own)
 
     def __call__(self, kernels: LayerKernels) -> LayerKernels:
         """The mean over all pairs of positions."""
@@ -126,9 +126,9 @@ class PoolRule(LimitRule):
             return kernels
         # Of an example with itself all pairs are known where they are needed.
         sides = tuple(
-            Side(mean(side.own), side.layout)
-            if side.own is not None and side.layout == Layout.FULL
-            else Side(None, Layout.NONE)
+            LimitSide(mean(side.own), side.layout)
+            if side.own is not None and side.layout == LimitLayout.FULL
+            else LimitSide(None, LimitLayout.NONE)
             for side in kernels.sides
         )
         ntk = None if kernels.ntk is None else mean(kernels.ntk)
@@ -143,9 +143,9 @@ class NormRule(LimitRule):
     shift: TensorLimit = eqx.field(static=True)
     path: str = eqx.field(static=True)
 
-    def needs(self, after: Needs) -> Needs:
+    def needs(self, after: LimitNeeds) -> LimitNeeds:
         """The variance of each position."""
-        return after.at_least(Layout.DIAGONAL, Layout.DIAGONAL)
+        return after.at_least(LimitLayout.DIAGONAL, LimitLayout.DIAGONAL)
 
     def __call__(self, kernels: LayerKernels) -> LayerKernels:
         """The kernels of the normalized channels."""
@@ -172,12 +172,12 @@ class NormRule(LimitRule):
             if kernels.ntk is not None:
                 ntk = ntk + kernels.ntk * first * second
         sides = tuple(
-            Side(_scaled(side.own, factor**2), side.layout)
+            LimitSide(_scaled(side.own, factor**2), side.layout)
             for side, factor in zip(kernels.sides, factors, strict=True)
         )
         return kernels.replaced(nngp=nngp, ntk=ntk, of_scale=of_scale, sides=sides)
 
-    def _factor(self, side: Side, axes: int) -> Array:
+    def _factor(self, side: LimitSide, axes: int) -> Array:
         variances = side.variances(axes)
         power = jnp.mean(variances, axis=tuple(range(1, 1 + axes))) if axes else variances
         return jax.lax.rsqrt(power + self.epsilon)

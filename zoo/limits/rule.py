@@ -11,8 +11,8 @@ from typing import Any
 import equinox as eqx
 
 from zoo.common import checks
-from zoo.limits.kernels import LayerKernels, Needs
-from zoo.limits.widths import NoLimitError, Widths
+from zoo.limits.kernels import LayerKernels, LimitNeeds
+from zoo.limits.widths import LimitWidths, NoLimitError
 
 
 class LimitRule(eqx.Module):
@@ -21,7 +21,7 @@ class LimitRule(eqx.Module):
     Examples are vectors, or channel-first: all axes but the first are positions.
     """
 
-    def needs(self, after: Needs) -> Needs:
+    def needs(self, after: LimitNeeds) -> LimitNeeds:
         """What it needs of its input to give what is needed of its output."""
         return after
 
@@ -30,7 +30,7 @@ class LimitRule(eqx.Module):
         """The kernels of its output."""
 
 
-MakeRule = Callable[[Any, Widths], LimitRule]
+MakeRule = Callable[[Any, LimitWidths], LimitRule]
 
 
 def register_limit_rule(layer_type: type, make_rule: MakeRule) -> None:
@@ -42,13 +42,13 @@ def register_limit_rule(layer_type: type, make_rule: MakeRule) -> None:
 
     - `layer_type`: the rule holds for this very class, not for its subclasses, which may compute
       something else.
-    - `make_rule`: from a layer and the `Widths` of its place to its `LimitRule`; it goes before a
-      method of theirs.
+    - `make_rule`: from a layer and the `LimitWidths` of its place to its `LimitRule`; it goes
+      before a method of theirs.
 
     **Raises:** `TypeError` where `layer_type` is no class or `make_rule` no function.
     """
     checks.instance("layer_type", layer_type, type, "a class")
-    checks.function("make_rule", make_rule, "a function of a layer and `zoo.Widths`")
+    checks.function("make_rule", make_rule, "a function of a layer and `zoo.LimitWidths`")
     _MAKE_RULE[layer_type] = make_rule
 
 
@@ -56,7 +56,7 @@ _MAKE_RULE: dict[type, MakeRule] = {}
 _METHOD = "limit_rule"
 
 
-def limit_rule_of(layer: Any, widths: Widths) -> LimitRule:
+def limit_rule_of(layer: Any, widths: LimitWidths) -> LimitRule:
     """The rule of a layer, at the place that `widths` knows.
 
     **Raises:** `NoLimitError` where it has none; `TypeError` where its method gives something else.

@@ -55,7 +55,7 @@ class TensorLimit:
 
 
 @dataclass(frozen=True)
-class Widths:
+class LimitWidths:
     """Which tensors of a model have a limit: see the module's docstring.
 
     - `equivalent_to`: learning rates are those of `learning_rates(model, equivalent_to=...)`.
@@ -74,11 +74,11 @@ class Widths:
     readout_fan_in: int
     is_frozen: bool = False
 
-    def at(self, path: str) -> "Widths":
+    def at(self, path: str) -> "LimitWidths":
         """The same, further inside the model."""
         return replace(self, path=self.path + path)
 
-    def frozen(self) -> "Widths":
+    def frozen(self) -> "LimitWidths":
         """The same, where nothing is trained."""
         return replace(self, is_frozen=True)
 

@@ -23,9 +23,9 @@ from zoo.common.trainable import is_state
 from zoo.layers.frozen import Frozen
 from zoo.limits.affine import AffineLimitRule
 from zoo.limits.inputs import input_batch, input_kernels, InputBatch
-from zoo.limits.kernels import LayerKernels, Layout, Needs
+from zoo.limits.kernels import LayerKernels, LimitLayout, LimitNeeds
 from zoo.limits.rule import limit_rule_of, LimitRule
-from zoo.limits.widths import NoLimitError, product_of, Wide, Widths
+from zoo.limits.widths import LimitWidths, NoLimitError, product_of, Wide
 from zoo.parameterization import Parameterization
 from zoo.parameterized_layer import ParameterizedLayer
 
@@ -217,7 +217,9 @@ def limit(
     )
 
 
-def _widths_of(model: Any, equivalent_to: Parameterization | None, rate_power: float) -> Widths:
+def _widths_of(
+    model: Any, equivalent_to: Parameterization | None, rate_power: float
+) -> LimitWidths:
     """What grows with the width in `model`.
 
     **Raises:** `NoLimitError` for more than one readout.
@@ -246,7 +248,7 @@ def _widths_of(model: Any, equivalent_to: Parameterization | None, rate_power: f
             law = product_of(scaling.multiplier, scaling.multiplier, scaling.init, scaling.init)
             power = max(power, -Wide("readout", "weight", has_hidden).power(law))
         fan_in = layer.fans["fan_in"]
-    return Widths(equivalent_to, rate_power, "", has_hidden, power, fan_in)
+    return LimitWidths(equivalent_to, rate_power, "", has_hidden, power, fan_in)
 
 
 def _weights(layer: ParameterizedLayer) -> list[str]:
@@ -283,7 +285,7 @@ def _kernels(
     shards: int,
     tangent: bool,
 ) -> tuple[Array, Array | None, Array]:
-    needs = rule.needs(Needs())
+    needs = rule.needs(LimitNeeds())
 
     def tile(first: InputBatch, second: InputBatch) -> tuple[Array, Array]:
         """Kernels (1 or 2, n1, n2) and their error."""
@@ -316,9 +318,9 @@ def _stacked(after: LayerKernels) -> Array:
     return jnp.stack([after.nngp, ntk])
 
 
-def _tile_size(x: Array, needs: Needs, shards: int) -> int:
+def _tile_size(x: Array, needs: LimitNeeds, shards: int) -> int:
     positions = int(np.prod(x.shape[2:]))
-    pairs = {Layout.FULL: positions**2, Layout.DIAGONAL: positions}.get(needs.between, 1)
+    pairs = {LimitLayout.FULL: positions**2, LimitLayout.DIAGONAL: positions}.get(needs.between, 1)
     bytes_per_pair = _ARRAYS * x.dtype.itemsize * pairs
     return shards * max(1, int((_tile_bytes() / bytes_per_pair) ** 0.5))
 

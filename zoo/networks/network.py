@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from zoo.common import checks
 from zoo.layers.structure import Sequential
 from zoo.limits.rule import limit_rule_of, LimitRule
-from zoo.limits.widths import Widths
+from zoo.limits.widths import LimitWidths
 from zoo.parameterization import Role
 
 
@@ -33,7 +33,7 @@ class Network(eqx.Module):
         """The outputs for one example; use `jax.vmap(model)` for a batch."""
         return self.body(self._example(x), key=key)
 
-    def limit_rule(self, widths: Widths) -> LimitRule:
+    def limit_rule(self, widths: LimitWidths) -> LimitRule:
         """What it does to the kernels of infinite width; see `zoo.limits`."""
         return limit_rule_of(self.body, widths.at(".body"))
 
@@ -62,7 +62,7 @@ def layer_sizes(name: str, size: int | Sequence[int], depth: int | None) -> tupl
     if depth is None:
         raise ValueError(
             f"`depth` is missing: `{name}={size}` is one number for all hidden layers, expected "
-            "`depth` to say how many there are (or a sequence, one number a layer)."
+            "`depth` to say how many there are (or a sequence, one number for each layer)."
         )
     depth = checks.integer("depth", depth, least=0)
     return (size,) * depth

@@ -73,7 +73,7 @@ def learning_rates(
       (its multiplier / own multiplier)^2.
     - `optimizer`: "sgd" (gradient flow too) or "adam".
 
-    **Returns:** a tree like `zoo.parameters(model)`, one number a leaf.
+    **Returns:** a tree like `zoo.parameters(model)`, one number for each leaf.
 
     **Raises:** `ValueError` for parameters outside zoo layers, a parameterization that does not say
     what Adam's rates are, `equivalent_to` together with "adam" (Adam's path is not equivariant), a

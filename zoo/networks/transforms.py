@@ -22,7 +22,7 @@ from zoo.layers.frozen import Frozen
 from zoo.layers.training_pass import forward_train
 from zoo.limits.composition import CenteredRule, ScaledRule
 from zoo.limits.rule import limit_rule_of, LimitRule
-from zoo.limits.widths import NoLimitError, Widths
+from zoo.limits.widths import LimitWidths, NoLimitError
 
 Model = Callable[[Array], Array]
 
@@ -52,7 +52,7 @@ class Centered(PicklableFunctions, eqx.Module):
         start = jax.vmap(self._start.value)(xs)
         return outputs - start, eqx.tree_at(lambda m: m.model, self, model)
 
-    def limit_rule(self, widths: Widths) -> CenteredRule:
+    def limit_rule(self, widths: LimitWidths) -> CenteredRule:
         """What it does to the kernels of infinite width; see `zoo.limits`."""
         return CenteredRule(limit_rule_of(self.model, widths.at(".model")))
 
@@ -74,7 +74,7 @@ class Scaled(PicklableFunctions, eqx.Module):
         outputs, model = forward_train(self.model, xs)
         return self.alpha * outputs, eqx.tree_at(lambda m: m.model, self, model)
 
-    def limit_rule(self, widths: Widths) -> ScaledRule:
+    def limit_rule(self, widths: LimitWidths) -> ScaledRule:
         """What it does to the kernels of infinite width; see `zoo.limits`."""
         return ScaledRule(limit_rule_of(self.model, widths.at(".model")), self.alpha)
 
@@ -96,7 +96,7 @@ class WithOutput(PicklableFunctions, eqx.Module):
         outputs, model = forward_train(self.model, xs)
         return jax.vmap(self.output)(outputs), eqx.tree_at(lambda m: m.model, self, model)
 
-    def limit_rule(self, widths: Widths) -> LimitRule:
+    def limit_rule(self, widths: LimitWidths) -> LimitRule:
         """**Raises:** `NoLimitError`."""
         raise NoLimitError(
             f"`model{widths.path}` applies a function to the outputs, under which the tangent "

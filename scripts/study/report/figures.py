@@ -1,4 +1,4 @@
-"""The figures of a study: one function a figure, for paper and, panel by panel, for the page.
+"""The figures of a study: a function for each, for paper and, panel by panel, for the page.
 
 A figure has a panel for each group (architecture, activation, loss, parameterization) of the
 results that it is given, on shared axes. Drawn with matplotlib's objects, without its global state.
@@ -68,7 +68,7 @@ class Picture:
 class Paper:
     """A figure for paper.
 
-    - `figure`: a panel a group.
+    - `figure`: it has a panel for each group.
     - `keys`: what its colours and lines stand for, of what is within the axes.
     - `text`: what to see in it.
     - `limits`: of the axes of each group, by its label.
@@ -170,7 +170,7 @@ ELLIPSES = Caption(
 
 
 def grid(picture: Picture, dataset: xr.Dataset) -> Paper:
-    """A figure for paper: a panel a group, the key below."""
+    """A figure for paper: a panel for each group, the key below."""
     shown = groups(dataset)
     columns = columns_of(dataset)
     rows = math.ceil(len(shown) / columns)
@@ -239,8 +239,9 @@ def single(picture: Picture, group: Group, within: Limits) -> Figure:
 def ellipses(shown: list[Group]) -> Paper:
     """The two-point kernel of each width at the start and at the end of training.
 
-    A row a group, a column a width (at most four, from the narrowest to the widest); each ellipse
-    is {v : v^T K^-1 v = 1}, in units of sqrt(lambda_max): thin a seed, thick the infinite width's.
+    A row for each group, a column for each width (at most four, from the narrowest to the widest).
+    Ellipses are {v : v^T K^-1 v = 1}, in units of sqrt(lambda_max): a thin one for each seed, a
+    thick one for infinite width.
     """
     chosen = [panels.some_widths(group) for group in shown]
     columns = max(len(widths) for widths in chosen)

@@ -1,4 +1,4 @@
-"""The answer of a study for a terminal: sentences, then a table a group."""
+"""The answer of a study for a terminal: sentences, then a table for each group."""
 
 import io
 

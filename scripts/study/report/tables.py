@@ -105,7 +105,7 @@ def tables(dataset: xr.Dataset) -> list[Table]:
 
 
 def error_table(dataset: xr.Dataset) -> Table:
-    """Errors at the reference time and gains, a row a group and width."""
+    """Errors at the reference time and gains, a row for each group and width."""
     at = settings(dataset)["reference_time"]
     numbers, shown, flagged = [], [], False
     for group in groups(dataset):
@@ -148,7 +148,7 @@ def error_table(dataset: xr.Dataset) -> Table:
 
 
 def exponent_table(dataset: xr.Dataset) -> Table:
-    """Powers of the width with their intervals, a row a group and quantity.
+    """Powers of the width with their intervals, a row for each group and quantity.
 
     Shown with the groups or the quantities in the columns, whichever are fewer.
     """
@@ -188,7 +188,7 @@ def exponent_table(dataset: xr.Dataset) -> Table:
 
 
 def horizon_table(dataset: xr.Dataset) -> Table:
-    """How long each prediction stays good, a row a group and width."""
+    """How long each prediction stays good, a row for each group and width."""
     share, end = settings(dataset)["tolerance"], float(dataset["time"].values[-1])
     numbers, shown = [], []
     for group in groups(dataset):
@@ -217,7 +217,7 @@ def horizon_table(dataset: xr.Dataset) -> Table:
 
 
 def accuracy_table(dataset: xr.Dataset) -> Table:
-    """Test accuracies at the end, a row a group and width."""
+    """Test accuracies at the end, a row for each group and width."""
     end = float(dataset["time"].values[-1])
     numbers = []
     for group in groups(dataset):

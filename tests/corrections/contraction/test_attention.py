@@ -26,15 +26,15 @@ from zoo import (
     Dense,
     Flatten,
     GlobalAveragePool,
-    Layout,
     limit,
+    LimitLayout,
+    LimitNeeds,
     LimitRule,
-    Needs,
+    LimitSide,
     NTK,
     ParameterizedLayer,
+    ParameterizedTensor,
     Sequential,
-    Side,
-    TensorPlace,
     Transposed,
 )
 
@@ -55,7 +55,7 @@ class Tokenwise(ParameterizedLayer):
 
     @property
     def tensors(self):
-        return {"weight": TensorPlace("weight", 1.0)}
+        return {"weight": ParameterizedTensor("weight", 1.0)}
 
     def like(self, parameterization):
         return eqx.filter_eval_shape(type(self), self.weight, self.role, parameterization)
@@ -113,7 +113,8 @@ class AttentionRule(LimitRule):
     values: LimitRule
 
     def needs(self, after):
-        return Needs(Layout.FULL, Layout.FULL)  # all pairs of tokens, of each example too
+        # All pairs of tokens, of each example with itself too.
+        return LimitNeeds(LimitLayout.FULL, LimitLayout.FULL)
 
     def __call__(self, kernels):
         first, second = (
@@ -125,7 +126,7 @@ class AttentionRule(LimitRule):
             return jnp.einsum("ipa,ijab,jqb->ijpq", first, kernel, second)
 
         sides = tuple(
-            Side(jnp.einsum("ipa,iab,iqb->ipq", weights, side.own, weights), side.layout)
+            LimitSide(jnp.einsum("ipa,iab,iqb->ipq", weights, side.own, weights), side.layout)
             for weights, side in zip((first, second), values.sides, strict=True)
         )
         ntk = None if values.ntk is None else mixed(values.ntk)

@@ -108,7 +108,7 @@ def test_every_solver_gives_the_same(method):
 
 
 def test_compact_kernels_stand_for_block_diagonal_ones():
-    """(n, n) is Theta (x) I_k; (n, n, k) is one kernel an output."""
+    """(n, n) is Theta (x) I_k; (n, n, k) is one kernel for each output."""
     each = jnp.stack([kernel_of(N, M, seed=s) for s in range(K)], axis=-1)
     y, f0, ts = one_hot(N, K), inputs(N + M, K), [0.0, 1.0, 5.0]
 

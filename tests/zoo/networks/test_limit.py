@@ -25,13 +25,13 @@ from zoo import (
     GroupNorm,
     HermiteDual,
     LayerKernels,
-    Layout,
     limit,
+    LimitLayout,
+    LimitNeeds,
     LimitRule,
     MEAN_FIELD,
     MLP,
     MUP,
-    Needs,
     NoLimitError,
     NTK,
     QuadratureWarning,
@@ -134,7 +134,7 @@ def test_normalization_without_an_activation_averages_its_scales(centre):
 
 def test_equal_examples_have_their_own_variance_to_the_last_bit(float32):
     """Products of 3072 entries differ from sums of squares by some roundings."""
-    needs = Needs(Layout.FLAT, Layout.FLAT)
+    needs = LimitNeeds(LimitLayout.FLAT, LimitLayout.FLAT)
     x = 3 + jr.normal(jr.key(0), (50, 3072))
     batch = input_batch(x, needs)
     kernels = input_kernels(batch, input_batch(x[::-1], needs), tangent=False)
@@ -344,7 +344,7 @@ class Halve(eqx.Module):
 
 
 class HalveRule(LimitRule):
-    def needs(self, after: Needs) -> Needs:
+    def needs(self, after: LimitNeeds) -> LimitNeeds:
         return after
 
     def __call__(self, kernels: LayerKernels) -> LayerKernels:

@@ -16,10 +16,10 @@ from zoo import (
     NoLimitError,
     NTK,
     ParameterizedLayer,
+    ParameterizedTensor,
     register_limit_rule,
     Sequential,
     STANDARD,
-    TensorPlace,
 )
 
 X = jr.normal(jr.key(1), (4, 3))
@@ -38,7 +38,7 @@ class Unruled(ParameterizedLayer):
 
     @property
     def tensors(self):
-        return {"matrix": TensorPlace("weight", 1.0)}
+        return {"matrix": ParameterizedTensor("weight", 1.0)}
 
     def like(self, parameterization):
         return type(self)(self.matrix, self.role, parameterization)
