@@ -29,9 +29,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from corrections.symmetric.layouts import NEGATIVE, ZERO
+from corrections.symmetric.matrix_functions import eigenbasis, Relaxation
 from solvers.closed_form.conjugate_gradients import conjugate_gradients, Found, Map
 from solvers.frozen_kernel.operators import at_each, Operator, product, Space, space_of
 
@@ -258,18 +260,21 @@ def _projected_to_corner(
     # A column of numbers that are not finite has no say in the unit.
     entry = jnp.max(jnp.where(jnp.isfinite(matrix), jnp.abs(matrix), 0))
     entry = jnp.where(entry == 0, 1, entry)
-    values, vectors = jnp.linalg.eigh(matrix / entry)  # (columns, corner), and one axis more
+    unit = jax.lax.stop_gradient(jnp.maximum(entry, damping))
+    matrix, ridge = matrix / unit, damping / unit
+    first = jnp.zeros((corner, 1), matrix.dtype).at[0].set(1)
+
+    def of_column(matrix: Array) -> tuple[Array, Array]:
+        # Not the eigenvectors themselves: where eigenvalues meet they have no derivatives.
+        basis = eigenbasis(matrix + ridge * jnp.eye(corner, dtype=matrix.dtype))
+        at_times = jax.lax.map(lambda t: basis.apply(Relaxation(t), first)[:, 0], ts * unit)
+        return at_times, basis.values - ridge
+
+    weights, values = jax.vmap(of_column)(matrix)
+    weights = rearrange(weights, "c t s -> t s c")
+    images = jnp.einsum("csr,trc->tsc", matrix, weights)
     largest = jnp.max(jnp.where(jnp.isfinite(values), jnp.abs(values), 0))
-    unit = jnp.maximum(largest * entry, damping)
-    unit = jnp.where(unit == 0, 1, unit)
-    values, largest = values * (entry / unit), largest * (entry / unit)
     rounding = jnp.finfo(values.dtype).eps * largest
-    seen = values > ZERO * rounding
-    damped = jnp.where(seen, values + damping / unit, 1)[None]
-    learned = jnp.where(seen[None], -jnp.expm1(-damped * (ts * unit)[:, None, None]) / damped, 0)
-    along = learned * vectors[:, 0][None]
-    weights = jnp.einsum("csr,tcr->tsc", vectors, along)
-    images = jnp.einsum("csr,tcr->tsc", vectors, values[None] * along)
     room = ((0, 0), (0, len(state.off) - corner), (0, 0))
     return _Projected(
         weights=jnp.pad(weights, room),

@@ -317,3 +317,22 @@ def test_bad_blocks_are_named(unchecked, blocks):
         KernelBlocks(lambda a, b: rbf(a, b) * jnp.nan, X, batch_size=2)
     with pytest.raises(ValueError, match=r"`vector` has shape \(5, 2\), expected \(30, k\)"):
         blocks.mv(Y[:M])
+
+
+@pytest.mark.parametrize("times", [[1.0, 30.0], [jnp.inf]], ids=["finite", "limit"])
+def test_forward_derivatives_under_jit_are_those_of_the_closed_form(times):
+    """Of a kernel whose Krylov spaces end early: eigenvalues of what stands for them coincide."""
+    kernel = rbf(X[:6], X[:6])
+    options = {"diag_reg": 0.1}
+
+    def iterative(scale):
+        operator = lx.MatrixLinearOperator(scale * kernel, lx.positive_semidefinite_tag)
+        return mse_flow_operator(operator, Y[:6], times, **options).train
+
+    def exact(scale):
+        return mse_flow(scale * kernel, Y[:6], times, **options).train
+
+    def slope(fn):
+        return jax.jit(lambda s: jax.jvp(fn, (s,), (jnp.ones(()),))[1])(jnp.ones(()))
+
+    np.testing.assert_allclose(slope(iterative), slope(exact), atol=1e-6)
