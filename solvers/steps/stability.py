@@ -105,7 +105,7 @@ class Catapult(NamedTuple):
 
 
 def catapult_map(
-    f: float, kernel: float, *, width: int, learning_rate: float, steps: int
+    f: Number, kernel: Number, *, width: int, learning_rate: Number, steps: int
 ) -> Catapult:
     """Gradient descent of f = width^{-1/2} v . u x at x = 1 to the target 0, in its two variables:
 
@@ -126,12 +126,13 @@ def catapult_map(
 
     Source: Lewkowycz et al. (2020), eqs. 6-7.
     """
-    checks.finite_scalar("f", f)
-    checks.nonnegative_number("kernel", kernel, strictly=True)
-    checks.nonnegative_number("learning_rate", learning_rate, strictly=True)
+    start = (
+        checks.finite_scalar("f", f).astype(float),
+        checks.nonnegative_scalar("kernel", kernel, strictly=True).astype(float),
+    )
+    eta = checks.nonnegative_scalar("learning_rate", learning_rate, strictly=True).astype(float)
     width = checks.integer("width", width)
     steps = checks.integer("steps", steps)
-    eta = learning_rate
 
     def step(state: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], Catapult]:
         f, lam = state
@@ -139,7 +140,6 @@ def catapult_map(
         moved = (1 - eta * lam + eta**2 * square) * f, lam + eta * square * (eta * lam - 4)
         return moved, Catapult(*moved)
 
-    start = jnp.asarray(f, float), jnp.asarray(kernel, float)
     _, path = jax.lax.scan(step, start, length=steps)
     return Catapult(*(jnp.concatenate([a[None], b]) for a, b in zip(start, path, strict=True)))
 
