@@ -25,14 +25,19 @@ QUICK_TESTS := -m "not slow and not long"
 
 help:
 	@echo "make study         train networks on digits and predict them: an answer, and a report to read"
-	@echo "make test          the test suite (test-long: tests of many seconds, test-slow: of minutes)"
-	@echo "make lint          ruff and pyright (format: let ruff rewrite)"
+	@echo "make install       the environment in .venv, which every other target makes where it is missing"
+	@echo "make test          the test suite"
+	@echo "make test-long     tests of many seconds"
+	@echo "make test-slow     tests of minutes"
+	@echo "make lint          ruff and pyright"
+	@echo "make format        let ruff rewrite"
 	@echo "make bench         speed, as ratios against the naive way in the same run"
 	@echo "make peer          neural-tangents in an environment of its own: make bench then times it too"
 	@echo "make docs          the pages of docs/ and the API reference, in site/"
 	@echo "make test-oldest   the suite on the lowest direct versions"
 	@echo "make test-newest   the suite on the newest Python here and the newest releases"
 	@echo "make lock          resolve the lock files anew"
+	@echo "make clean         remove what these made, environments too"
 
 install: $(VENV)/.ready
 

@@ -140,6 +140,7 @@ class GradientFactors:
 
     # --- one example ---------------------------------------------------------------------------
 
+    @jax.named_scope("gradient_factors")
     def factors(self, x: Array, tangent: Tangent | None = None) -> Factors:
         """The factors of one example, where its calls move along a tangent."""
         shifts, pulls, rest = (None, None, self.rest) if tangent is None else tangent
@@ -295,6 +296,7 @@ class GradientFactors:
         itemsize = self.outputs.dtype.itemsize
         return max(1, stored * itemsize), max(1, working * itemsize)
 
+    @jax.named_scope("gradients")
     def gradients(
         self, at: Factors, materialize: list[bool], *, deferred: bool = False
     ) -> Gradients:
@@ -303,6 +305,7 @@ class GradientFactors:
         layers = [[Term(a, delta, True)] for a, delta in factors]
         return _gradients(layers, at.rest, materialize, _deferred if deferred else materialized)
 
+    @jax.named_scope("gradient_derivatives")
     def derivative(self, at: Factors, dot: Factors, materialize: list[bool]) -> Gradients:
         """The derivatives of the gradients of a batch where its factors move along `dot`."""
         layers = []
@@ -313,6 +316,7 @@ class GradientFactors:
             layers.append([*moving, Term(a, ddelta, True)])
         return _gradients(layers, dot.rest, materialize)
 
+    @jax.named_scope("gradient_second_derivatives")
     def second_derivative(
         self, at: Factors, dots: tuple[Factors, Factors], ddot: Factors, materialize: list[bool]
     ) -> Gradients:
@@ -326,6 +330,7 @@ class GradientFactors:
             layers.append([*(moving if i in self._moving else []), Term(a, d34, True)])
         return _gradients(layers, ddot.rest, materialize)
 
+    @jax.named_scope("kernel_products")
     def product(self, first: Gradients, second: Gradients) -> Float[Array, "n1 k n2 l"]:
         """<g_1, g_2>_M for all pairs of examples and outputs of two batches."""
         copies = first.rest.shape[-1] // max(self.rest.size, 1)

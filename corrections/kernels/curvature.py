@@ -45,6 +45,7 @@ class Curvature:
         self._materialize = factored.materialize(pairs=self._k**2, partners=partners)
         self._stored, self._working = factored.bytes_per_example(self._materialize)
 
+    @jax.named_scope("S")
     def s(self, x1: Array, x2: Array, x3: Array) -> _Third:
         """S(1; 2, 3)."""
         in_second = self._over_gradients(x2)
@@ -61,6 +62,7 @@ class Curvature:
 
         return self._rows(of_rows, x1)
 
+    @jax.named_scope("I")
     def i(self, x1: Array, x2: Array, x3: Array, x4: Array) -> _Fourth:
         """I(1; 2, 3, 4)."""
         in_second = self._over_gradients(x2)
@@ -90,6 +92,7 @@ class Curvature:
 
         return self._rows(of_rows, x1)
 
+    @jax.named_scope("II")
     def ii(self, x1: Array, x2: Array, x3: Array, x4: Array) -> _Fourth:
         """II(1, 2; 3, 4)."""
         second_tile = self._batch_size or len(x2)

@@ -197,11 +197,13 @@ def solve_segment(
 
 
 @eqx.filter_jit
+@jax.named_scope("velocity")
 def _motion(flow: Flow, state: State) -> Motion:
     return flow.motion(state)
 
 
 @eqx.filter_jit
+@jax.named_scope("observation")
 def _observe(flow: Flow, state: State) -> Observation:
     return flow.observe(state)
 

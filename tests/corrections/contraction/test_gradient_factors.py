@@ -11,7 +11,7 @@ from corrections import dntk, ntk, o3
 from corrections.contraction.gradient_factors import GradientFactors
 from tests import oracles
 from tests.corrections.test_architectures import residual
-from tests.models import tanh_mlp
+from tests.models import inputs, tanh_mlp
 from zoo import (
     astype,
     centered,
@@ -254,3 +254,15 @@ def test_kernels_work_under_jit_and_differentiate():
         theta(jax.tree.map(lambda p, d, s=s: p + s * step * d, params, direction)) for s in (1, -1)
     )
     np.testing.assert_allclose(along, (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-8)
+
+
+def test_profiles_show_the_parts_of_a_kernel():
+    """By the names that their operations carry in the program."""
+    model, x = tanh_mlp(), inputs(3)
+
+    def program(fn):
+        return jax.jit(fn).lower(x).as_text(debug_info=True)
+
+    text = program(lambda x: ntk(model, x))
+    assert all(name in text for name in ("gradient_factors", "kernel_products"))
+    assert 'loc("S/' in program(lambda x: o3(model, x))
