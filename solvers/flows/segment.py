@@ -1,6 +1,7 @@
 """One solve by diffrax, from a time to another, and how it ended."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -37,6 +38,54 @@ class Events(NamedTuple):
     rises: Any
     settled: Any
     margin: Any
+
+
+class EventBisection(optimistix.AbstractRootFinder):
+    """Bisection for the time of an event: of several conditions diffrax asks for a root of each,
+    which is zero for all but the one that ended the solve, where `optimistix.Bisection` takes one.
+    """
+
+    rtol: float
+    atol: float
+    norm: ClassVar[Any] = jnp.abs
+
+    @property
+    def _bisection(self) -> optimistix.Bisection:
+        # Conditions fall through zero: a solve that is past one does not begin.
+        return optimistix.Bisection(rtol=self.rtol, atol=self.atol, flip=True)
+
+    def init(
+        self, fn: Any, y: Any, args: Any, options: Any, f_struct: Any, aux_struct: Any, tags: Any
+    ) -> Any:
+        one = jax.tree.leaves(f_struct)[0]
+        return self._bisection.init(_sum_of(fn), y, args, options, one, aux_struct, tags)
+
+    def step(self, fn: Any, y: Any, args: Any, options: Any, state: Any, tags: Any) -> Any:
+        return self._bisection.step(_sum_of(fn), y, args, options, state, tags)
+
+    def terminate(self, fn: Any, y: Any, args: Any, options: Any, state: Any, tags: Any) -> Any:
+        return self._bisection.terminate(_sum_of(fn), y, args, options, state, tags)
+
+    def postprocess(
+        self,
+        fn: Any,
+        y: Any,
+        aux: Any,
+        args: Any,
+        options: Any,
+        state: Any,
+        tags: Any,
+        result: Any,
+    ) -> Any:
+        return self._bisection.postprocess(_sum_of(fn), y, aux, args, options, state, tags, result)
+
+
+def _sum_of(fn: Callable[..., Any]) -> Callable[..., Any]:
+    def summed(y: Any, args: Any) -> tuple[Array, Any]:
+        values, aux = fn(y, args)
+        return jnp.sum(jnp.stack(jax.tree.leaves(values))), aux
+
+    return summed
 
 
 class Segment(NamedTuple):
@@ -98,11 +147,11 @@ def solve_segment(
     def save(t: Any, augmented: AugmentedState, args: Any) -> tuple[Observation, Array]:
         return _observe(flow, augmented[0]), augmented[1]
 
-    def rises(t: Any, augmented: AugmentedState, args: Any, **kwargs: Any) -> Array:
-        return augmented[1] > most_rise(dtype)
+    def rises(t: Any, y: AugmentedState, args: Any, **kwargs: Any) -> Array:
+        return y[1] > most_rise(dtype)
 
-    def settled(t: Any, augmented: AugmentedState, args: Any, **kwargs: Any) -> Array:
-        state, _, *lagged = augmented
+    def settled(t: Any, y: AugmentedState, args: Any, **kwargs: Any) -> Array:
+        state, _, *lagged = y
         if not lagged:
             return jnp.asarray(False)
         scaled = jax.tree.map(
@@ -113,8 +162,8 @@ def solve_segment(
         rests = largest_rms(_motion(flow, state).velocity) == 0
         return rests | ((largest_rms(scaled) < 2) & (jnp.asarray(t, dtype) * slowest >= 100))
 
-    def margin(t: Any, augmented: AugmentedState, args: Any, **kwargs: Any) -> Array:
-        return jnp.asarray(False) if ending.margin is None else ending.margin(augmented[0])
+    def margin(t: Any, y: AugmentedState, args: Any, **kwargs: Any) -> Array:
+        return jnp.asarray(False) if ending.margin is None else ending.margin(y[0])
 
     begin = (state, rise0, lagged) if ending.slowest is not None else (state, rise0)
     # A velocity that is not finite would be tried again with smaller steps for ever.
@@ -125,7 +174,7 @@ def solve_segment(
         of_start = ending.margin(state)
         done = _is_past(of_start)
         if of_start.dtype != bool:
-            finder = optimistix.Bisection(rtol=rtol, atol=atol)
+            finder = EventBisection(rtol=rtol, atol=atol)
     # In the state's dtype: diffrax would promote the state to that of the times.
     end_reached = jnp.where(healthy & ~done, end, t0)
     times = jnp.clip(ts, t0, end_reached)

@@ -142,7 +142,6 @@ ARGUMENTS: dict[str, tuple[str, Callable[[], Any]]] = {
     "n_train": ("count", lambda: 3),
     "n_test": ("count", lambda: 1),
     "outputs": ("choice", lambda: "mean"),
-    "KernelBlocks.outputs": ("count", lambda: 2),
     # sizes of networks
     "in_size": ("count", lambda: 2),
     "out_size": ("count", lambda: 2),

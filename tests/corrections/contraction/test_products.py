@@ -8,7 +8,7 @@ import pytest
 
 from corrections import ntk
 from corrections.contraction import products as contraction
-from corrections.contraction.products import Deferred, formed, layer_product, Term
+from corrections.contraction.products import Deferred, layer_product, materialized, Term
 from zoo import CNN
 
 
@@ -28,7 +28,7 @@ def test_deferred_gradients_have_the_products_of_formed_ones(channels, bias, mon
             fitting = channels * rows * 4 * 8
             monkeypatch.setattr(contraction, "working_bytes", lambda f=fitting: 4 * f)
             found = layer_product(Deferred(first), Deferred(other), 0.7, bias)
-            expected = layer_product(formed([first]), formed([other]), 0.7, bias)
+            expected = layer_product(materialized([first]), materialized([other]), 0.7, bias)
             pairs = layer_product([first], [other], 0.7, bias)
             np.testing.assert_allclose(expected, pairs, rtol=1e-12, atol=1e-12)
             np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)

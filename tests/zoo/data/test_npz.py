@@ -9,7 +9,7 @@ import pytest
 
 from tests.zoo.image_files import HTML, numbered_images, numbers
 from zoo import load
-from zoo.data import has_classes, outline
+from zoo.data.load import has_classes, outline
 
 
 def save(path, **arrays):
