@@ -17,8 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from corrections.parameters import check_parameters, Model, Params
 from solvers.losses import LossFunction, mean_loss
+from solvers.training.optimizer import as_transformation, Optimizer
 from zoo import forward_train, parameters
-from zoo.common import checks
 from zoo.common.norms import norm
 from zoo.common.tiles import in_tiles
 from zoo.common.trainable import partitioned
@@ -34,7 +34,7 @@ class TrainingState(eqx.Module):
     A PyTree that `equinox.tree_serialise_leaves` stores; `initial_state` makes one to read it into.
 
     - `model`: the model.
-    - `optimizer_state`: that of the optax optimiser.
+    - `optimizer_state`: that of the optimiser.
     - `step`: how many steps have been taken.
     """
 
@@ -48,18 +48,15 @@ class TrainingState(eqx.Module):
         return parameters(self.model)
 
 
-def initial_state(model: Model, optimizer: optax.GradientTransformation) -> TrainingState:
-    """The state of a training of `model` before its first step."""
+def initial_state(model: Model, optimizer: Optimizer) -> TrainingState:
+    """The state of a training of `model` before its first step.
+
+    **Raises:** `ValueError` / `TypeError` for a model or an optimiser that does not train.
+    """
     check_parameters(model)
-    check_optimizer(optimizer)
     params: Any = parameters(model)
-    return TrainingState(model, optimizer.init(params), jnp.zeros((), jnp.int32))
-
-
-def check_optimizer(optimizer: Any) -> None:
-    """**Raises:** `TypeError` where it is no transformation of optax."""
-    expected = "an optax transformation, `optax.sgd(0.1)` say"
-    checks.instance("optimizer", optimizer, optax.GradientTransformation, expected)
+    optimizer_state = as_transformation(optimizer).init(params)
+    return TrainingState(model, optimizer_state, jnp.zeros((), jnp.int32))
 
 
 class Descent(eqx.Module):

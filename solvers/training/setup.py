@@ -6,13 +6,13 @@ import diffrax
 import equinox as eqx
 import jax
 import numpy as np
-import optax
 from jaxtyping import Array, Int
 
 from corrections.parameters import check_model, check_tree_like, Model
 from solvers.losses import check_targets, LossFunction
 from solvers.training.callbacks import Callbacks, check_callbacks
-from solvers.training.loop import check_optimizer, Descent, TrainingState
+from solvers.training.loop import Descent, TrainingState
+from solvers.training.optimizer import as_transformation, Optimizer
 from zoo.common import checks
 
 
@@ -45,7 +45,7 @@ def check_setup(
     y: Any,
     *,
     loss: LossFunction,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     steps: int,
     batch_size: int | None,
     key: Any,
@@ -79,13 +79,13 @@ def check_setup(
     test = None
     if x_test is not None:
         test = _check_examples(model, x_test, y_test, loss, "x_test", outputs)[:2]
-    check_optimizer(optimizer)
+    transformation = as_transformation(optimizer)
     if progress is not None and not isinstance(progress, diffrax.AbstractProgressMeter):
         raise TypeError(
             f"`progress` is {progress!r}, expected a diffrax AbstractProgressMeter or None."
         )
     return Setup(
-        Descent(x, y, loss, optimizer, batch_size, None if batch_size is None else key),
+        Descent(x, y, loss, transformation, batch_size, None if batch_size is None else key),
         test,
         steps,
         _check_record_at(record_at, steps),

@@ -15,13 +15,13 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, ArrayLike, Int, Key, PRNGKeyArray, Shaped, UInt32
 
 from solvers.frozen_kernel.kernel_problem import Targets, TestTargets
 from solvers.losses import LossFunction
 from solvers.training.callbacks import Callbacks
 from solvers.training.loop import Target, TrainingState
+from solvers.training.optimizer import Optimizer
 from solvers.training.setup import check_setup, check_state
 from solvers.training.train import run, Training
 from zoo.common import checks
@@ -39,7 +39,7 @@ def spawn(
     y: Targets,
     *,
     loss: LossFunction,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     steps: int,
     batch_size: int,
     keys: Keys,

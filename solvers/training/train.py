@@ -13,7 +13,6 @@ from typing import Any
 import diffrax
 import equinox as eqx
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, ArrayLike, Bool, Int, PRNGKeyArray, PyTree, Shaped
 
 from corrections.parameters import Model
@@ -23,6 +22,7 @@ from solvers.result import RESULTS, SolverError
 from solvers.training.callbacks import Callbacks, failed_call, FailedCall
 from solvers.training.history import History, Log, Progress
 from solvers.training.loop import advance, CHUNK, initial_state, Target, TrainingState
+from solvers.training.optimizer import Optimizer
 from solvers.training.setup import check_setup, check_state, Setup
 from zoo.common.precision import full_precision
 
@@ -77,7 +77,7 @@ def train(
     y: Targets,
     *,
     loss: LossFunction,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     steps: int,
     batch_size: int | None = None,
     key: PRNGKeyArray | None = None,
@@ -103,7 +103,8 @@ def train(
       (`corrections.taylorize`) is one. Its parameters are `zoo.parameters(model)`.
     - `x`, `y`: training examples (n, ...) and targets (n, k).
     - `loss`: per example, (f (k,), y (k,)) -> scalar. Its mean over a batch is what is descended.
-    - `optimizer`: of optax. Schedules of the learning rate and clipping are its own:
+    - `optimizer`: of optax, or anything with its `init` and `update`, such as `optax.MultiSteps`.
+      Schedules of the learning rate and clipping are its own:
       `optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(schedule))`; learning-rate multipliers
       are `scale_by_metric`. The loss is passed to those that take a `value`.
     - `steps`: how many there are in all, those of `state` among them.
