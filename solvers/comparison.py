@@ -217,16 +217,16 @@ def _network(case: _Case) -> Outputs:
             optimizer=optimizer,
             steps=int(case.descent.steps[-1]),
             record_at=case.descent.steps,
-            callbacks={"outputs": lambda model: jax.vmap(model)(problem.points)},
+            x_test=problem.x_test,
+            record_outputs=True,
         )
     except TrainingError as error:
         training = error.partial
         if training.result != RESULTS.diverged:
             raise
-    n = len(problem.x)
-    seen = training.history.callbacks["outputs"]
-    test = None if problem.x_test is None else seen[:, n:]
-    return Outputs(seen[:, :n], test, training.history.valid, training)
+    history = training.history
+    assert history.outputs is not None
+    return Outputs(history.outputs, history.outputs_test, history.valid, training)
 
 
 def _flow_of(model: Model, case: _Case, metric: Any) -> Trajectory:

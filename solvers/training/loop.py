@@ -184,18 +184,39 @@ def advance(
     return Advance(eqx.combine(arrays, static), losses, failed_at)
 
 
+class Examples(NamedTuple):
+    """What a model is looked at on: examples, and their targets where there are any."""
+
+    x: Shaped[Array, "n ..."]
+    y: Float[Array, "n k"] | None
+
+
+class Seen(NamedTuple):
+    """What is seen of a model on some examples.
+
+    - `loss`: the mean loss; None without targets.
+    - `outputs`: those of each example; None where they were not asked for.
+    """
+
+    loss: Float[Array, ""] | None
+    outputs: Float[Array, "n k"] | None
+
+
 @eqx.filter_jit
 def evaluated(
     model: Model,
-    x: Shaped[Array, "n ..."],
-    y: Float[Array, "n k"],
+    examples: Examples,
     loss: LossFunction,
     batch_size: int | None,
-) -> Float[Array, ""]:
-    """The mean loss of the model as it is, at most so many examples at once."""
+    with_outputs: bool,  # static, as all that is no array
+) -> Seen:
+    """What the model as it is gives, at most so many examples at once."""
 
-    def of_example(example: tuple[Array, Array]) -> Array:
-        x, y = example
-        return loss(model(x), y)
+    def of_example(example: Examples) -> Seen:
+        outputs = model(example.x)
+        value = None if example.y is None else loss(outputs, example.y)
+        return Seen(value, outputs if with_outputs else None)
 
-    return jnp.mean(in_tiles(of_example, (x, y), len(x) if batch_size is None else batch_size))
+    count = len(examples.x)
+    losses, outputs = in_tiles(of_example, examples, count if batch_size is None else batch_size)
+    return Seen(None if losses is None else jnp.mean(losses), outputs)

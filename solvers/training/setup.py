@@ -11,7 +11,7 @@ from jaxtyping import Array, Int
 from corrections.parameters import check_model, check_tree_like, Model
 from solvers.losses import check_targets, LossFunction
 from solvers.training.callbacks import Callbacks, check_callbacks
-from solvers.training.loop import Descent, TrainingState
+from solvers.training.loop import Descent, Examples, TrainingState
 from solvers.training.optimizer import as_transformation, Optimizer
 from zoo.common import checks
 
@@ -32,11 +32,17 @@ class Setup(NamedTuple):
     """What a training does, apart from the state that it starts from."""
 
     descent: Descent
-    test: tuple[Array, Array] | None
+    test: Examples | None
     steps: int
     record_at: Int[np.ndarray, " r"]
+    record_outputs: bool
     callbacks: Callbacks
     progress: diffrax.AbstractProgressMeter | None
+
+    @property
+    def train(self) -> Examples:
+        """The training examples."""
+        return Examples(self.descent.x, self.descent.y)
 
 
 def check_setup(
@@ -53,6 +59,7 @@ def check_setup(
     y_test: Any,
     callbacks: Callbacks | None,
     record_at: Any,
+    record_outputs: bool,
     progress: diffrax.AbstractProgressMeter | None,
 ) -> Setup:
     """The arguments of `train` as a `Setup`, the targets in the dtype of the model's outputs.
@@ -74,11 +81,7 @@ def check_setup(
             )
     if batch_size is not None or key is not None:
         checks.key("key", key)
-    if (x_test is None) != (y_test is None):
-        raise ValueError("`x_test` or `y_test` was given alone, expected both or none.")
-    test = None
-    if x_test is not None:
-        test = _check_examples(model, x_test, y_test, loss, "x_test", outputs)[:2]
+    test = _check_test(model, x_test, y_test, loss, outputs, alone=bool(record_outputs))
     transformation = as_transformation(optimizer)
     if progress is not None and not isinstance(progress, diffrax.AbstractProgressMeter):
         raise TypeError(
@@ -89,6 +92,7 @@ def check_setup(
         test,
         steps,
         _check_record_at(record_at, steps),
+        bool(record_outputs),
         check_callbacks(callbacks),
         progress,
     )
@@ -111,6 +115,31 @@ def check_state(name: str, state: TrainingState, model: Model, setup: Setup) -> 
             f"`steps` is {setup.steps}, expected at least the {int(state.step)} steps of `{name}`: "
             "it counts all of them."
         )
+
+
+def _check_test(
+    model: Model,
+    x: Any,
+    y: Any,
+    loss: LossFunction,
+    outputs: jax.ShapeDtypeStruct,
+    *,
+    alone: bool,
+) -> Examples | None:
+    """The test examples; those without targets serve where outputs are recorded."""
+    if y is None and x is not None and alone:
+        x = checks.batch("x_test", x)
+        check_model(model, "x_test", x, outputs=outputs)
+        return Examples(x, None)
+    if (x is None) != (y is None):
+        raise ValueError(
+            "`x_test` or `y_test` was given alone, expected both or none (`x_test` alone is for "
+            "`record_outputs=True`)."
+        )
+    if x is None:
+        return None
+    x, y, _ = _check_examples(model, x, y, loss, "x_test", outputs)
+    return Examples(x, y)
 
 
 def _check_examples(

@@ -85,6 +85,7 @@ def train(
     y_test: TestTargets | None = None,
     callbacks: Callbacks | None = None,
     record_at: Sequence[int] | Int[ArrayLike, " r"] | None = None,
+    record_outputs: bool = False,
     state: TrainingState | None = None,
     throw: bool = True,
     progress: diffrax.AbstractProgressMeter | None = None,
@@ -112,12 +113,15 @@ def train(
       evaluated on at once. Each epoch is a new permutation of the examples; those that do not fill
       a batch at its end are left out of it.
     - `key`: for the permutations, which depend on it and the epoch only.
-    - `x_test`, `y_test`: test examples, (m, ...) and (m, k).
+    - `x_test`, `y_test`: test examples, (m, ...) and (m, k). With `record_outputs` there may be
+      no `y_test`.
     - `callbacks`: functions of the model by name, such as `lambda model: ntk(model, x)`, called
       where the training is recorded. Each gives an array or a PyTree of arrays, of one structure,
       shape and dtype at all steps. Training ends where one fails or gives something else.
     - `record_at`: increasing steps, (r,) (default: `log_spaced(steps)`). A training that goes on
       from a state records those after it.
+    - `record_outputs`: whether the outputs on all examples, of training and test, are recorded
+      there too: `.history.outputs` and `.outputs_test`, (n + m) k numbers a row (default: not).
     - `state`: where to go on, such as `.state` of an earlier training with the same arguments: then
       the two of them are one long training, bit for bit. `model` is then asked for its structure
       only.
@@ -146,6 +150,7 @@ def train(
         y_test=y_test,
         callbacks=callbacks,
         record_at=record_at,
+        record_outputs=record_outputs,
         progress=progress,
     )
     if state is None:

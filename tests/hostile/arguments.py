@@ -215,6 +215,7 @@ ARGUMENTS: dict[str, tuple[str, Callable[[], Any]]] = {
     "classes": ("labels", lambda: [0, 1]),
     "throw": ("flag", lambda: True),
     "nesterov": ("flag", lambda: True),
+    "record_outputs": ("flag", lambda: True),
     "batched": ("flag", lambda: True),
     # networks and trees like them
     "model": ("model", model),

@@ -101,7 +101,7 @@ def test_callback_that_fails_is_named_and_nothing_is_lost(case, whole):
     ) as error:
         train(MODEL, X, Y, **OPTIONS, callbacks=seen)
     error.match(message)
-    error.match("`.training` of this error")
+    error.match("`.partial` of this error")
     assert error.value.__cause__ is not None
     if isinstance(last, Exception):
         assert error.value.__cause__ is last
