@@ -18,7 +18,8 @@ from zoo.common import checks
 
 
 class History(eqx.Module):
-    """What was seen of a training. Rows that it did not reach are NaN and not valid.
+    """What was seen of a training. Rows that it did not reach are NaN and not valid. In that of an
+    ensemble (`train_ensemble`) every array has a leading axis of seeds.
 
     - `steps`: at which the training was recorded, (r,): after so many steps.
     - `train_loss`, `test_loss`: the mean losses of `model(x)` there on all examples, (r,); None
@@ -32,14 +33,14 @@ class History(eqx.Module):
       path of the training loss, which `training_phase` takes.
     """
 
-    steps: Int[Array, " r"]
-    train_loss: Float[Array, " r"]
-    test_loss: Float[Array, " r"] | None
-    outputs: Float[Array, "r n k"] | None
-    outputs_test: Float[Array, "r m k"] | None
+    steps: Int[Array, "*seeds r"]
+    train_loss: Float[Array, "*seeds r"]
+    test_loss: Float[Array, "*seeds r"] | None
+    outputs: Float[Array, "*seeds r n k"] | None
+    outputs_test: Float[Array, "*seeds r m k"] | None
     callbacks: dict[str, PyTree]
-    valid: Bool[Array, " r"]
-    step_losses: Float[Array, " steps"]
+    valid: Bool[Array, "*seeds r"]
+    step_losses: Float[Array, "*seeds steps"]
 
 
 class Row(NamedTuple):
@@ -50,21 +51,31 @@ class Row(NamedTuple):
     callbacks: dict[str, PyTree]
 
 
+def planned_rows(setup: Setup, first: int) -> Int[np.ndarray, " r"]:
+    """The steps that a training records which goes on from the step `first`."""
+    begin = first if first == 0 else first + 1  # the state's own row is in an earlier history
+    return setup.record_at[setup.record_at >= begin]
+
+
+def next_row(planned: Int[np.ndarray, " r"], step: int, setup: Setup) -> int:
+    """The next step to record after `step`, or the last of all."""
+    later = planned[planned > step]
+    return int(later[0]) if later.size else setup.steps
+
+
 class Log:
     """The rows of a history, as they come."""
 
     def __init__(self, setup: Setup, first: int):
         self._setup, self._first = setup, first
-        begin = first if first == 0 else first + 1  # the state's own row is in an earlier history
-        self._planned = setup.record_at[setup.record_at >= begin]
+        self._planned = planned_rows(setup, first)
         self._losses = np.full(setup.steps - first, np.nan)
         self._callbacks = CallbackRows(setup.callbacks)
         self._rows: list[Row] = []
 
     def next_after(self, step: int) -> int:
         """The next step to record, or the last of all."""
-        later = self._planned[self._planned > step]
-        return int(later[0]) if later.size else self._setup.steps
+        return next_row(self._planned, step, self._setup)
 
     def records(self, state: TrainingState, *, evaluates: bool) -> bool:
         """Takes a row where one is planned; False where the loss (looked at then) is not finite.

@@ -36,11 +36,14 @@ class TrainingState(eqx.Module):
     - `model`: the model.
     - `optimizer_state`: that of the optimiser.
     - `step`: how many steps have been taken.
+
+    In that of an ensemble (`train_ensemble`) every array has a leading axis of seeds:
+    `eqx.filter_vmap(initial_state, in_axes=(0, None))(models, optimizer)` makes one to read into.
     """
 
     model: PyTree
     optimizer_state: PyTree
-    step: Int[Array, ""]
+    step: Int[Array, "*seeds"]
 
     @property
     def parameters(self) -> Params:
@@ -169,11 +172,7 @@ def advance(
         arrays, order, losses, _ = carry
         before = eqx.combine(arrays, static)
         order = descent.order(before.step, order, first)
-        after, value = descent.step(before, order)
-        params = jax.tree.leaves(after.parameters)
-        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in params]))
-        failed_at = jnp.where(finite, -1, after.step)
-        failed_at = jnp.where(jnp.isfinite(value), failed_at, before.step)
+        after, value, failed_at = _tried(descent, before, order)
         losses = losses.at[before.step - first].set(value.astype(losses.dtype))
         return eqx.filter(after, eqx.is_array), order, losses, failed_at
 
@@ -182,6 +181,77 @@ def advance(
     start = (arrays, order, losses, jnp.full((), -1, first.dtype))
     arrays, _, losses, failed_at = jax.lax.while_loop(goes_on, body, start)
     return Advance(eqx.combine(arrays, static), losses, failed_at)
+
+
+def _tried(
+    descent: Descent, before: TrainingState, order: Array | None
+) -> tuple[TrainingState, Array, Int[Array, ""]]:
+    """A step, the loss before it, and where it failed (-1 if nowhere)."""
+    after, value = descent.step(before, order)
+    params = jax.tree.leaves(after.parameters)
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in params]))
+    failed_at = jnp.where(finite, -1, after.step)
+    return after, value, jnp.where(jnp.isfinite(value), failed_at, before.step)
+
+
+@eqx.filter_jit
+def advance_seeds(
+    descent: Descent, state: TrainingState, stop: Int[Array, ""], failed_at: Int[Array, " s"]
+) -> Advance:
+    """As `advance`, all seeds at once, of which those that have failed stay where they are.
+
+    `descent.key` are the keys of the seeds (s,), and so are the arrays of the model and of the
+    optimiser in `state`; they have one step, so that permutations are drawn once an epoch only.
+    """
+    first = state.step
+    arrays, static = eqx.partition((state.model, state.optimizer_state), eqx.is_array)
+
+    def state_of(arrays: PyTree, step: Array) -> TrainingState:
+        model, optimizer_state = eqx.combine(arrays, static)
+        return TrainingState(model, optimizer_state, step)
+
+    def order_of(key: PRNGKeyArray | None, before: Array, step: Array) -> Array | None:
+        return eqx.tree_at(lambda d: d.key, descent, key).order(step, before, first)
+
+    def tried(arrays: PyTree, order: Array | None, failed_at: Array, step: Array) -> Any:
+        after, value, failure = _tried(descent, state_of(arrays, step), order)
+        moved = eqx.filter((after.model, after.optimizer_state), eqx.is_array)
+        goes = failed_at < 0
+        kept = jax.tree.map(lambda new, old: jnp.where(goes, new, old), moved, arrays)
+        return kept, value, jnp.where(goes, failure, failed_at)
+
+    def goes_on(carry: Any) -> Array:
+        _, step, _, _, failed_at = carry
+        return (step < stop) & jnp.any(failed_at < 0)
+
+    def body(carry: Any) -> Any:
+        arrays, step, orders, losses, failed_at = carry
+        if orders is not None:
+            orders = jax.vmap(order_of, (0, 0, None))(descent.key, orders, step)
+        arrays, values, failed_at = jax.vmap(tried, (0, 0, 0, None))(
+            arrays, orders, failed_at, step
+        )
+        losses = losses.at[:, step - first].set(values.astype(losses.dtype))
+        return arrays, step + 1, orders, losses, failed_at
+
+    seeds = len(failed_at)
+    losses = jnp.zeros((seeds, CHUNK), descent.y.dtype)
+    orders = None if descent.key is None else jnp.zeros((seeds, len(descent.x)), int)
+    start = (arrays, first, orders, losses, failed_at)
+    arrays, step, _, losses, failed_at = jax.lax.while_loop(goes_on, body, start)
+    return Advance(state_of(arrays, step), losses, failed_at)
+
+
+def last_finite(
+    descent: Descent, source: TrainingState, state: TrainingState, failed_at: int
+) -> TrainingState:
+    """The last state whose loss and parameters are finite, of a training that went from `source` to
+    `state` and failed there or later; the first one where there is none.
+    """
+    begin = state if failed_at > int(state.step) else source
+    if failed_at <= int(begin.step):
+        return begin
+    return advance(descent, begin, jnp.asarray(failed_at - 1, jnp.int32), None).state
 
 
 class Examples(NamedTuple):

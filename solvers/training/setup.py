@@ -61,18 +61,21 @@ def check_setup(
     record_at: Any,
     record_outputs: bool,
     progress: diffrax.AbstractProgressMeter | None,
+    called: str = "model",
 ) -> Setup:
     """The arguments of `train` as a `Setup`, the targets in the dtype of the model's outputs.
+
+    `called`: the name of the argument that `model` is, or is of.
 
     **Raises:** `ValueError` / `TypeError` that names the argument which does not fit.
     """
     if checks.is_traced((model, x, y, x_test, y_test)):
         raise ValueError(
-            "`model`, `x` or `y` is being traced, expected arrays that have values: `train` "
+            f"`{called}`, `x` or `y` is being traced, expected arrays that have values: training "
             "compiles its own loop, call it outside `jax.jit`, `jax.vmap` and `jax.grad`."
         )
     steps = checks.integer("steps", steps)
-    x, y, outputs = _check_examples(model, x, y, loss, "x", None)
+    x, y, outputs = _check_examples(model, x, y, loss, "x", None, called)
     if batch_size is not None:
         batch_size = checks.integer("batch_size", batch_size)
         if batch_size > len(x):
@@ -81,7 +84,7 @@ def check_setup(
             )
     if batch_size is not None or key is not None:
         checks.key("key", key)
-    test = _check_test(model, x_test, y_test, loss, outputs, alone=bool(record_outputs))
+    test = _check_test(model, x_test, y_test, loss, outputs, called, alone=bool(record_outputs))
     transformation = as_transformation(optimizer)
     if progress is not None and not isinstance(progress, diffrax.AbstractProgressMeter):
         raise TypeError(
@@ -123,13 +126,14 @@ def _check_test(
     y: Any,
     loss: LossFunction,
     outputs: jax.ShapeDtypeStruct,
+    called: str,
     *,
     alone: bool,
 ) -> Examples | None:
     """The test examples; those without targets serve where outputs are recorded."""
     if y is None and x is not None and alone:
         x = checks.batch("x_test", x)
-        check_model(model, "x_test", x, outputs=outputs)
+        check_model(model, "x_test", x, outputs=outputs, called=called)
         return Examples(x, None)
     if (x is None) != (y is None):
         raise ValueError(
@@ -138,7 +142,7 @@ def _check_test(
         )
     if x is None:
         return None
-    x, y, _ = _check_examples(model, x, y, loss, "x_test", outputs)
+    x, y, _ = _check_examples(model, x, y, loss, "x_test", outputs, called)
     return Examples(x, y)
 
 
@@ -149,11 +153,12 @@ def _check_examples(
     loss: LossFunction,
     name: str,
     outputs: jax.ShapeDtypeStruct | None,
+    called: str,
 ) -> tuple[Array, Array, jax.ShapeDtypeStruct]:
     """Examples and their targets, and the outputs of `model` on one of them."""
     x = checks.batch(name, x)
-    outputs = check_model(model, name, x, outputs=outputs)
-    because = f"a row for each example of `{name}`, a column for each output of `model`"
+    outputs = check_model(model, name, x, outputs=outputs, called=called)
+    because = f"a row for each example of `{name}`, a column for each output of `{called}`"
     try:
         y = check_targets(loss, y, (len(x), outputs.shape[0]), because=because)
     except (TypeError, ValueError) as error:

@@ -21,7 +21,14 @@ from solvers.losses import LossFunction
 from solvers.result import RESULTS, SolverError
 from solvers.training.callbacks import Callbacks, failed_call, FailedCall
 from solvers.training.history import History, Log, Progress
-from solvers.training.loop import advance, CHUNK, initial_state, Target, TrainingState
+from solvers.training.loop import (
+    advance,
+    CHUNK,
+    initial_state,
+    last_finite,
+    Target,
+    TrainingState,
+)
 from solvers.training.optimizer import Optimizer
 from solvers.training.setup import check_setup, check_state, Setup
 from zoo.common.precision import full_precision
@@ -59,13 +66,14 @@ class Training(eqx.Module):
 
 
 class TrainingError(SolverError):
-    """A training failed under `throw=True`. `.partial` is the training so far, marked.
+    """A training failed under `throw=True`. `.partial` is the training so far, marked: a
+    `Training`, of `train_ensemble` an `EnsembleTraining`.
 
     `.before` are the trainings before it, of `spawn`. The error of a function that was passed in is
     the cause (`__cause__`).
     """
 
-    def __init__(self, message: str, partial: Training, before: Sequence[Training] = ()):
+    def __init__(self, message: str, partial: Any, before: Sequence[Training] = ()):
         super().__init__(message, partial)
         self.before = list(before)
 
@@ -195,7 +203,7 @@ def run(
             raise
         failed = failed_call("A step", int(path.state.step), error)
     if path.failed_at is not None:
-        _return_to_finite(path, setup, start)
+        path.state = last_finite(setup.descent, path.source, path.state, path.failed_at)
         result, failure = RESULTS.diverged, _divergence(path, setup)
     elif failed is not None:
         path.failed_at = int(path.state.step)
@@ -240,19 +248,14 @@ def _go(path: _Path, setup: Setup, log: Log, progress: Progress, target: Target 
         progress.show(int(path.state.step))
 
 
-def _return_to_finite(path: _Path, setup: Setup, start: TrainingState) -> None:
-    """Goes back to the last state whose loss and parameters are finite."""
-    assert path.failed_at is not None
-    if path.failed_at > int(start.step):
-        source = path.state if path.failed_at > int(path.state.step) else path.source
-        last = jnp.asarray(path.failed_at - 1, jnp.int32)
-        path.state = advance(setup.descent, source, last, None).state
+AGAINST_DIVERGENCE = (
+    "try a smaller learning rate (`max_learning_rate` says what squared loss survives), "
+    "`optax.clip_by_global_norm` before the optimiser, or look for a loss that overflows"
+)
 
 
 def _divergence(path: _Path, setup: Setup) -> str:
     return (
         f"The loss or the parameters are not finite after step {path.failed_at} of {setup.steps}: "
-        "try a smaller learning rate (`max_learning_rate` says what squared loss survives), "
-        "`optax.clip_by_global_norm` before the optimiser, or look for a loss that overflows. The "
-        f"last finite state is that of step {int(path.state.step)}."
+        f"{AGAINST_DIVERGENCE}. The last finite state is that of step {int(path.state.step)}."
     )

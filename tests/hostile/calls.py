@@ -310,6 +310,7 @@ CALLS: dict[str, Call] = {
     "training_phase": _twin(),
     "AtLoss": Call(why_none="holds a number; flows that take it are asked"),
     "AtAccuracy": Call(why_none="holds a number; flows that take it are asked"),
+    "train_ensemble": _twin(read=lambda found, given: found.history.train_loss),
     "train": _twin(read=lambda found, given: found.history.train_loss),
     "initial_state": _twin(read=lambda found, given: found.parameters),
     "log_spaced": Call(
