@@ -305,6 +305,7 @@ NEEDS = {
     "x3": ["x2"],
     "x4": ["x2", "x3"],
     "nesterov": ["momentum"],
+    "momentum": ["learning_rate"],
     "module": ["variables"],
     "variables": ["module"],
 }

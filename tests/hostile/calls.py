@@ -280,6 +280,10 @@ CALLS: dict[str, Call] = {
             [part.train for part in found.predictions.values()],
         ),
         given={"predictions": ["order 2"]},
+        settings={
+            ("momentum",): {"predictions": ["order 2 descent"]},
+            ("optimizer",): {"predictions": ["Taylor 1 descent"], "ts": np.array([1.0, 2.0])},
+        },
     ),
     "gradient_descent": _solve(degrees={"y": 1}),
     "width_expansion": _twin(read=lambda found, given: (found.f0, found.f1)),
