@@ -166,6 +166,8 @@ ARGUMENTS: dict[str, tuple[str, Callable[[], Any]]] = {
     "widen": ("count", lambda: 1),
     "base_channels": ("count", lambda: 2),
     "channels": ("count", lambda: 2),
+    "load.channels": ("choice", lambda: "last"),
+    "from_hugging_face.channels": ("choice", lambda: "last"),
     "in_channels": ("count", lambda: 1),
     "out_channels": ("count", lambda: 2),
     "groups": ("count", lambda: 2),

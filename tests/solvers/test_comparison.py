@@ -143,9 +143,8 @@ def test_any_optimizer_trains_the_taylor_models_too(optimizer):
     alone = train(model, x, y, loss=CrossEntropy(), optimizer=optimizer, steps=12, record_at=[12])
     np.testing.assert_allclose(found.network.train[-1], jax.vmap(alone.model)(x), rtol=1e-12)
     errors = found.errors("train")
-    np.testing.assert_allclose(
-        errors["Taylor 3 descent"], np.zeros(3), atol=1e-7
-    )  # MultiSteps: float32
+    # What is gathered over steps is in float32.
+    np.testing.assert_allclose(errors["Taylor 3 descent"], np.zeros(3), atol=1e-7)
     assert errors["Taylor 2 descent"][-1] > 1e-4
     np.testing.assert_array_equal(found.ts, [0, 1, 12])
 
