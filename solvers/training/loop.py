@@ -198,7 +198,8 @@ def _tried(
 def advance_seeds(
     descent: Descent, state: TrainingState, stop: Int[Array, ""], failed_at: Int[Array, " s"]
 ) -> Advance:
-    """As `advance`, all seeds at once, of which those that have failed stay where they are.
+    """As `advance`, all seeds at once, up to `stop` or until none is left: the states of those that
+    have failed, `failed_at` some step, hold no numbers.
 
     `descent.key` are the keys of the seeds (s,), and so are the arrays of the model and of the
     optimiser in `state`; they have one step, so that permutations are drawn once an epoch only.
@@ -216,9 +217,7 @@ def advance_seeds(
     def tried(arrays: PyTree, order: Array | None, failed_at: Array, step: Array) -> Any:
         after, value, failure = _tried(descent, state_of(arrays, step), order)
         moved = eqx.filter((after.model, after.optimizer_state), eqx.is_array)
-        goes = failed_at < 0
-        kept = jax.tree.map(lambda new, old: jnp.where(goes, new, old), moved, arrays)
-        return kept, value, jnp.where(goes, failure, failed_at)
+        return moved, value, jnp.where(failed_at < 0, failure, failed_at)
 
     def goes_on(carry: Any) -> Array:
         _, step, _, _, failed_at = carry
