@@ -49,6 +49,10 @@ from solvers.steps.stability import (
     max_learning_rate as max_learning_rate,
     training_phase as training_phase,
 )
+from solvers.training.ensemble import (
+    EnsembleTraining as EnsembleTraining,
+    train_ensemble as train_ensemble,
+)
 from solvers.training.history import History as History
 from solvers.training.loop import (
     initial_state as initial_state,

@@ -43,7 +43,7 @@ def test_the_page_on_linearity_runs(float32, unchecked):
 
 
 def test_the_page_on_dynamics_runs(float32, unchecked):
-    run("dynamics", 1)
+    run("dynamics", 2)
 
 
 @pytest.mark.long

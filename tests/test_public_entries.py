@@ -64,6 +64,14 @@ ANY = {  # what needs no derivatives, or those of reverse mode alone
             _state(m), x, y, loss=LOSS, optimizer=SGD, steps=2, batch_size=2, keys=[jr.key(0)]
         )[0].history.train_loss
     ),
+    "train_ensemble": lambda m, x, y: solvers.train_ensemble(
+        jax.tree.map(lambda a: a[None] if eqx.is_array(a) else a, m),
+        x,
+        y,
+        loss=LOSS,
+        optimizer=SGD,
+        steps=2,
+    ).history.train_loss[0],
     "train": lambda m, x, y: (
         solvers.train(m, x, y, loss=LOSS, optimizer=SGD, steps=2).history.train_loss
     ),
@@ -124,6 +132,7 @@ CALLED = {  # what the argument is called where it is not `model`
     "monte_carlo_kernels": "model_fn(key)",
     "relative_change": "before",
     "smallest_ntk_eigenvalue": "models[0]",
+    "train_ensemble": "models",
     "weight_path": "models[0]",
 }
 NAMES = {"model", "models", "model_fn", "first", "before", "parent"}

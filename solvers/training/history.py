@@ -1,7 +1,7 @@
 """What is seen of a training while it runs: its history, and a progress meter."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -10,18 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from corrections.parameters import Model
 from solvers.training.callbacks import CallbackRows, calling
-from solvers.training.loop import evaluated, TrainingState
+from solvers.training.loop import evaluated, Examples, Seen, TrainingState
 from solvers.training.setup import Setup
 from zoo.common import checks
 
 
 class History(eqx.Module):
-    """What was seen of a training. Rows that it did not reach are NaN and not valid.
+    """What was seen of a training. Rows that it did not reach are NaN and not valid. In that of an
+    ensemble (`train_ensemble`) every array has a leading axis of seeds.
 
     - `steps`: at which the training was recorded, (r,): after so many steps.
     - `train_loss`, `test_loss`: the mean losses of `model(x)` there on all examples, (r,); None
-      for test examples that were not given.
+      for test targets that were not given.
+    - `outputs`, `outputs_test`: `model(x)` there on the training examples (r, n, k) and on the test
+      examples (r, m, k); None without `record_outputs`, or for test examples that were not given.
     - `callbacks`: what each callback gave there, (r, ...) (0 in the place of NaN for integers);
       None for one that failed when it was first called.
     - `valid`: which of these rows hold numbers, (r,).
@@ -29,12 +33,34 @@ class History(eqx.Module):
       path of the training loss, which `training_phase` takes.
     """
 
-    steps: Int[Array, " r"]
-    train_loss: Float[Array, " r"]
-    test_loss: Float[Array, " r"] | None
+    steps: Int[Array, "*seeds r"]
+    train_loss: Float[Array, "*seeds r"]
+    test_loss: Float[Array, "*seeds r"] | None
+    outputs: Float[Array, "*seeds r n k"] | None
+    outputs_test: Float[Array, "*seeds r m k"] | None
     callbacks: dict[str, PyTree]
-    valid: Bool[Array, " r"]
-    step_losses: Float[Array, " steps"]
+    valid: Bool[Array, "*seeds r"]
+    step_losses: Float[Array, "*seeds steps"]
+
+
+class Row(NamedTuple):
+    """What is seen after a step."""
+
+    train: Seen
+    test: Seen | None
+    callbacks: dict[str, PyTree]
+
+
+def planned_rows(setup: Setup, first: int) -> Int[np.ndarray, " r"]:
+    """The steps that a training records which goes on from the step `first`."""
+    begin = first if first == 0 else first + 1  # the state's own row is in an earlier history
+    return setup.record_at[setup.record_at >= begin]
+
+
+def next_row(planned: Int[np.ndarray, " r"], step: int, setup: Setup) -> int:
+    """The next step to record after `step`, or the last of all."""
+    later = planned[planned > step]
+    return int(later[0]) if later.size else setup.steps
 
 
 class Log:
@@ -42,16 +68,14 @@ class Log:
 
     def __init__(self, setup: Setup, first: int):
         self._setup, self._first = setup, first
-        begin = first if first == 0 else first + 1  # the state's own row is in an earlier history
-        self._planned = setup.record_at[setup.record_at >= begin]
+        self._planned = planned_rows(setup, first)
         self._losses = np.full(setup.steps - first, np.nan)
         self._callbacks = CallbackRows(setup.callbacks)
-        self._rows: list[tuple[Any, Any, dict[str, Any]]] = []
+        self._rows: list[Row] = []
 
     def next_after(self, step: int) -> int:
         """The next step to record, or the last of all."""
-        later = self._planned[self._planned > step]
-        return int(later[0]) if later.size else self._setup.steps
+        return next_row(self._planned, step, self._setup)
 
     def records(self, state: TrainingState, *, evaluates: bool) -> bool:
         """Takes a row where one is planned; False where the loss (looked at then) is not finite.
@@ -62,15 +86,21 @@ class Log:
         planned = bool(np.any(self._planned == step))
         if not planned and not evaluates:
             return True
-        descent, test, model = self._setup.descent, self._setup.test, state.model
-        loss, size = descent.loss, descent.batch_size
-        train_loss = evaluated(model, descent.x, descent.y, loss, size)
-        if not bool(jnp.isfinite(train_loss)):
+        train = self._seen(state.model, self._setup.train)
+        assert train.loss is not None  # there are targets
+        if not bool(jnp.isfinite(train.loss)):
             return False
         if planned:
-            test_loss = None if test is None else evaluated(model, *test, loss, size)
-            self._rows.append((train_loss, test_loss, self._callbacks.row(model, step)))
+            test = self._setup.test
+            seen = None if test is None else self._seen(state.model, test)
+            self._rows.append(Row(train, seen, self._callbacks.row(state.model, step)))
         return True
+
+    def _seen(self, model: Model, examples: Examples) -> Seen:
+        setup = self._setup
+        return evaluated(
+            model, examples, setup.descent.loss, setup.descent.batch_size, setup.record_outputs
+        )
 
     def add(self, begin: int, end: int, losses: Array) -> None:
         """The losses of the steps from `begin` to `end`."""
@@ -80,21 +110,34 @@ class Log:
         """All rows, in the order that was planned."""
         if failed_at is not None:
             self._losses[failed_at - self._first :] = np.nan
-        dtype, count, reached = self._setup.descent.y.dtype, len(self._planned), len(self._rows)
-        zero = jnp.zeros((), dtype)
-        # Without a row there is still the shape of one.
-        empty = (zero, None if self._setup.test is None else zero)
-        rows = self._rows or [(*empty, self._callbacks.like(state.model, int(state.step)))]
-        stacked = jax.tree.map(lambda *leaves: _stacked(leaves, reached, count), *rows)
-        train_loss, test_loss, callbacks = stacked
+        count, reached = len(self._planned), len(self._rows)
+        rows = self._rows or [self._like_a_row(state)]
+        train, test, callbacks = jax.tree.map(
+            lambda *leaves: _stacked(leaves, reached, count), *rows
+        )
+        test = Seen(None, None) if test is None else test
         return History(
             steps=jnp.asarray(self._planned),
-            train_loss=train_loss,
-            test_loss=test_loss,
+            train_loss=train.loss,
+            test_loss=test.loss,
+            outputs=train.outputs,
+            outputs_test=test.outputs,
             callbacks=callbacks,
             valid=jnp.arange(count) < reached,
-            step_losses=checks.as_given(self._losses.astype(dtype)),
+            step_losses=checks.as_given(self._losses.astype(self._setup.descent.y.dtype)),
         )
+
+    def _like_a_row(self, state: TrainingState) -> Row:
+        """Zeros: without a row there is still the shape of one."""
+
+        def like(examples: Examples | None) -> Any:
+            if examples is None:
+                return None
+            shapes = eqx.filter_eval_shape(self._seen, state.model, examples)
+            return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+
+        callbacks = self._callbacks.like(state.model, int(state.step))
+        return Row(like(self._setup.train), like(self._setup.test), callbacks)
 
 
 def _stacked(leaves: Sequence[Any], reached: int, count: int) -> Array:

@@ -17,8 +17,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from corrections.parameters import check_parameters, Model, Params
 from solvers.losses import LossFunction, mean_loss
+from solvers.training.optimizer import as_transformation, Optimizer
 from zoo import forward_train, parameters
-from zoo.common import checks
 from zoo.common.norms import norm
 from zoo.common.tiles import in_tiles
 from zoo.common.trainable import partitioned
@@ -34,13 +34,16 @@ class TrainingState(eqx.Module):
     A PyTree that `equinox.tree_serialise_leaves` stores; `initial_state` makes one to read it into.
 
     - `model`: the model.
-    - `optimizer_state`: that of the optax optimiser.
+    - `optimizer_state`: that of the optimiser.
     - `step`: how many steps have been taken.
+
+    In that of an ensemble (`train_ensemble`) every array has a leading axis of seeds:
+    `eqx.filter_vmap(initial_state, in_axes=(0, None))(models, optimizer)` makes one to read into.
     """
 
     model: PyTree
     optimizer_state: PyTree
-    step: Int[Array, ""]
+    step: Int[Array, "*seeds"]
 
     @property
     def parameters(self) -> Params:
@@ -48,18 +51,15 @@ class TrainingState(eqx.Module):
         return parameters(self.model)
 
 
-def initial_state(model: Model, optimizer: optax.GradientTransformation) -> TrainingState:
-    """The state of a training of `model` before its first step."""
+def initial_state(model: Model, optimizer: Optimizer) -> TrainingState:
+    """The state of a training of `model` before its first step.
+
+    **Raises:** `ValueError` / `TypeError` for a model or an optimiser that does not train.
+    """
     check_parameters(model)
-    check_optimizer(optimizer)
     params: Any = parameters(model)
-    return TrainingState(model, optimizer.init(params), jnp.zeros((), jnp.int32))
-
-
-def check_optimizer(optimizer: Any) -> None:
-    """**Raises:** `TypeError` where it is no transformation of optax."""
-    expected = "an optax transformation, `optax.sgd(0.1)` say"
-    checks.instance("optimizer", optimizer, optax.GradientTransformation, expected)
+    optimizer_state = as_transformation(optimizer).init(params)
+    return TrainingState(model, optimizer_state, jnp.zeros((), jnp.int32))
 
 
 class Descent(eqx.Module):
@@ -172,11 +172,7 @@ def advance(
         arrays, order, losses, _ = carry
         before = eqx.combine(arrays, static)
         order = descent.order(before.step, order, first)
-        after, value = descent.step(before, order)
-        params = jax.tree.leaves(after.parameters)
-        finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in params]))
-        failed_at = jnp.where(finite, -1, after.step)
-        failed_at = jnp.where(jnp.isfinite(value), failed_at, before.step)
+        after, value, failed_at = _tried(descent, before, order)
         losses = losses.at[before.step - first].set(value.astype(losses.dtype))
         return eqx.filter(after, eqx.is_array), order, losses, failed_at
 
@@ -187,18 +183,109 @@ def advance(
     return Advance(eqx.combine(arrays, static), losses, failed_at)
 
 
+def _tried(
+    descent: Descent, before: TrainingState, order: Array | None
+) -> tuple[TrainingState, Array, Int[Array, ""]]:
+    """A step, the loss before it, and where it failed (-1 if nowhere)."""
+    after, value = descent.step(before, order)
+    params = jax.tree.leaves(after.parameters)
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in params]))
+    failed_at = jnp.where(finite, -1, after.step)
+    return after, value, jnp.where(jnp.isfinite(value), failed_at, before.step)
+
+
+@eqx.filter_jit
+def advance_seeds(
+    descent: Descent, state: TrainingState, stop: Int[Array, ""], failed_at: Int[Array, " s"]
+) -> Advance:
+    """As `advance`, all seeds at once, up to `stop` or until none is left: the states of those that
+    have failed, `failed_at` some step, hold no numbers.
+
+    `descent.key` are the keys of the seeds (s,), and so are the arrays of the model and of the
+    optimiser in `state`; they have one step, so that permutations are drawn once an epoch only.
+    """
+    first = state.step
+    arrays, static = eqx.partition((state.model, state.optimizer_state), eqx.is_array)
+
+    def state_of(arrays: PyTree, step: Array) -> TrainingState:
+        model, optimizer_state = eqx.combine(arrays, static)
+        return TrainingState(model, optimizer_state, step)
+
+    def order_of(key: PRNGKeyArray | None, before: Array, step: Array) -> Array | None:
+        return eqx.tree_at(lambda d: d.key, descent, key).order(step, before, first)
+
+    def tried(arrays: PyTree, order: Array | None, failed_at: Array, step: Array) -> Any:
+        after, value, failure = _tried(descent, state_of(arrays, step), order)
+        moved = eqx.filter((after.model, after.optimizer_state), eqx.is_array)
+        return moved, value, jnp.where(failed_at < 0, failure, failed_at)
+
+    def goes_on(carry: Any) -> Array:
+        _, step, _, _, failed_at = carry
+        return (step < stop) & jnp.any(failed_at < 0)
+
+    def body(carry: Any) -> Any:
+        arrays, step, orders, losses, failed_at = carry
+        if orders is not None:
+            orders = jax.vmap(order_of, (0, 0, None))(descent.key, orders, step)
+        arrays, values, failed_at = jax.vmap(tried, (0, 0, 0, None))(
+            arrays, orders, failed_at, step
+        )
+        losses = losses.at[:, step - first].set(values.astype(losses.dtype))
+        return arrays, step + 1, orders, losses, failed_at
+
+    seeds = len(failed_at)
+    losses = jnp.zeros((seeds, CHUNK), descent.y.dtype)
+    orders = None if descent.key is None else jnp.zeros((seeds, len(descent.x)), int)
+    start = (arrays, first, orders, losses, failed_at)
+    arrays, step, _, losses, failed_at = jax.lax.while_loop(goes_on, body, start)
+    return Advance(state_of(arrays, step), losses, failed_at)
+
+
+def last_finite(
+    descent: Descent, source: TrainingState, state: TrainingState, failed_at: int
+) -> TrainingState:
+    """The last state whose loss and parameters are finite, of a training that went from `source` to
+    `state` and failed there or later; the first one where there is none.
+    """
+    begin = state if failed_at > int(state.step) else source
+    if failed_at <= int(begin.step):
+        return begin
+    return advance(descent, begin, jnp.asarray(failed_at - 1, jnp.int32), None).state
+
+
+class Examples(NamedTuple):
+    """What a model is looked at on: examples, and their targets where there are any."""
+
+    x: Shaped[Array, "n ..."]
+    y: Float[Array, "n k"] | None
+
+
+class Seen(NamedTuple):
+    """What is seen of a model on some examples.
+
+    - `loss`: the mean loss; None without targets.
+    - `outputs`: those of each example; None where they were not asked for.
+    """
+
+    loss: Float[Array, ""] | None
+    outputs: Float[Array, "n k"] | None
+
+
 @eqx.filter_jit
 def evaluated(
     model: Model,
-    x: Shaped[Array, "n ..."],
-    y: Float[Array, "n k"],
+    examples: Examples,
     loss: LossFunction,
     batch_size: int | None,
-) -> Float[Array, ""]:
-    """The mean loss of the model as it is, at most so many examples at once."""
+    with_outputs: bool,  # static, as all that is no array
+) -> Seen:
+    """What the model as it is gives, at most so many examples at once."""
 
-    def of_example(example: tuple[Array, Array]) -> Array:
-        x, y = example
-        return loss(model(x), y)
+    def of_example(example: Examples) -> Seen:
+        outputs = model(example.x)
+        value = None if example.y is None else loss(outputs, example.y)
+        return Seen(value, outputs if with_outputs else None)
 
-    return jnp.mean(in_tiles(of_example, (x, y), len(x) if batch_size is None else batch_size))
+    count = len(examples.x)
+    losses, outputs = in_tiles(of_example, examples, count if batch_size is None else batch_size)
+    return Seen(None if losses is None else jnp.mean(losses), outputs)

@@ -6,13 +6,13 @@ import diffrax
 import equinox as eqx
 import jax
 import numpy as np
-import optax
 from jaxtyping import Array, Int
 
 from corrections.parameters import check_model, check_tree_like, Model
 from solvers.losses import check_targets, LossFunction
 from solvers.training.callbacks import Callbacks, check_callbacks
-from solvers.training.loop import check_optimizer, Descent, TrainingState
+from solvers.training.loop import Descent, Examples, TrainingState
+from solvers.training.optimizer import as_transformation, Optimizer
 from zoo.common import checks
 
 
@@ -32,11 +32,17 @@ class Setup(NamedTuple):
     """What a training does, apart from the state that it starts from."""
 
     descent: Descent
-    test: tuple[Array, Array] | None
+    test: Examples | None
     steps: int
     record_at: Int[np.ndarray, " r"]
+    record_outputs: bool
     callbacks: Callbacks
     progress: diffrax.AbstractProgressMeter | None
+
+    @property
+    def train(self) -> Examples:
+        """The training examples."""
+        return Examples(self.descent.x, self.descent.y)
 
 
 def check_setup(
@@ -45,7 +51,7 @@ def check_setup(
     y: Any,
     *,
     loss: LossFunction,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     steps: int,
     batch_size: int | None,
     key: Any,
@@ -53,19 +59,23 @@ def check_setup(
     y_test: Any,
     callbacks: Callbacks | None,
     record_at: Any,
+    record_outputs: bool,
     progress: diffrax.AbstractProgressMeter | None,
+    called: str = "model",
 ) -> Setup:
     """The arguments of `train` as a `Setup`, the targets in the dtype of the model's outputs.
+
+    `called`: the name of the argument that `model` is, or is of.
 
     **Raises:** `ValueError` / `TypeError` that names the argument which does not fit.
     """
     if checks.is_traced((model, x, y, x_test, y_test)):
         raise ValueError(
-            "`model`, `x` or `y` is being traced, expected arrays that have values: `train` "
+            f"`{called}`, `x` or `y` is being traced, expected arrays that have values: training "
             "compiles its own loop, call it outside `jax.jit`, `jax.vmap` and `jax.grad`."
         )
     steps = checks.integer("steps", steps)
-    x, y, outputs = _check_examples(model, x, y, loss, "x", None)
+    x, y, outputs = _check_examples(model, x, y, loss, "x", None, called)
     if batch_size is not None:
         batch_size = checks.integer("batch_size", batch_size)
         if batch_size > len(x):
@@ -74,21 +84,18 @@ def check_setup(
             )
     if batch_size is not None or key is not None:
         checks.key("key", key)
-    if (x_test is None) != (y_test is None):
-        raise ValueError("`x_test` or `y_test` was given alone, expected both or none.")
-    test = None
-    if x_test is not None:
-        test = _check_examples(model, x_test, y_test, loss, "x_test", outputs)[:2]
-    check_optimizer(optimizer)
+    test = _check_test(model, x_test, y_test, loss, outputs, called, alone=bool(record_outputs))
+    transformation = as_transformation(optimizer)
     if progress is not None and not isinstance(progress, diffrax.AbstractProgressMeter):
         raise TypeError(
             f"`progress` is {progress!r}, expected a diffrax AbstractProgressMeter or None."
         )
     return Setup(
-        Descent(x, y, loss, optimizer, batch_size, None if batch_size is None else key),
+        Descent(x, y, loss, transformation, batch_size, None if batch_size is None else key),
         test,
         steps,
         _check_record_at(record_at, steps),
+        bool(record_outputs),
         check_callbacks(callbacks),
         progress,
     )
@@ -113,6 +120,32 @@ def check_state(name: str, state: TrainingState, model: Model, setup: Setup) -> 
         )
 
 
+def _check_test(
+    model: Model,
+    x: Any,
+    y: Any,
+    loss: LossFunction,
+    outputs: jax.ShapeDtypeStruct,
+    called: str,
+    *,
+    alone: bool,
+) -> Examples | None:
+    """The test examples; those without targets serve where outputs are recorded."""
+    if y is None and x is not None and alone:
+        x = checks.batch("x_test", x)
+        check_model(model, "x_test", x, outputs=outputs, called=called)
+        return Examples(x, None)
+    if (x is None) != (y is None):
+        raise ValueError(
+            "`x_test` or `y_test` was given alone, expected both or none (`x_test` alone is for "
+            "`record_outputs=True`)."
+        )
+    if x is None:
+        return None
+    x, y, _ = _check_examples(model, x, y, loss, "x_test", outputs, called)
+    return Examples(x, y)
+
+
 def _check_examples(
     model: Model,
     x: Any,
@@ -120,11 +153,12 @@ def _check_examples(
     loss: LossFunction,
     name: str,
     outputs: jax.ShapeDtypeStruct | None,
+    called: str,
 ) -> tuple[Array, Array, jax.ShapeDtypeStruct]:
     """Examples and their targets, and the outputs of `model` on one of them."""
     x = checks.batch(name, x)
-    outputs = check_model(model, name, x, outputs=outputs)
-    because = f"a row for each example of `{name}`, a column for each output of `model`"
+    outputs = check_model(model, name, x, outputs=outputs, called=called)
+    because = f"a row for each example of `{name}`, a column for each output of `{called}`"
     try:
         y = check_targets(loss, y, (len(x), outputs.shape[0]), because=because)
     except (TypeError, ValueError) as error:

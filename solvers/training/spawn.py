@@ -15,13 +15,13 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, ArrayLike, Int, Key, PRNGKeyArray, Shaped, UInt32
 
 from solvers.frozen_kernel.kernel_problem import Targets, TestTargets
 from solvers.losses import LossFunction
 from solvers.training.callbacks import Callbacks
 from solvers.training.loop import Target, TrainingState
+from solvers.training.optimizer import Optimizer
 from solvers.training.setup import check_setup, check_state
 from solvers.training.train import run, Training
 from zoo.common import checks
@@ -39,7 +39,7 @@ def spawn(
     y: Targets,
     *,
     loss: LossFunction,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     steps: int,
     batch_size: int,
     keys: Keys,
@@ -49,6 +49,7 @@ def spawn(
     y_test: TestTargets | None = None,
     callbacks: Callbacks | None = None,
     record_at: Sequence[int] | Int[ArrayLike, " r"] | None = None,
+    record_outputs: bool = False,
     throw: bool = True,
     progress: diffrax.AbstractProgressMeter | None = None,
 ) -> list[Training]:
@@ -62,7 +63,7 @@ def spawn(
     - `parent`: a `Training`, or its `TrainingState`. Children start from its parameters, the state
       of its optimiser (moments, place in a schedule) and its step.
     - `x`, `y`, `loss`, `optimizer`, `batch_size`, `x_test`, `y_test`, `callbacks`, `record_at`,
-      `progress`: as in `train`. `optimizer` is that of the parent.
+      `record_outputs`, `progress`: as in `train`. `optimizer` is that of the parent.
     - `steps`: how many there are in all, those of the parent among them; with `match="distance"`
       the most there may be.
     - `keys`: one for each child, for the order of its data: keys (c,), as `jax.random.split` gives.
@@ -105,6 +106,7 @@ def spawn(
         y_test=y_test,
         callbacks=callbacks,
         record_at=record_at,
+        record_outputs=record_outputs,
         progress=progress,
     )
     check_state("parent", state, state.model, setup)

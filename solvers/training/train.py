@@ -13,7 +13,6 @@ from typing import Any
 import diffrax
 import equinox as eqx
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, ArrayLike, Bool, Int, PRNGKeyArray, PyTree, Shaped
 
 from corrections.parameters import Model
@@ -22,7 +21,15 @@ from solvers.losses import LossFunction
 from solvers.result import RESULTS, SolverError
 from solvers.training.callbacks import Callbacks, failed_call, FailedCall
 from solvers.training.history import History, Log, Progress
-from solvers.training.loop import advance, CHUNK, initial_state, Target, TrainingState
+from solvers.training.loop import (
+    advance,
+    CHUNK,
+    initial_state,
+    last_finite,
+    Target,
+    TrainingState,
+)
+from solvers.training.optimizer import Optimizer
 from solvers.training.setup import check_setup, check_state, Setup
 from zoo.common.precision import full_precision
 
@@ -59,13 +66,14 @@ class Training(eqx.Module):
 
 
 class TrainingError(SolverError):
-    """A training failed under `throw=True`. `.partial` is the training so far, marked.
+    """A training failed under `throw=True`. `.partial` is the training so far, marked: a
+    `Training`, of `train_ensemble` an `EnsembleTraining`.
 
     `.before` are the trainings before it, of `spawn`. The error of a function that was passed in is
     the cause (`__cause__`).
     """
 
-    def __init__(self, message: str, partial: Training, before: Sequence[Training] = ()):
+    def __init__(self, message: str, partial: Any, before: Sequence[Training] = ()):
         super().__init__(message, partial)
         self.before = list(before)
 
@@ -77,7 +85,7 @@ def train(
     y: Targets,
     *,
     loss: LossFunction,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     steps: int,
     batch_size: int | None = None,
     key: PRNGKeyArray | None = None,
@@ -85,6 +93,7 @@ def train(
     y_test: TestTargets | None = None,
     callbacks: Callbacks | None = None,
     record_at: Sequence[int] | Int[ArrayLike, " r"] | None = None,
+    record_outputs: bool = False,
     state: TrainingState | None = None,
     throw: bool = True,
     progress: diffrax.AbstractProgressMeter | None = None,
@@ -103,7 +112,8 @@ def train(
       (`corrections.taylorize`) is one. Its parameters are `zoo.parameters(model)`.
     - `x`, `y`: training examples (n, ...) and targets (n, k).
     - `loss`: per example, (f (k,), y (k,)) -> scalar. Its mean over a batch is what is descended.
-    - `optimizer`: of optax. Schedules of the learning rate and clipping are its own:
+    - `optimizer`: of optax, or anything with its `init` and `update`, such as `optax.MultiSteps`.
+      Schedules of the learning rate and clipping are its own:
       `optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(schedule))`; learning-rate multipliers
       are `scale_by_metric`. The loss is passed to those that take a `value`.
     - `steps`: how many there are in all, those of `state` among them.
@@ -111,12 +121,15 @@ def train(
       evaluated on at once. Each epoch is a new permutation of the examples; those that do not fill
       a batch at its end are left out of it.
     - `key`: for the permutations, which depend on it and the epoch only.
-    - `x_test`, `y_test`: test examples, (m, ...) and (m, k).
+    - `x_test`, `y_test`: test examples, (m, ...) and (m, k). With `record_outputs` there may be
+      no `y_test`.
     - `callbacks`: functions of the model by name, such as `lambda model: ntk(model, x)`, called
       where the training is recorded. Each gives an array or a PyTree of arrays, of one structure,
       shape and dtype at all steps. Training ends where one fails or gives something else.
     - `record_at`: increasing steps, (r,) (default: `log_spaced(steps)`). A training that goes on
       from a state records those after it.
+    - `record_outputs`: whether the outputs on all examples, of training and test, are recorded
+      there too: `.history.outputs` and `.outputs_test`, (n + m) k numbers a row (default: not).
     - `state`: where to go on, such as `.state` of an earlier training with the same arguments: then
       the two of them are one long training, bit for bit. `model` is then asked for its structure
       only.
@@ -145,6 +158,7 @@ def train(
         y_test=y_test,
         callbacks=callbacks,
         record_at=record_at,
+        record_outputs=record_outputs,
         progress=progress,
     )
     if state is None:
@@ -189,7 +203,7 @@ def run(
             raise
         failed = failed_call("A step", int(path.state.step), error)
     if path.failed_at is not None:
-        _return_to_finite(path, setup, start)
+        path.state = last_finite(setup.descent, path.source, path.state, path.failed_at)
         result, failure = RESULTS.diverged, _divergence(path, setup)
     elif failed is not None:
         path.failed_at = int(path.state.step)
@@ -234,19 +248,14 @@ def _go(path: _Path, setup: Setup, log: Log, progress: Progress, target: Target 
         progress.show(int(path.state.step))
 
 
-def _return_to_finite(path: _Path, setup: Setup, start: TrainingState) -> None:
-    """Goes back to the last state whose loss and parameters are finite."""
-    assert path.failed_at is not None
-    if path.failed_at > int(start.step):
-        source = path.state if path.failed_at > int(path.state.step) else path.source
-        last = jnp.asarray(path.failed_at - 1, jnp.int32)
-        path.state = advance(setup.descent, source, last, None).state
+AGAINST_DIVERGENCE = (
+    "try a smaller learning rate (`max_learning_rate` says what squared loss survives), "
+    "`optax.clip_by_global_norm` before the optimiser, or look for a loss that overflows"
+)
 
 
 def _divergence(path: _Path, setup: Setup) -> str:
     return (
         f"The loss or the parameters are not finite after step {path.failed_at} of {setup.steps}: "
-        "try a smaller learning rate (`max_learning_rate` says what squared loss survives), "
-        "`optax.clip_by_global_norm` before the optimiser, or look for a loss that overflows. The "
-        f"last finite state is that of step {int(path.state.step)}."
+        f"{AGAINST_DIVERGENCE}. The last finite state is that of step {int(path.state.step)}."
     )

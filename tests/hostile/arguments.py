@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -41,6 +42,18 @@ SGD = optax.sgd(0.125)
 def model(seed: int = 0) -> MLP:
     """The network that is asked: tanh units, width 4."""
     return tanh_mlp(seed, in_size=2, out_size=2, width=4, depth=1)
+
+
+@functools.cache
+def _stacked() -> MLP:
+    """Two networks like it, stacked."""
+    return eqx.filter_vmap(
+        lambda key: MLP(2, 2, width=4, depth=1, activation="tanh", bias_std=0.5, key=key)
+    )(jr.split(jr.key(0), 2))
+
+
+def _state_of_two() -> solvers.TrainingState:
+    return eqx.filter_vmap(solvers.initial_state, in_axes=(0, None))(_stacked(), SGD)
 
 
 def direction(seed: int = 0) -> Any:
@@ -134,6 +147,7 @@ ARGUMENTS: dict[str, tuple[str, Callable[[], Any]]] = {
     "max_stages": ("count", lambda: 64),
     "batch_size": ("chunk", lambda: 2),
     "train.batch_size": ("count", lambda: 2),
+    "train_ensemble.batch_size": ("count", lambda: 2),
     "spawn.batch_size": ("count", lambda: 2),
     "preconditioner_rank": ("order", lambda: 2),
     "order": ("order", lambda: 2),
@@ -151,6 +165,8 @@ ARGUMENTS: dict[str, tuple[str, Callable[[], Any]]] = {
     "widen": ("count", lambda: 1),
     "base_channels": ("count", lambda: 2),
     "channels": ("count", lambda: 2),
+    "load.channels": ("choice", lambda: "last"),
+    "from_hugging_face.channels": ("choice", lambda: "last"),
     "in_channels": ("count", lambda: 1),
     "out_channels": ("count", lambda: 2),
     "groups": ("count", lambda: 2),
@@ -214,10 +230,13 @@ ARGUMENTS: dict[str, tuple[str, Callable[[], Any]]] = {
     "classes": ("labels", lambda: [0, 1]),
     "throw": ("flag", lambda: True),
     "nesterov": ("flag", lambda: True),
+    "record_outputs": ("flag", lambda: True),
     "batched": ("flag", lambda: True),
     # networks and trees like them
     "model": ("model", model),
     "models": ("models", lambda: [model(0), model(1)]),
+    "train_ensemble.models": ("model", _stacked),
+    "train_ensemble.state": ("other", _state_of_two),
     "weight_path.models": ("models", lambda: [model(0), model(1), model(2)]),
     "first": ("model", model),
     "second": ("model", lambda: model(1)),
@@ -287,6 +306,7 @@ NEEDS = {
     "x3": ["x2"],
     "x4": ["x2", "x3"],
     "nesterov": ["momentum"],
+    "momentum": ["learning_rate"],
     "module": ["variables"],
     "variables": ["module"],
 }
@@ -302,8 +322,6 @@ class _Layer:
 
 
 def _with(params: Any) -> Any:
-    import equinox as eqx
-
     return eqx.combine(params, model())
 
 

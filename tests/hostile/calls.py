@@ -280,6 +280,10 @@ CALLS: dict[str, Call] = {
             [part.train for part in found.predictions.values()],
         ),
         given={"predictions": ["order 2"]},
+        settings={
+            ("momentum",): {"predictions": ["order 2 descent"]},
+            ("optimizer",): {"predictions": ["Taylor 1 descent"], "ts": np.array([1.0, 2.0])},
+        },
     ),
     "gradient_descent": _solve(degrees={"y": 1}),
     "width_expansion": _twin(read=lambda found, given: (found.f0, found.f1)),
@@ -310,6 +314,7 @@ CALLS: dict[str, Call] = {
     "training_phase": _twin(),
     "AtLoss": Call(why_none="holds a number; flows that take it are asked"),
     "AtAccuracy": Call(why_none="holds a number; flows that take it are asked"),
+    "train_ensemble": _twin(read=lambda found, given: found.history.train_loss),
     "train": _twin(read=lambda found, given: found.history.train_loss),
     "initial_state": _twin(read=lambda found, given: found.parameters),
     "log_spaced": Call(

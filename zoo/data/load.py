@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, get_args, Literal, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -14,6 +14,8 @@ from zoo.data import files, sources
 from zoo.data.sources import Examples, Source
 
 NORMALIZATIONS = ("unit-variance", "sphere", None)
+
+Channels = Literal["first", "last"]
 
 _SOURCES: dict[str, Callable[[str | Path | None], Source]] = {
     "digits": lambda root: sources.digits(),
@@ -29,9 +31,10 @@ DATASETS = tuple(_SOURCES)
 class Dataset(eqx.Module):
     """Training and test examples with targets.
 
-    Images are channel-first (C, H, W); a source of vectors gives vectors. `labels_*` are indices
-    into `classes`, which holds the labels that the source uses; `y_*` is their one-hot form. Where
-    targets are numbers `y_*` holds them, there are no labels (None) and no `classes`.
+    Images are (C, H, W), or (H, W, C) where `channels` is "last"; a source of vectors gives
+    vectors. `labels_*` are indices into `classes`, which holds the labels that the source uses;
+    `y_*` is their one-hot form. Where targets are numbers `y_*` holds them, there are no labels
+    (None) and no `classes`.
     """
 
     x_train: Float[Array, "n ..."]
@@ -53,6 +56,7 @@ def load(
     n_test: int | None = None,
     seed: int = 0,
     normalize: str | None = "unit-variance",
+    channels: Channels = "first",
 ) -> Dataset:
     """Loads a data set: shuffles by `seed`, balances the classes, splits, normalizes.
 
@@ -86,6 +90,8 @@ def load(
     - `normalize`: "unit-variance" subtracts the mean of all training pixels and divides by their
       standard deviation; "sphere" subtracts that mean and scales every example to |x|^2 = its
       number of entries; None leaves the pixels as they are.
+    - `channels`: "first" gives images as (C, H, W), as the networks of `zoo` take them; "last" as
+      (H, W, C), as those of Flax do. Vectors stay as they are.
 
     **Returns:** a `Dataset` of JAX's default floating-point type.
 
@@ -95,8 +101,8 @@ def load(
     are missing (the message says where to get them); `ImportError` where the package that ships
     the data is missing.
     """
-    _check_options(n_train, n_test, seed, normalize)
-    return _dataset(_source(name, root), classes, n_train, n_test, seed, normalize)
+    _check_options(n_train, n_test, seed, normalize, channels)
+    return _dataset(_source(name, root), classes, n_train, n_test, seed, normalize, channels)
 
 
 def from_hugging_face(
@@ -109,6 +115,7 @@ def from_hugging_face(
     n_test: int | None = None,
     seed: int = 0,
     normalize: str | None = "unit-variance",
+    channels: Channels = "first",
 ) -> Dataset:
     """Takes images and labels from a data set of the Hugging Face library `datasets`.
 
@@ -122,22 +129,27 @@ def from_hugging_face(
     - `image`: the column of the images: `datasets.Image()`, or arrays or nested lists of one
       example's shape in `load`, whose rule for the channels holds for them.
     - `label`: the column of the labels, integers >= 0.
-    - `classes`, `n_train`, `n_test`, `seed`, `normalize`: as in `load`.
+    - `classes`, `n_train`, `n_test`, `seed`, `normalize`, `channels`: as in `load`.
 
     **Returns:** a `Dataset` of JAX's default floating-point type.
 
     **Raises:** `TypeError` where `dataset` is something else; `ValueError` for a missing column or
     split, labels that are no integers, images of unequal shapes, and as `load` does.
     """
-    _check_options(n_train, n_test, seed, normalize)
+    _check_options(n_train, n_test, seed, normalize, channels)
     source = sources.hugging_face(dataset, image=image, label=label)
-    return _dataset(source, classes, n_train, n_test, seed, normalize)
+    return _dataset(source, classes, n_train, n_test, seed, normalize, channels)
 
 
 def _check_options(
-    n_train: int | None, n_test: int | None, seed: int, normalize: str | None
+    n_train: int | None,
+    n_test: int | None,
+    seed: int,
+    normalize: str | None = None,
+    channels: Channels = "first",
 ) -> None:
     checks.choice("normalize", normalize, NORMALIZATIONS)
+    checks.choice("channels", channels, get_args(Channels))
     seed = checks.integer("seed", seed, least=0, most=None)
     for argument, count in (("n_train", n_train), ("n_test", n_test)):
         if count is not None:
@@ -174,11 +186,11 @@ def outline(
     n_test: int | None = None,
     seed: int = 0,
 ) -> Outline:
-    """What `load` with these arguments would give; of .npz files no image is read.
+    """What `load` with these arguments would give, channels first; of .npz files no image is read.
 
     **Raises:** as `load`, but for what is wrong with pixels.
     """
-    _check_options(n_train, n_test, seed, None)
+    _check_options(n_train, n_test, seed)
     source = _source(name, root)
     kept = _kept_classes(source, classes)
     rows = _rows(source, kept, n_train, n_test, seed)
@@ -203,6 +215,7 @@ def _dataset(
     n_test: int | None,
     seed: int,
     normalize: str | None,
+    channels: Channels,
 ) -> Dataset:
     kept = _kept_classes(source, classes)
     train, test = source.train, source.test or source.train
@@ -210,6 +223,8 @@ def _dataset(
     x_train, x_test = train.images(rows_train), test.images(rows_test)
     _check_one_shape(source.name, x_train.shape[1:], x_test.shape[1:])
     x_train, x_test = _normalized(x_train, x_test, normalize)
+    if channels == "last" and x_train.ndim == 4:
+        x_train, x_test = np.moveaxis(x_train, 1, 3), np.moveaxis(x_test, 1, 3)
     y_train, labels_train = _targets(train, rows_train, kept)
     y_test, labels_test = _targets(test, rows_test, kept)
     return Dataset(

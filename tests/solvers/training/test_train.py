@@ -256,6 +256,32 @@ def test_loss_that_is_not_finite_at_the_start_leaves_the_start():
     assert not bool(found.history.valid.any())
 
 
+def test_outputs_on_all_points_are_recorded_where_asked():
+    """With targets and without, whole and in batches, up to a divergence."""
+    record_at = [0, 2, 5]
+    options = {"loss": SQUARED, "optimizer": SGD, "steps": 5, "record_at": record_at}
+    seen = {"train": outputs, "test": lambda model: jax.vmap(model)(X_TEST)}
+    expected = train(MODEL, X, Y, callbacks=seen, **options).history
+    assert expected.outputs is expected.outputs_test is None
+    options["record_outputs"] = True
+    found = train(MODEL, X, Y, x_test=X_TEST, y_test=Y_TEST, **options).history
+    np.testing.assert_allclose(found.outputs, expected.callbacks["train"], rtol=1e-12)
+    np.testing.assert_allclose(found.outputs_test, expected.callbacks["test"], rtol=1e-12)
+    of_test = jax.vmap(jax.vmap(SQUARED), (0, None))(found.outputs_test, Y_TEST)
+    np.testing.assert_allclose(found.test_loss, of_test.mean(1), rtol=1e-12)
+    untold = train(MODEL, X, Y, x_test=X_TEST, batch_size=2, key=jr.key(0), **options).history
+    assert untold.test_loss is None
+    assert untold.outputs.shape == (3, N, 2)
+    np.testing.assert_allclose(untold.outputs_test[0], found.outputs_test[0], rtol=1e-12)
+    assert train(MODEL, X, Y, **options).history.outputs_test is None
+    options |= {"optimizer": optax.sgd(1e200), "throw": False, "x_test": X_TEST}
+    failed = train(MODEL, X, Y, **options).history
+    np.testing.assert_array_equal(failed.valid, [True, False, False])
+    np.testing.assert_array_equal(jnp.isnan(failed.outputs_test[:, 0, 0]), ~failed.valid)
+    empty = train(MODEL, X, Y, **options | {"record_at": []}).history
+    assert (empty.outputs.shape, empty.outputs_test.shape) == ((0, N, 2), (0, 3, 2))
+
+
 def test_batch_norm_gathers_the_statistics_of_batches():
     model, images = batch_norm_network(), jr.normal(jr.key(2), (N, 1, 4, 4))
     found = train(model, images, Y, loss=LOSS, optimizer=SGD, steps=1)
@@ -318,6 +344,9 @@ def test_bad_arguments_are_named(unchecked):
     fails(TypeError, "`optimizer` is 0.1, expected an optax transformation", optimizer=0.1)
     fails(TypeError, "`progress` is True, expected a diffrax", progress=True)
     fails(ValueError, "`x_test` or `y_test` was given alone", x_test=X)
+    alone = {"y_test": Y, "record_outputs": True}
+    fails(ValueError, "`x_test` or `y_test` was given alone", **alone)
+    fails(ValueError, "`x_test`", x_test=X[:, :2], record_outputs=True)
     fails(ValueError, "`y_test` does not fit `x_test`: `y` has shape", x_test=X_TEST, y_test=Y)
     fails(ValueError, "`y` does not hold labels for CrossEntropy", MODEL, X, 2 * Y)
     fails(ValueError, r"`record_at` is \[2, 1\], expected increasing", record_at=[2, 1])

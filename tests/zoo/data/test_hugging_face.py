@@ -52,6 +52,8 @@ def test_hugging_face_colors_come_first_whatever_the_size(shape):
     data = from_hugging_face(dataset, n_train=4, n_test=2, normalize=None)
     rows = np.asarray(data.x_train[:, 0, 0, 0]).astype(int)
     np.testing.assert_array_equal(data.x_train, np.moveaxis(values, -1, 1)[rows])
+    last = from_hugging_face(dataset, n_train=4, n_test=2, normalize=None, channels="last")
+    np.testing.assert_array_equal(last.x_train, values[rows])
 
 
 def test_hugging_face_splits_are_the_official_ones():

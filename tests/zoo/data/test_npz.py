@@ -43,6 +43,30 @@ def test_npz_images_become_channel_first(tmp_path, shape, expected, dtype):
     np.testing.assert_array_equal(data.x_train, moved[labels].reshape(8, *expected))
 
 
+@pytest.mark.parametrize("shape", [(12, 5, 6, 3), (12, 5, 6, 1), (12, 7)])
+@pytest.mark.parametrize("normalize", [None, "unit-variance", "sphere"])
+def test_channels_are_last_where_asked(tmp_path, shape, normalize):
+    x = np.random.default_rng(0).uniform(size=shape)
+    path = save(tmp_path / "set.npz", x=x, y=np.arange(12))
+    options = {"n_train": 8, "n_test": 4, "normalize": normalize}
+    first, last = load(str(path), **options), load(str(path), channels="last", **options)
+    assert last.x_train.shape == (8, *shape[1:])
+    axes = (0, 2, 3, 1) if len(shape) == 4 else (0, 1)
+    np.testing.assert_array_equal(last.x_train, jnp.transpose(first.x_train, axes))
+    np.testing.assert_array_equal(last.x_test, jnp.transpose(first.x_test, axes))
+    if normalize is None:
+        np.testing.assert_array_equal(last.x_test, x[np.asarray(last.labels_test)])
+
+
+def test_images_without_an_axis_of_channels_get_one_last(tmp_path, unchecked):
+    x = np.random.default_rng(0).uniform(size=(12, 5, 6))
+    path = save(tmp_path / "set.npz", x=x, y=np.arange(12))
+    data = load(str(path), normalize=None, channels="last")
+    np.testing.assert_array_equal(data.x_train[..., 0], x[np.asarray(data.labels_train)])
+    with pytest.raises(ValueError, match="`channels` is 'middle', expected one of 'first', 'last'"):
+        load(str(path), channels="middle")
+
+
 def test_npz_is_found_absolutely_below_root_and_in_the_working_directory(tmp_path, monkeypatch):
     (tmp_path / "root").mkdir()
     arrays = {"x": np.eye(10), "y": np.arange(10)[:, None] % 2}
