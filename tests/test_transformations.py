@@ -81,6 +81,9 @@ OF_KERNELS = {
     "kernel_velocity": lambda s: corrections.kernel_velocity(
         jnp.stack([gaussian_kernel(s), gaussian_kernel(2 * s)]), jnp.array([0.0, 1.0])
     ),
+    "taylor_coefficients": lambda s: jnp.stack(
+        corrections.taylor_coefficients(jnp.sin, s * Y, [jnp.cos(Y), s * Y], 2)
+    ),
     "Gaussian": lambda s: solvers.Gaussian(Y, gaussian_kernel(s)).sample(jr.key(0), 2),
     "KernelBlocks": lambda s: solvers.KernelBlocks(
         lambda a, b: gaussian_kernel(s, a, b), POINTS[:N], batch_size=3
