@@ -18,8 +18,10 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 from corrections.kernels.ntk import nngp, ntk
 from corrections.parameters import check_metric, check_model, check_parameters, Metric, Model
 from zoo.common import checks
+from zoo.common.records import short_repr
 
 
+@short_repr
 class MonteCarloKernels(NamedTuple):
     """Averages over draws of a network; see `monte_carlo_kernels`.
 

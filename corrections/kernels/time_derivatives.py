@@ -26,9 +26,11 @@ from corrections.smoothness import warn_at_kinks
 from corrections.taylor.taylor_model import taylor_coefficients
 from zoo.common import checks
 from zoo.common.precision import full_precision
+from zoo.common.records import short_repr
 from zoo.common.trainable import partitioned
 
 
+@short_repr
 class KernelRates(NamedTuple):
     """A tangent kernel and what O_3 and O_4 do to it; see `kernel_rates`.
 

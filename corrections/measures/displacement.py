@@ -30,8 +30,10 @@ from corrections.smoothness import warn_at_kinks
 from corrections.symmetric.positive_matrix import positive_matrix
 from zoo.common import checks
 from zoo.common.precision import full_precision
+from zoo.common.records import short_repr
 
 
+@short_repr
 class LinearityBound(NamedTuple):
     """How far a step leaves the linearisation, and what the Hessian on the way allows.
 

@@ -32,9 +32,11 @@ from corrections.smoothness import warn_at_kinks
 from zoo.common import checks
 from zoo.common.norms import norm
 from zoo.common.precision import full_precision
+from zoo.common.records import short_repr
 from zoo.common.tiles import in_tiles, working_bytes
 
 
+@short_repr
 class NormEstimate(NamedTuple):
     """An operator norm that was found by iteration.
 
@@ -125,6 +127,7 @@ def hessian_norm(
         return hessian_norms(model, x, metric, matvecs, rtol, key)
 
 
+@short_repr
 class Kappa(NamedTuple):
     """The inverse relative scale, and what it is made of; see `kappa`.
 

@@ -29,6 +29,7 @@ from corrections.parameters import (
 from zoo import Frozen
 from zoo.common import checks
 from zoo.common.precision import full_precision
+from zoo.common.records import short_repr
 from zoo.common.tiles import in_tiles
 
 
@@ -54,6 +55,7 @@ def interpolate(first: Model, second: Model, fraction: float | Array) -> Model:
     return _between(first, second, fraction)
 
 
+@short_repr
 class ErrorBarrier(NamedTuple):
     """The barrier between two networks; see `error_barrier`.
 
@@ -115,6 +117,7 @@ def error_barrier(
     return ErrorBarrier(jnp.max(risks) - (risks[0] + risks[-1]) / 2, fractions, risks)
 
 
+@short_repr
 class WeightPath(NamedTuple):
     """The plane in which most of a path of parameters lies; see `weight_path`.
 

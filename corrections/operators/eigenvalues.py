@@ -23,8 +23,10 @@ from corrections.symmetric.layouts import check_symmetric_operator, rounding, ZE
 from zoo.common import checks
 from zoo.common.norms import largest_magnitude, norm
 from zoo.common.precision import full_precision
+from zoo.common.records import short_repr
 
 
+@short_repr
 class Spectrum(NamedTuple):
     """Eigenvalues of a symmetric kernel over (example, output), and what follows from them.
 
@@ -52,6 +54,7 @@ class Spectrum(NamedTuple):
     label_energy: Float[Array, " count"] | None
 
 
+@short_repr
 class SpectralDensity(NamedTuple):
     """A density of eigenvalues as point masses: `weights` (samples, m), each row of sum 1, at
     `nodes` (samples, m). Their mean over samples estimates the mean over all eigenvalues:
@@ -62,6 +65,7 @@ class SpectralDensity(NamedTuple):
     weights: Float[Array, "samples m"]
 
 
+@short_repr
 class Eigenvalues(NamedTuple):
     """Extreme eigenvalues of a symmetric operator, the most wanted first.
 

@@ -22,10 +22,12 @@ from zoo.common import checks
 from zoo.common.checks import Number
 from zoo.common.norms import norm
 from zoo.common.precision import full_precision
+from zoo.common.records import short_repr
 
 Offset = Literal["model", "zero"]
 
 
+@short_repr
 class Regression(NamedTuple):
     """The solution of a kernel regression; see `kernel_regression`.
 

@@ -22,6 +22,7 @@ from solvers.result import SolverError
 from zoo.common import checks
 from zoo.common.checks import Number
 from zoo.common.precision import full_precision
+from zoo.common.records import short_repr
 
 Phase = Literal["lazy", "catapult", "divergent"]
 
@@ -92,6 +93,7 @@ def _largest_eigenvalue(kernel: ArrayLike) -> tuple[Array, int]:
     return jnp.max(values), array.shape[0]
 
 
+@short_repr
 class Catapult(NamedTuple):
     """The output and the kernel of a two-layer linear network under gradient descent; see
     `catapult_map`.

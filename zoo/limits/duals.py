@@ -17,10 +17,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from zoo.common.norms import power_of_two
+from zoo.common.records import short_repr
 from zoo.limits.arcsine import arcsine, safe_sqrt
 from zoo.limits.widths import NoLimitError
 
 
+@short_repr
 class GaussianPair(NamedTuple):
     """The covariances of (u, v), arrays that broadcast against `k12`; |k12| <= root.
 

@@ -18,6 +18,7 @@ from jaxtyping import Array, ArrayLike, Float
 from zoo.common import checks
 from zoo.common.memory import check_fits
 from zoo.common.precision import full_precision
+from zoo.common.records import short_repr
 from zoo.common.tiles import Blocks, DEVICE_BYTES, first_tiles, over_pairs, shards_of, Tiling
 from zoo.common.trainable import is_state
 from zoo.layers.frozen import Frozen
@@ -41,6 +42,7 @@ class QuadratureWarning(UserWarning):
     """An activation without a closed form is resolved to fewer digits than `ERROR_TOLERANCE`."""
 
 
+@short_repr
 class Kernels(NamedTuple):
     """Both kernels of an infinitely wide network, (n1, n2); see `limit`."""
 

@@ -31,10 +31,12 @@ from jaxtyping import Array, Float
 from scipy.optimize import brentq
 
 from zoo.common import checks
+from zoo.common.records import short_repr
 from zoo.layers.activations import activation_function, ActivationFunction
 from zoo.limits.duals import Dual, gaussian_pair, identical_pair, StepDual
 
 
+@short_repr
 class SignalPropagation(NamedTuple):
     """What depth does to the signals in an infinitely wide network.
 
