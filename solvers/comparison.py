@@ -128,8 +128,7 @@ def compare_predictions(
     """
     problem = check_problem(model, x, y, ts, loss=loss, x_test=x_test, metric=metric)
     checks.choice("method", method, ("matrix_free", "dense"))
-    if batch_size is not None:
-        batch_size = checks.integer("batch_size", batch_size)
+    batch_size = checks.integer_or_none("batch_size", batch_size)
     check_tolerances(Tolerances(solver, rtol, atol, max_steps, progress))
     descent = _descent(problem.ts, learning_rate, momentum, optimizer, metric)
     _check_predictions(predictions, descent, loss)

@@ -234,8 +234,7 @@ def _checked(
 ) -> tuple[tuple[Array | None, ...], _Options]:
     """The batches and options, where all of them make sense."""
     checks.choice("method", method, METHODS)
-    if batch_size is not None:
-        batch_size = checks.integer("batch_size", batch_size)
+    batch_size = checks.integer_or_none("batch_size", batch_size)
     batches = tuple(
         None if x is None and slot > 1 else checks.batch(f"x{slot}", x)
         for slot, x in enumerate(sets, start=1)

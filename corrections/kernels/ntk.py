@@ -109,8 +109,7 @@ def tangent_kernel(
     """
     checks.choice("outputs", outputs, ("full", "mean", "diagonal"))
     checks.choice("method", method, METHODS)
-    if batch_size is not None:
-        batch_size = checks.integer("batch_size", batch_size)
+    batch_size = checks.integer_or_none("batch_size", batch_size)
     traced = checks.is_traced((model, x1, x2, metric))
     return _ntk(model, x1, x2, metric, outputs, method, batch_size, shards_of(x1), traced)
 

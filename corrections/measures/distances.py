@@ -255,8 +255,7 @@ def smallest_ntk_eigenvalue(
     for i, model in enumerate(models):
         check_model(model, "x", x, called=f"models[{i}]")
         check_metric(model, metric)
-    if batch_size is not None:
-        batch_size = checks.integer("batch_size", batch_size)
+    batch_size = checks.integer_or_none("batch_size", batch_size)
     smallest = []
     for model in models:
         kernel = tangent_kernel(model, x, metric=metric, batch_size=batch_size)
@@ -268,8 +267,7 @@ def smallest_ntk_eigenvalue(
 
 def _checked_pair(first: Model, second: Model, x: Any, batch_size: int | None) -> tuple[Array, int]:
     """The batch and how many examples are taken at once, where both models take them."""
-    if batch_size is not None:
-        batch_size = checks.integer("batch_size", batch_size)
+    batch_size = checks.integer_or_none("batch_size", batch_size)
     x = checks.batch("x", x)
     outputs = check_model(first, "x", x, called="first")
     check_model(second, "x", x, called="second")

@@ -186,8 +186,7 @@ def kappa(
     x, matvecs, key = checked_estimate(model, x, metric, matvecs, rtol, key)
     starts = checks.integer("starts", starts)
     iterations = checks.integer("iterations", iterations)
-    if batch_size is not None:
-        batch_size = checks.integer("batch_size", batch_size)
+    batch_size = checks.integer_or_none("batch_size", batch_size)
     outputs = check_model(model, "x", x)
     y = target_array(y, (len(x), outputs.shape[0]), because="a row for each example of `x`")
     warn_at_kinks(model, 2)

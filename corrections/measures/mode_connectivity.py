@@ -101,8 +101,7 @@ def error_barrier(
     Source: Fort et al. (2020), section 2; Frankle, Dziugaite, Roy & Carbin (2020), eq. 1.
     """
     points = checks.integer("points", points, least=2)
-    if batch_size is not None:
-        batch_size = checks.integer("batch_size", batch_size)
+    batch_size = checks.integer_or_none("batch_size", batch_size)
     x = checks.batch("x", x)
     outputs = check_model(first, "x", x, called="first")
     check_parameters(second, "second")

@@ -83,8 +83,7 @@ class LossHessian(LinearOperator):
         activations without second derivatives, but for the Gauss-Newton part.
         """
         checks.choice("part", part, PARTS)
-        if batch_size is not None:
-            batch_size = checks.integer("batch_size", batch_size)
+        batch_size = checks.integer_or_none("batch_size", batch_size)
         self.x = checks.batch("x", x)
         outputs = check_model(model, "x", self.x, forward_mode=True)
         shape = (len(self.x), outputs.shape[0])

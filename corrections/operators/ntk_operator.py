@@ -127,8 +127,7 @@ class NTKOperator(KernelOperator):
         real, a model that does not give a vector, a metric that does not fit, a `batch_size`
         below 1.
         """
-        if batch_size is not None:
-            batch_size = checks.integer("batch_size", batch_size)
+        batch_size = checks.integer_or_none("batch_size", batch_size)
         self.x1 = checks.batch("x1", x1)
         self.x2_given = None if x2 is None else checks.batch("x2", x2)
         self.outputs = outputs = check_model(model, "x1", self.x1, forward_mode=True)

@@ -28,8 +28,7 @@ def check_expansion(
     **Raises:** `ValueError` / `TypeError` that names the argument which does not fit.
     """
     check_matrix_free_only(dense, kernel_pairs=kernel_pairs, batch_size=batch_size)
-    if batch_size is not None:
-        batch_size = checks.integer("batch_size", batch_size)
+    batch_size = checks.integer_or_none("batch_size", batch_size)
     loss = MeanSquaredError()
     problem = check_problem(
         model, x, y, [0.0], loss=loss, x_test=x_test, metric=metric, forward_mode=True

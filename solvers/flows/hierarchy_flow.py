@@ -99,8 +99,7 @@ def hierarchy_flow(
         checks.choice("order", order, (2, 3, 4))
         check_matrix_free_only(True, kernel_pairs=kernel_pairs, batch_size=batch_size)
     checks.choice("order", order, (2, 3, 4, 5))
-    if batch_size is not None:
-        batch_size = checks.integer("batch_size", batch_size)
+    batch_size = checks.integer_or_none("batch_size", batch_size)
     # A stored tangent kernel alone takes first derivatives only.
     forward_mode = method == "matrix_free" or order > 2
     problem = check_problem(

@@ -61,8 +61,7 @@ def max_learning_rate(
     Source: Lee et al. (2019), section 2.2; docs/theory.md, section 8.
     """
     m = checks.nonnegative_scalar("momentum", momentum, below=1.0)
-    if n is not None:
-        n = checks.integer("n", n)
+    n = checks.integer_or_none("n", n)
     if isinstance(kernel, lx.AbstractLinearOperator):
         found = extreme_eigenvalues(kernel)
         converged = checks.concrete(found.converged)

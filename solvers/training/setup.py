@@ -76,12 +76,11 @@ def check_setup(
         )
     steps = checks.integer("steps", steps)
     x, y, outputs = _check_examples(model, x, y, loss, "x", None, called)
-    if batch_size is not None:
-        batch_size = checks.integer("batch_size", batch_size)
-        if batch_size > len(x):
-            raise ValueError(
-                f"`batch_size` is {batch_size}, expected at most the {len(x)} examples of `x`."
-            )
+    batch_size = checks.integer_or_none("batch_size", batch_size)
+    if batch_size is not None and batch_size > len(x):
+        raise ValueError(
+            f"`batch_size` is {batch_size}, expected at most the {len(x)} examples of `x`."
+        )
     if batch_size is not None or key is not None:
         checks.key("key", key)
     test = _check_test(model, x_test, y_test, loss, outputs, called, alone=bool(record_outputs))

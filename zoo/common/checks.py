@@ -315,6 +315,11 @@ def integer(name: str, value: Any, *, least: int = 1, most: int | None = MOST) -
     return int(value)
 
 
+def integer_or_none(name: str, value: Any) -> int | None:
+    """As `integer`, where None says that there is no such bound."""
+    return None if value is None else integer(name, value)
+
+
 def size(name: str, value: Any) -> int:
     """`value` as the length of an axis, of an array that may never be formed.
 

@@ -155,8 +155,7 @@ class InfiniteNetwork(eqx.Module):
         if x2 is not None:
             x2 = checks.batch("x2", x2, floating=True).astype(x1.dtype)
             checks.shape("x2", x2, ("n2", *x1.shape[1:]), because="examples as those of `x1`")
-        if batch_size is not None:
-            batch_size = checks.integer("batch_size", batch_size)
+        batch_size = checks.integer_or_none("batch_size", batch_size)
         shards = shards_of(x1)
         n1, n2 = len(x1), len(x1 if x2 is None else x2)
         check_fits(f"the kernel of {n1} x {n2} examples", (n1, n2), x1.dtype, shards)
