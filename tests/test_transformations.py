@@ -133,14 +133,7 @@ FROZEN = {"taylorize"}
 """Derivatives in the parameters that move, and none in those that it is expanded about."""
 NOTHING_TO_TRANSFORM = {"training_phase", "initial_state", "log_spaced", "scale_by_metric"}
 """A word, a list, or what does nothing with arrays yet."""
-FAST = {
-    "ntk",
-    "mse_flow",
-    "posterior",
-    "kernel_target_alignment",
-    "catapult_map",
-    "relative_change",
-}
+FAST = {"ntk", "kernel_target_alignment", "catapult_map"}
 
 NAMES = [pytest.param(n, marks=() if n in FAST else pytest.mark.long) for n in sorted(CALLS)]
 

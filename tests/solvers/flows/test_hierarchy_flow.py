@@ -67,7 +67,16 @@ def _at_order_3(*args, **options):
     return hierarchy_flow(*args, order=3, **options)
 
 
-@pytest.mark.parametrize("flow", [_dense, _in_batches, _at_order_3, parameter_flow])
+@pytest.mark.parametrize(
+    "flow",
+    [
+        _dense,
+        *(
+            pytest.param(f, marks=pytest.mark.long)
+            for f in (_in_batches, _at_order_3, parameter_flow)
+        ),
+    ],
+)
 def test_examples_of_weight_0_only_fill_up_a_set(flow):
     """Of 5 examples 3 count; the mean over 5 is then that over 3."""
     model, x, y = tanh_mlp(), inputs(5), one_hot(5, 2)
