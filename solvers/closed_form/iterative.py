@@ -59,31 +59,38 @@ class Units(NamedTuple):
         return products * jnp.broadcast_to(self.right, products.shape)
 
 
-class Learned(NamedTuple):
-    """u(t) for columns and times.
+class KrylovSolution(NamedTuple):
+    """u for columns, at some times in front or at one.
 
-    - `scaled`: u(t) in `units`, (t, size, columns); `image`: K u(t) in those of b.
-    - `error`: a bound on |K e(t)| / |b| of each column, with what rounding adds.
-    - `backward_error`: that relative to |K| |u(t)| + |b|.
+    - `scaled`: u in `units`, (t, size, columns); `image`: K u in those of b.
+    - `error`: |b - (K + damping) u| / |b| of each column; of u(t) a bound on that of K u(t), with
+      what rounding adds.
+    - `backward_error`: that relative to |K + damping| |u| + |b|: the smallest relative change of
+      K + damping and b for which u is exact.
     - `stagnated`: where rounding keeps the error above `rtol`.
-    - `steps`: the size of the Krylov space; `products`: evaluations of the operator.
-    - `positive`: whether no Ritz value was negative.
+    - `steps`: the most that a column took; `products`: evaluations of the operator.
+    - `positive`: whether no negative eigenvalue was met.
     """
 
-    scaled: Float[Array, "t size c"]
+    scaled: Float[Array, "*t size c"]
     units: Units
-    image: Float[Array, "t size c"]
-    error: Float[Array, "t c"]
-    backward_error: Float[Array, "t c"]
-    stagnated: Bool[Array, "t c"]
+    image: Float[Array, "*t size c"]
+    error: Float[Array, "*t c"]
+    backward_error: Float[Array, "*t c"]
+    stagnated: Bool[Array, "*t c"]
     steps: Int[Array, ""]
     products: Int[Array, ""]
     positive: Bool[Array, ""]
 
     @property
-    def solution(self) -> Float[Array, "t size c"]:
-        """The solution u(t)."""
+    def solution(self) -> Float[Array, "*t size c"]:
+        """The solution u."""
         return self.units.coefficients(self.scaled)
+
+    def as_one_time(self) -> "KrylovSolution":
+        """With an axis of one time in front."""
+        names = ("scaled", "image", "error", "backward_error", "stagnated")
+        return self._replace(**{name: getattr(self, name)[None] for name in names})
 
 
 def learned_at(
@@ -94,7 +101,7 @@ def learned_at(
     damping: Array,
     rtol: Array,
     max_iterations: int,
-) -> Learned:
+) -> KrylovSolution:
     """(1 - exp(-(K + damping) t)) / (K + damping) b: here time carries the 1/n.
 
     One Krylov space for each column, with full reorthogonalisation; the columns share products.
@@ -130,7 +137,7 @@ def learned_at(
     backward_error = error / (found.size + 1)
     arrived = found.error <= jnp.maximum(rtol, eps * found.size)
     evaluations = len(ts) if space.outputs is not None else 1
-    return Learned(
+    return KrylovSolution(
         scaled=scaled,
         units=units,
         image=image * norms[None, None],
@@ -287,34 +294,6 @@ def _projected_to_corner(
     )
 
 
-class Solved(NamedTuple):
-    """(K + damping)^{-1} b for columns.
-
-    - `scaled`: u in `units`, (size, columns); `image`: K u in those of b.
-    - `error`: |b - (K + damping) u| / |b| of each column, by a product of its own.
-    - `backward_error`: that relative to |K + damping| |u| + |b|, the smallest relative change of
-      K + damping and b for which u is exact.
-    - `stagnated`: where rounding keeps the error above `rtol`.
-    - `steps`: the most that a column took; `products`: evaluations of the operator.
-    - `positive`: whether no negative eigenvalue was met.
-    """
-
-    scaled: Float[Array, "size c"]
-    units: Units
-    image: Float[Array, "size c"]
-    error: Float[Array, " c"]
-    backward_error: Float[Array, " c"]
-    stagnated: Bool[Array, " c"]
-    steps: Int[Array, ""]
-    products: Int[Array, ""]
-    positive: Bool[Array, ""]
-
-    @property
-    def solution(self) -> Float[Array, "size c"]:
-        """The solution u."""
-        return self.units.coefficients(self.scaled)
-
-
 def solve(
     operator: Operator,
     right: Float[Array, "size c"],
@@ -323,7 +302,7 @@ def solve(
     rtol: Array,
     max_iterations: int,
     preconditioner_rank: int,
-) -> Solved:
+) -> KrylovSolution:
     """Conjugate gradients, preconditioned by a randomised Nystrom approximation of K."""
     space = space_of("operator", operator)
     together = space.outputs is None
@@ -359,7 +338,7 @@ def solve(
     backward_error = found.error / ((probed.largest + damping / units.kernel) * magnitude + 1)
     spent = found.steps + found.checks
     sketched = min(rank, 1) if together else rank
-    return Solved(
+    return KrylovSolution(
         scaled=scaled,
         units=units,
         image=image * units.right[None],

@@ -13,7 +13,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from solvers.closed_form.iterative import Learned, learned_at, solve, Solved
+from solvers.closed_form.iterative import KrylovSolution, learned_at, solve
 from solvers.closed_form.krylov_outcome import advice, check_krylov_options, outcome, tolerance
 from solvers.frozen_kernel.kernel_problem import check_kernel_problem
 from solvers.frozen_kernel.operators import at_each, check_kernel_operator, Operator, space_of
@@ -146,12 +146,12 @@ def _flow(
         parts.append(learned_at(kernel, right, finite / len(y), **options))
     if to_the_limit:
         limit = solve(kernel, right, preconditioner_rank=preconditioner_rank, **options)
-        parts.append(_as_at_times(limit))
+        parts.append(limit.as_one_time())
 
-    def at_times(of: Callable[[Learned], Array]) -> Array:
+    def at_times(of: Callable[[KrylovSolution], Array]) -> Array:
         return jnp.concatenate([of(part) for part in parts])
 
-    def moved_by(rows: Operator, part: Learned) -> Array:
+    def moved_by(rows: Operator, part: KrylovSolution) -> Array:
         return part.units.outputs(at_each(rows, part.units.of_unit_columns(part.scaled)))
 
     def outputs(start: Array, moved: Array) -> Array:
@@ -177,21 +177,6 @@ def _flow(
         },
         "final": space.rows(parts[-1].solution[-1]),
     }
-
-
-def _as_at_times(limit: Solved) -> Learned:
-    """The limit as the one time of a flow."""
-    return Learned(
-        scaled=limit.scaled[None],
-        units=limit.units,
-        image=limit.image[None],
-        error=limit.error[None],
-        backward_error=limit.backward_error[None],
-        stagnated=limit.stagnated[None],
-        steps=limit.steps,
-        products=limit.products,
-        positive=limit.positive,
-    )
 
 
 def _finish(found: Trajectory, options: dict[str, Any], *, throw: bool) -> Trajectory:
