@@ -34,7 +34,7 @@ from corrections.symmetric.positive_matrix import (
 from solvers.closed_form.gaussian import Gaussian, PredictionError, raise_unless_successful
 from solvers.closed_form.iterative import solve, Units
 from solvers.closed_form.krylov_outcome import advice, check_krylov_options, outcome, tolerance
-from solvers.frozen_kernel.frozen_kernel import frozen_kernel, FrozenKernel
+from solvers.frozen_kernel.frozen_kernel import frozen_kernel, OperatorKernel, StoredKernel
 from solvers.frozen_kernel.operators import (
     check_kernel_operator,
     check_test_operator,
@@ -184,7 +184,7 @@ class _Problem(NamedTuple):
     """What fits each other; `kernel_test_test` as a matrix."""
 
     space: Space
-    kernel: FrozenKernel
+    kernel: StoredKernel | OperatorKernel
     kernel_test_test: Array | None
     y: Float[Array, "n k"]
     f0: Float[Array, "n k"]

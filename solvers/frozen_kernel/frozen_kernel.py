@@ -63,10 +63,6 @@ class FrozenKernel(eqx.Module):
     """Rows of training points, then of test points."""
 
     @abc.abstractmethod
-    def as_operators(self) -> "OperatorKernel":
-        """The same kernel, read as operators."""
-
-    @abc.abstractmethod
     def times(self, g: Float[Array, "n k"]) -> Array:
         """Theta g at all points, (points, k); of a frozen O_p its last slot contracted."""
 
@@ -92,6 +88,7 @@ class OperatorKernel(FrozenKernel):
     test: Operator | None
 
     def as_operators(self) -> "OperatorKernel":
+        """The kernel itself."""
         return self
 
     def across(self, side: int) -> Float[Array, "size side"]:
@@ -109,10 +106,6 @@ class KernelInUnits(FrozenKernel):
 
     kernel: FrozenKernel
     unit: Float[Array, ""]
-
-    def as_operators(self) -> OperatorKernel:
-        train, test = (of := self.kernel.as_operators()).train, of.test
-        return OperatorKernel(train / self.unit, None if test is None else test / self.unit)
 
     def times(self, g: Float[Array, "n k"]) -> Array:
         return self.kernel.times(g) / self.unit
@@ -154,6 +147,7 @@ class StoredKernel(FrozenKernel):
         return KernelInUnits(self, unit), unit
 
     def as_operators(self) -> OperatorKernel:
+        """The same kernel, read as operators."""
         train = self.layout.operator(self.rows, lx.positive_semidefinite_tag)
         return OperatorKernel(train, None if self.test is None else self.layout.operator(self.test))
 
@@ -228,7 +222,7 @@ class StoredKernel(FrozenKernel):
         return float(seen.min() / seen.max()) if seen.size else 1.0
 
 
-def frozen_kernel(kernel: Any, test: Any) -> FrozenKernel:
+def frozen_kernel(kernel: Any, test: Any) -> "StoredKernel | OperatorKernel":
     """The kernel of the training points, an array or an operator, and what of test points is like
     it (None: there are none); checked before.
     """
