@@ -16,7 +16,7 @@ from corrections.parameters import Metric, Model
 from solvers.flows.flow import check_tolerances, Tolerances
 from solvers.frozen_kernel.kernel_problem import Targets
 from solvers.losses import LossFunction, MeanSquaredError
-from solvers.predictions import Case, Outputs, Prediction, SOLVES, Steps, trained
+from solvers.predictions import Case, Outputs, Prediction, SOLVES, trained, TrainingSteps
 from solvers.problem import check_problem
 from solvers.result import Times
 from solvers.training.loop import initial_state
@@ -151,7 +151,7 @@ def compare_predictions(
 
 
 def _check_predictions(
-    predictions: Sequence[Prediction], descent: Steps | None, loss: LossFunction
+    predictions: Sequence[Prediction], descent: TrainingSteps | None, loss: LossFunction
 ) -> None:
     checks.sequence("predictions", predictions, "a sequence of predictions")
     for name in predictions:
@@ -198,7 +198,7 @@ def _descent(
     momentum: float | None,
     optimizer: Optimizer | None,
     metric: Metric | None,
-) -> Steps | None:
+) -> TrainingSteps | None:
     """What the network steps with, if it does."""
     if optimizer is not None:
         as_transformation(optimizer)
@@ -209,7 +209,7 @@ def _descent(
                     f"`{name}` was given with an `optimizer`, expected it to be part of that "
                     "(`scale_by_metric` for a metric)."
                 )
-        return Steps(None, None, optimizer, _steps(ts, 1.0, "1, a step of `optimizer`"))
+        return TrainingSteps(None, None, optimizer, _steps(ts, 1.0, "1, a step of `optimizer`"))
     if learning_rate is None:
         if momentum is not None:
             raise ValueError(
@@ -221,7 +221,9 @@ def _descent(
     if momentum is not None:
         momentum = float(checks.nonnegative_scalar("momentum", momentum, below=1.0))
     rate = float(learning_rate)
-    return Steps(rate, momentum, None, _steps(ts, rate, f"`learning_rate` = {learning_rate}"))
+    return TrainingSteps(
+        rate, momentum, None, _steps(ts, rate, f"`learning_rate` = {learning_rate}")
+    )
 
 
 def _steps(ts: Float[Array, " t"], unit: float, which: str) -> np.ndarray:

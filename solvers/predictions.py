@@ -68,7 +68,7 @@ class Outputs(eqx.Module):
         return "" if self.successful else str(RESULTS[self.record.result])
 
 
-class Steps(NamedTuple):
+class TrainingSteps(NamedTuple):
     """Steps: those of gradient descent, or those of an optimiser."""
 
     learning_rate: float | None
@@ -86,13 +86,15 @@ class Steps(NamedTuple):
 
 
 class Case(NamedTuple):
+    """A network and its training, to be predicted: what `compare_predictions` was given."""
+
     model: Model
     problem: Problem
     loss: LossFunction
     metric: Metric | None
     method: Literal["matrix_free", "dense"]
     batch_size: int | None
-    descent: Steps | None
+    descent: TrainingSteps | None
     tolerances: dict[str, Any]
     progress: diffrax.AbstractProgressMeter | None
 

@@ -128,9 +128,9 @@ def train_ensemble(
         progress=None,
         called="models",
     )
-    if setup.descent.key is not None:
-        keys = jr.split(setup.descent.key, seeds)
-        setup = setup._replace(descent=eqx.tree_at(lambda d: d.key, setup.descent, keys))
+    if setup.problem.key is not None:
+        keys = jr.split(setup.problem.key, seeds)
+        setup = setup._replace(problem=eqx.tree_at(lambda d: d.key, setup.problem, keys))
     start: Any = state
     if start is None:
         start = eqx.filter_vmap(initial_state, in_axes=(0, None))(models, optimizer)
@@ -187,7 +187,7 @@ def _run(setup: Setup, start: TrainingState, seeds: int, *, throw: bool) -> Ense
         for seed in np.flatnonzero((failures >= 0) & (failed_at < 0)).tolist():
             failed_at[seed] = failures[seed]
             ended[seed] = last_finite(
-                _descent_of(setup, seed),
+                _problem_of(setup, seed),
                 _member_at(source, seed),
                 _member_at(state, seed),
                 int(failures[seed]),
@@ -201,7 +201,7 @@ def _run(setup: Setup, start: TrainingState, seeds: int, *, throw: bool) -> Ense
             break
         stop = min(next_row(log.planned, step, setup), step + CHUNK)
         found = advance_seeds(
-            setup.descent, state, jnp.asarray(stop, jnp.int32), jnp.asarray(failed_at, jnp.int32)
+            setup.problem, state, jnp.asarray(stop, jnp.int32), jnp.asarray(failed_at, jnp.int32)
         )
         log.add(step, int(found.state.step), found.losses)
         end(np.asarray(found.failed_at))
@@ -215,11 +215,11 @@ def _run(setup: Setup, start: TrainingState, seeds: int, *, throw: bool) -> Ense
     )
 
 
-def _descent_of(setup: Setup, seed: int) -> Any:
-    descent = setup.descent
-    if descent.key is None:
-        return descent
-    return eqx.tree_at(lambda d: d.key, descent, descent.key[seed])
+def _problem_of(setup: Setup, seed: int) -> Any:
+    problem = setup.problem
+    if problem.key is None:
+        return problem
+    return eqx.tree_at(lambda d: d.key, problem, problem.key[seed])
 
 
 def _member_at(state: TrainingState, seed: int) -> TrainingState:
@@ -301,8 +301,8 @@ class _Log:
         return train, None if test is None else self._seen(state, test)
 
     def _seen(self, state: TrainingState, examples: Examples) -> Seen:
-        descent = self._setup.descent
-        options = (descent.loss, descent.batch_size, self._setup.record_outputs)
+        problem = self._setup.problem
+        options = (problem.loss, problem.batch_size, self._setup.record_outputs)
         return jax.tree.map(np.asarray, _seen(state.model, examples, options))
 
     def add(self, begin: int, end: int, losses: Array) -> None:
@@ -328,7 +328,7 @@ class _Log:
             callbacks={},
             valid=jnp.asarray(valid),
             step_losses=checks.as_given(
-                np.where(after, np.nan, self._losses).astype(self._setup.descent.y.dtype)
+                np.where(after, np.nan, self._losses).astype(self._setup.problem.y.dtype)
             ),
         )
 

@@ -99,7 +99,7 @@ class Log:
     def _seen(self, model: Model, examples: Examples) -> Seen:
         setup = self._setup
         return evaluated(
-            model, examples, setup.descent.loss, setup.descent.batch_size, setup.record_outputs
+            model, examples, setup.problem.loss, setup.problem.batch_size, setup.record_outputs
         )
 
     def add(self, begin: int, end: int, losses: Array) -> None:
@@ -124,7 +124,7 @@ class Log:
             outputs_test=test.outputs,
             callbacks=callbacks,
             valid=jnp.arange(count) < reached,
-            step_losses=checks.as_given(self._losses.astype(self._setup.descent.y.dtype)),
+            step_losses=checks.as_given(self._losses.astype(self._setup.problem.y.dtype)),
         )
 
     def _like_a_row(self, state: TrainingState) -> Row:

@@ -62,7 +62,7 @@ def initial_state(model: Model, optimizer: Optimizer) -> TrainingState:
     return TrainingState(model, optimizer_state, jnp.zeros((), jnp.int32))
 
 
-class Descent(eqx.Module):
+class TrainingProblem(eqx.Module):
     """What a step is made of."""
 
     x: Shaped[Array, "n ..."]
@@ -153,7 +153,7 @@ class Advance(NamedTuple):
 
 @eqx.filter_jit
 def advance(
-    descent: Descent, state: TrainingState, stop: Int[Array, ""], target: Target | None
+    problem: TrainingProblem, state: TrainingState, stop: Int[Array, ""], target: Target | None
 ) -> Advance:
     """Steps from `state` up to the step `stop`, at most `CHUNK`, or until the target is reached.
 
@@ -171,23 +171,23 @@ def advance(
     def body(carry: Any) -> Any:
         arrays, order, losses, _ = carry
         before = eqx.combine(arrays, static)
-        order = descent.order(before.step, order, first)
-        after, value, failed_at = _tried(descent, before, order)
+        order = problem.order(before.step, order, first)
+        after, value, failed_at = _tried(problem, before, order)
         losses = losses.at[before.step - first].set(value.astype(losses.dtype))
         return eqx.filter(after, eqx.is_array), order, losses, failed_at
 
-    losses = jnp.zeros(CHUNK, descent.y.dtype)
-    order = None if descent.batch_size is None else jnp.zeros(len(descent.x), int)
+    losses = jnp.zeros(CHUNK, problem.y.dtype)
+    order = None if problem.batch_size is None else jnp.zeros(len(problem.x), int)
     start = (arrays, order, losses, jnp.full((), -1, first.dtype))
     arrays, _, losses, failed_at = jax.lax.while_loop(goes_on, body, start)
     return Advance(eqx.combine(arrays, static), losses, failed_at)
 
 
 def _tried(
-    descent: Descent, before: TrainingState, order: Array | None
+    problem: TrainingProblem, before: TrainingState, order: Array | None
 ) -> tuple[TrainingState, Array, Int[Array, ""]]:
     """A step, the loss before it, and where it failed (-1 if nowhere)."""
-    after, value = descent.step(before, order)
+    after, value = problem.step(before, order)
     params = jax.tree.leaves(after.parameters)
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in params]))
     failed_at = jnp.where(finite, -1, after.step)
@@ -196,12 +196,15 @@ def _tried(
 
 @eqx.filter_jit
 def advance_seeds(
-    descent: Descent, state: TrainingState, stop: Int[Array, ""], failed_at: Int[Array, " s"]
+    problem: TrainingProblem,
+    state: TrainingState,
+    stop: Int[Array, ""],
+    failed_at: Int[Array, " s"],
 ) -> Advance:
     """As `advance`, all seeds at once, up to `stop` or until none is left: the states of those that
     have failed, `failed_at` some step, hold no numbers.
 
-    `descent.key` are the keys of the seeds (s,), and so are the arrays of the model and of the
+    `problem.key` are the keys of the seeds (s,), and so are the arrays of the model and of the
     optimiser in `state`; they have one step, so that permutations are drawn once an epoch only.
     """
     first = state.step
@@ -212,10 +215,10 @@ def advance_seeds(
         return TrainingState(model, optimizer_state, step)
 
     def order_of(key: PRNGKeyArray | None, before: Array, step: Array) -> Array | None:
-        return eqx.tree_at(lambda d: d.key, descent, key).order(step, before, first)
+        return eqx.tree_at(lambda d: d.key, problem, key).order(step, before, first)
 
     def tried(arrays: PyTree, order: Array | None, failed_at: Array, step: Array) -> Any:
-        after, value, failure = _tried(descent, state_of(arrays, step), order)
+        after, value, failure = _tried(problem, state_of(arrays, step), order)
         moved = eqx.filter((after.model, after.optimizer_state), eqx.is_array)
         return moved, value, jnp.where(failed_at < 0, failure, failed_at)
 
@@ -226,7 +229,7 @@ def advance_seeds(
     def body(carry: Any) -> Any:
         arrays, step, orders, losses, failed_at = carry
         if orders is not None:
-            orders = jax.vmap(order_of, (0, 0, None))(descent.key, orders, step)
+            orders = jax.vmap(order_of, (0, 0, None))(problem.key, orders, step)
         arrays, values, failed_at = jax.vmap(tried, (0, 0, 0, None))(
             arrays, orders, failed_at, step
         )
@@ -234,15 +237,15 @@ def advance_seeds(
         return arrays, step + 1, orders, losses, failed_at
 
     seeds = len(failed_at)
-    losses = jnp.zeros((seeds, CHUNK), descent.y.dtype)
-    orders = None if descent.key is None else jnp.zeros((seeds, len(descent.x)), int)
+    losses = jnp.zeros((seeds, CHUNK), problem.y.dtype)
+    orders = None if problem.key is None else jnp.zeros((seeds, len(problem.x)), int)
     start = (arrays, first, orders, losses, failed_at)
     arrays, step, _, losses, failed_at = jax.lax.while_loop(goes_on, body, start)
     return Advance(state_of(arrays, step), losses, failed_at)
 
 
 def last_finite(
-    descent: Descent, source: TrainingState, state: TrainingState, failed_at: int
+    problem: TrainingProblem, source: TrainingState, state: TrainingState, failed_at: int
 ) -> TrainingState:
     """The last state whose loss and parameters are finite, of a training that went from `source` to
     `state` and failed there or later; the first one where there is none.
@@ -250,7 +253,7 @@ def last_finite(
     begin = state if failed_at > int(state.step) else source
     if failed_at <= int(begin.step):
         return begin
-    return advance(descent, begin, jnp.asarray(failed_at - 1, jnp.int32), None).state
+    return advance(problem, begin, jnp.asarray(failed_at - 1, jnp.int32), None).state
 
 
 class Examples(NamedTuple):

@@ -11,7 +11,7 @@ from jaxtyping import Array, Int
 from corrections.parameters import check_model, check_tree_like, Model
 from solvers.losses import check_targets, LossFunction
 from solvers.training.callbacks import Callbacks, check_callbacks
-from solvers.training.loop import Descent, Examples, TrainingState
+from solvers.training.loop import Examples, TrainingProblem, TrainingState
 from solvers.training.optimizer import as_transformation, Optimizer
 from zoo.common import checks
 
@@ -31,7 +31,7 @@ def log_spaced(steps: int, *, per_decade: int = 10) -> Int[np.ndarray, " r"]:
 class Setup(NamedTuple):
     """What a training does, apart from the state that it starts from."""
 
-    descent: Descent
+    problem: TrainingProblem
     test: Examples | None
     steps: int
     record_at: Int[np.ndarray, " r"]
@@ -42,7 +42,7 @@ class Setup(NamedTuple):
     @property
     def train(self) -> Examples:
         """The training examples."""
-        return Examples(self.descent.x, self.descent.y)
+        return Examples(self.problem.x, self.problem.y)
 
 
 def check_setup(
@@ -90,7 +90,9 @@ def check_setup(
             f"`progress` is {progress!r}, expected a diffrax AbstractProgressMeter or None."
         )
     return Setup(
-        Descent(x, y, loss, transformation, batch_size, None if batch_size is None else key),
+        TrainingProblem(
+            x, y, loss, transformation, batch_size, None if batch_size is None else key
+        ),
         test,
         steps,
         _check_record_at(record_at, steps),
@@ -105,7 +107,7 @@ def check_state(name: str, state: TrainingState, model: Model, setup: Setup) -> 
     beyond the end of the training.
     """
     checks.instance(name, state, TrainingState, "a `TrainingState`, `.state` of a `Training` say")
-    optimizer_state = setup.descent.optimizer.init(state.parameters)
+    optimizer_state = setup.problem.optimizer.init(state.parameters)
     for part, got, like, what in (
         ("model", state.model, model, "`model`"),
         ("optimizer_state", state.optimizer_state, optimizer_state, "a state of `optimizer`"),

@@ -113,8 +113,8 @@ def spawn(
     target = _check_target(match, distance, state)
     children: list[Training] = []
     for key in each:
-        descent = eqx.tree_at(lambda d: d.key, setup.descent, key)
-        child = setup._replace(descent=descent)
+        problem = eqx.tree_at(lambda d: d.key, setup.problem, key)
+        child = setup._replace(problem=problem)
         children.append(run(child, state, target, throw=throw, before=children))
     return children
 

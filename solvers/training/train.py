@@ -203,7 +203,7 @@ def run(
             raise
         failed = failed_call("A step", int(path.state.step), error)
     if path.failed_at is not None:
-        path.state = last_finite(setup.descent, path.source, path.state, path.failed_at)
+        path.state = last_finite(setup.problem, path.source, path.state, path.failed_at)
         result, failure = RESULTS.diverged, _divergence(path, setup)
     elif failed is not None:
         path.failed_at = int(path.state.step)
@@ -238,7 +238,7 @@ def _go(path: _Path, setup: Setup, log: Log, progress: Progress, target: Target 
         if ends or path.failed_at is not None:
             return
         stop = min(log.next_after(step), progress.next_after(step), step + CHUNK)
-        found = advance(setup.descent, path.state, jnp.asarray(stop, jnp.int32), target)
+        found = advance(setup.problem, path.state, jnp.asarray(stop, jnp.int32), target)
         log.add(step, int(found.state.step), found.losses)
         if int(found.failed_at) >= 0:
             path.failed_at = int(found.failed_at)
