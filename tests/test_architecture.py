@@ -33,11 +33,7 @@ def test_imports_point_left_and_are_documented(file):
 
 def room(module):
     """The folder that a module is in; a module of a package itself is a room of its own."""
-    path = ROOT / Path(*module.split("."))
-    parts = module.split(".")
-    if path.is_dir():
-        return module
-    return module if len(parts) <= 2 else ".".join(parts[:2])
+    return ".".join(module.split(".")[:2])
 
 
 def module_of(file):
