@@ -56,7 +56,12 @@ def test_what_lineax_makes_of_an_operator_is_what_it_makes_of_its_matrix(name):
     ):
         found = ravel_pytree(made.mv(vector))[0]
         np.testing.assert_allclose(found, expected @ ravel_pytree(vector)[0], atol=1e-12)
-    np.testing.assert_allclose(lx.diagonal(operator), jnp.diagonal(matrix), atol=1e-13)
+    stored = lx.MatrixLinearOperator(matrix)
+    for read in (lx.diagonal, lx.tridiagonal):
+        for found, expected in zip(
+            jax.tree.leaves(read(operator)), jax.tree.leaves(read(stored)), strict=True
+        ):
+            np.testing.assert_allclose(found, expected, atol=1e-13)
     assert lx.is_symmetric(operator)
     assert lx.is_positive_semidefinite(operator) == (name in ("NTKOperator", "KernelBlocks"))
     assert not lx.is_diagonal(operator)
