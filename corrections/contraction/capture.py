@@ -1,6 +1,6 @@
 """What enters and leaves the layers of a model, seen from outside.
 
-Layers are replaced by stand-ins (`zoo.common.stand_in`) that write down what enters them, inside
+Layers are replaced by stand-ins (`zoo.tracing.stand_in`) that write down what enters them, inside
 one trace of the model. For which layers that is right, `corrections.contraction.contractible` says.
 """
 
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array
 
-from zoo.common.stand_in import OnCall, stand_in
+from zoo.tracing.stand_in import OnCall, stand_in
 
 
 class Call(NamedTuple):

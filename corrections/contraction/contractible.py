@@ -1,8 +1,8 @@
 """Which layers of a model may be contracted: those whose program shows it.
 
-Seen in traces of the model with stand-ins for its layers (`zoo.common.stand_in`), by shapes alone:
+Seen in traces of the model with stand-ins for its layers (`zoo.tracing.stand_in`), by shapes alone:
 
-1. With the stand-ins the program is that of the model as it is (`zoo.common.programs`).
+1. With the stand-ins the program is that of the model as it is (`zoo.tracing.programs`).
 2. Each call is handed the layer's own arrays: not frozen, scaled, adapted or updated ones.
 3. Each call is made by the model's program itself, not by a transformation inside it (`vmap`,
    `scan`, `checkpoint`, `jit`).
@@ -25,7 +25,7 @@ from jaxtyping import Array
 
 from corrections.contraction.capture import Call, Stage
 from zoo.common import checks
-from zoo.common.programs import dependence, mark, marked, needed, same_program, without_gradient
+from zoo.tracing.programs import dependence, mark, marked, needed, same_program, without_gradient
 
 _ARRAYS = "is called with other arrays than its own (frozen, scaled, updated or mapped ones)"
 _ELSEWHERE = "has arrays that are also used outside of its calls"

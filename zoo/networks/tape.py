@@ -1,6 +1,6 @@
 """What goes into each layer of a network, and what comes out.
 
-Every layer of the zoo inside a model is replaced by a stand-in (`zoo.common.stand_in`) that writes
+Every layer of the zoo inside a model is replaced by a stand-in (`zoo.tracing.stand_in`) that writes
 on a tape, which lives inside one trace. Any model that calls zoo layers can be recorded, whatever
 holds them together.
 """
@@ -15,12 +15,12 @@ from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, Float
 
 from zoo.common import checks
-from zoo.common.programs import same_program
-from zoo.common.stand_in import stand_in
 from zoo.layers.activations import Activation
 from zoo.layers.frozen import Frozen
 from zoo.layers.structure import Flatten, GlobalAveragePool
 from zoo.parameterized_layer import ParameterizedLayer
+from zoo.tracing.programs import same_program
+from zoo.tracing.stand_in import stand_in
 
 _LAYERS = ParameterizedLayer | Activation | Flatten | GlobalAveragePool
 

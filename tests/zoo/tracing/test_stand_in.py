@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from zoo import ACTIVATIONS, BatchNorm, Conv, Dense, Flatten
-from zoo.common.stand_in import stand_in
+from zoo.tracing.stand_in import stand_in
 
 
 class Keyed(Dense):

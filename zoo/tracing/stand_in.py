@@ -3,7 +3,7 @@
 A stand-in is of a subclass of its layer's own type and has its fields, so that `isinstance`,
 attributes and maps over its arrays give what they give for the layer. A model can still tell it
 apart (`type(layer) is Dense`): whether it computes the same, its program says
-(`zoo.common.programs`).
+(`zoo.tracing.programs`).
 """
 
 import functools

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo.common.programs import dependence, mark, marked, needed, same_program, without_gradient
+from zoo.tracing.programs import dependence, mark, marked, needed, same_program, without_gradient
 
 X = np.linspace(0.5, 1.5, 3)
 
