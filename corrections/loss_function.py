@@ -4,6 +4,7 @@ A loss takes the outputs f (k,) and the target y (k,) of an example and gives a 
 descended is its mean over examples. `solvers` has some; any function of that kind is one.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -20,12 +21,16 @@ LossFunction = Callable[[Array, Array], Array]
 def target_array(y: Any, shape: tuple[int, int], *, because: str) -> Float[Array, "n k"]:
     """`y` as targets of the shape (n, k) that they have `because` of something.
 
+    As outputs are, targets of a number are k = 1, (n,), and those of more axes are read in C order.
+
     **Raises:** `TypeError` for integer labels; `ValueError` for targets of another shape, or that
     are not finite.
     """
     targets = checks.real_array(
         "y", y, expected=f"targets {shape}, one-hot rows for a classification"
     )
+    if targets.shape[:1] == shape[:1] and targets.size == math.prod(shape):
+        targets = targets.reshape(shape)
     checks.shape("y", targets, shape, because=because)
     checks.finite("y", targets)
     return targets

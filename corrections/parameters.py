@@ -5,6 +5,7 @@ constant non-negative diagonal on them, one learning-rate multiplier a parameter
 theta' = - M (df/dtheta)^T dL/df, and every contraction of two parameter indices takes M.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -12,22 +13,28 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from corrections.forward_mode import check_forward_mode, ForwardModeError
 from zoo import parameters
 from zoo.common import checks
+from zoo.common.examples import count, described, one_of
 from zoo.common.trainable import partitioned
 
-Model = Callable[[Array], Array]
-"""A callable PyTree: one example in, a vector of k outputs out."""
+Model = Callable[[Any], Array]
+"""A callable PyTree: one example in, k outputs out.
+
+An example is an array, or a PyTree of arrays (a dictionary with a mask, a tuple of two inputs), of
+which a batch (n, ...) has a row for each in every leaf. Outputs of shape () are k = 1, those of
+more axes are read as a vector in C order."""
 Params = PyTree[Array]
 Metric = PyTree[Any]
 """A PyTree prefix of the parameters with one scalar, or one array of its shape, a leaf."""
-Apply = Callable[[Params, Array], Array]
+Apply = Callable[[Params, Any], Array]
+"""The outputs (k,) of a model with these parameters for one example."""
 Method = Literal["auto", "structured", "jacobian"]
 """How products of gradients are taken; see `corrections.ntk`."""
-Pairs = tuple[Shaped[Array, "n1 ..."], Shaped[Array, "n2 ..."]]
+Pairs = tuple[PyTree[Shaped[Array, "n1 ..."]], PyTree[Shaped[Array, "n2 ..."]]]
 """Examples of which a kernel is shown."""
 METHODS: tuple[Method, ...] = ("auto", "structured", "jacobian")
 
@@ -36,10 +43,20 @@ def split(model: Model) -> tuple[Params, Apply]:
     """The parameters of `model`, and the function (parameters, one example) -> outputs (k,)."""
     params, static = partitioned(model)
 
-    def apply(params: Params, x: Array) -> Array:
-        return eqx.combine(params, static)(x)
+    def apply(params: Params, x: Any) -> Array:
+        return as_vector(eqx.combine(params, static)(x))
 
     return params, apply
+
+
+def vector_model(model: Model) -> Callable[[Any], Float[Array, " k"]]:
+    """`model` as a function of an example whose outputs are a vector."""
+    return lambda x: as_vector(model(x))
+
+
+def as_vector(outputs: Float[Array, "..."]) -> Float[Array, " k"]:
+    """The outputs for an example, in C order."""
+    return outputs if outputs.ndim == 1 else outputs.reshape(-1)
 
 
 def precondition(metric: Metric | None, gradient: PyTree) -> PyTree:
@@ -54,7 +71,7 @@ def precondition(metric: Metric | None, gradient: PyTree) -> PyTree:
 def check_model(
     model: Model,
     name: str,
-    x: Shaped[Array, "n ..."],
+    x: PyTree[Shaped[Array, "n ..."]],
     *,
     outputs: jax.ShapeDtypeStruct | None = None,
     forward_mode: bool = False,
@@ -110,13 +127,13 @@ def check_real(name: str, tree: PyTree) -> None:
 def check_outputs(
     model: Model,
     name: str,
-    x: Shaped[Array, "n ..."],
+    x: PyTree[Shaped[Array, "n ..."]],
     *,
     outputs: jax.ShapeDtypeStruct | None = None,
     forward_mode: bool = False,
     called: str = "model",
 ) -> jax.ShapeDtypeStruct:
-    """Shape (k,) and dtype of the outputs of `model` on an example of the batch `x`.
+    """Shape (k,) and dtype of the outputs of `model`, read as a vector, on an example of `x`.
 
     Traces the model, so call it inside what is compiled where the time of a call matters.
 
@@ -125,25 +142,27 @@ def check_outputs(
     - `forward_mode`: whether the model has to have derivatives in forward mode.
     - `called`: the argument that the model is.
 
-    **Raises:** `ValueError` where the model does not take such an example, or does not give a
-    vector (one like `outputs`, where that is given); `TypeError` for outputs that are no real
-    floating-point numbers, or a model without the derivatives that are needed.
+    **Raises:** `ValueError` where the model does not take such an example, or does not give an
+    array (of as many entries as `outputs`, where that is given); `TypeError` for outputs that are
+    no real floating-point numbers, or a model without the derivatives that are needed.
     """
-    example = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+    example = one_of(x)
     try:
         out = eqx.filter_eval_shape(model, example)
     except ForwardModeError:
         raise
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError) as error:
         raise ValueError(
-            f"`{called}` does not take an example of `{name}`, which has shape {x.shape[1:]} and "
-            f"dtype {x.dtype} (`{name}` is a batch of shape {x.shape}): {error}"
+            f"`{called}` does not take an example of `{name}`, which has {described(example)} "
+            f"(`{name}` is a batch of {count(x)}): "
+            f"{type(error).__name__}: {error}"
         ) from error
-    if not isinstance(out, jax.ShapeDtypeStruct) or len(out.shape) != 1 or out.shape[0] == 0:
+    if not isinstance(out, jax.ShapeDtypeStruct) or math.prod(out.shape) == 0:
         raise ValueError(
-            f"`{called}(x)` gives {out} for one example of `{name}`, expected a vector of k "
-            "outputs, shape (k,)."
+            f"`{called}(x)` gives {out} for one example of `{name}`, expected one array of k "
+            "outputs, at least one."
         )
+    out = jax.ShapeDtypeStruct((math.prod(out.shape),), out.dtype)
     if not jnp.issubdtype(out.dtype, jnp.floating):
         raise TypeError(
             f"`{called}` gives outputs of dtype {out.dtype} for an example of `{name}`, expected "

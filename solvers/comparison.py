@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int, Shaped
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Shaped
 
 from corrections import taylorize
 from corrections.forward_mode import check_forward_mode
@@ -22,6 +22,7 @@ from solvers.result import Times
 from solvers.training.loop import initial_state
 from solvers.training.optimizer import as_transformation, Optimizer
 from zoo.common import checks
+from zoo.common.examples import one_of
 from zoo.common.precision import full_precision
 
 NETWORK = "network"
@@ -73,7 +74,7 @@ class Comparison(eqx.Module):
 @full_precision
 def compare_predictions(
     model: Model,
-    x: Shaped[ArrayLike, "n ..."],
+    x: PyTree[Shaped[ArrayLike, "n ..."]],
     y: Targets,
     ts: Times | Sequence[int] | Int[ArrayLike, " t"],
     *,
@@ -82,7 +83,7 @@ def compare_predictions(
     learning_rate: float | None = None,
     momentum: float | None = None,
     optimizer: Optimizer | None = None,
-    x_test: Shaped[ArrayLike, "m ..."] | None = None,
+    x_test: PyTree[Shaped[ArrayLike, "m ..."]] | None = None,
     metric: Metric | None = None,
     method: Literal["matrix_free", "dense"] = "matrix_free",
     batch_size: int | None = None,
@@ -133,7 +134,7 @@ def compare_predictions(
     descent = _descent(problem.ts, learning_rate, momentum, optimizer, metric)
     _check_predictions(predictions, descent, loss)
     if not all(method in SOLVES[name].in_reverse_mode for name in predictions):
-        check_forward_mode(model, problem.x[0])
+        check_forward_mode(model, one_of(problem.x))
     if started is not None and not callable(started):
         raise TypeError(f"`started` is {started!r}, expected a function of a name, or None.")
     tolerances = {"rtol": rtol, "atol": atol, "max_steps": max_steps, "solver": solver}

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from corrections import taylorize
 from corrections.kernels.ntk import tangent_kernel
-from corrections.parameters import Metric, Model
+from corrections.parameters import Metric, Model, vector_model
 from solvers.expansion.continuous import width_expansion
 from solvers.expansion.discrete import width_expansion_descent
 from solvers.expansion.record import WidthExpansion
@@ -186,11 +186,11 @@ def _width_expansion_descent(case: Case) -> Outputs:
 
 def _frozen_descent(case: Case) -> Outputs:
     x, y, x_test, _ = case.problem
-    points, n, descent = case.problem.points, len(x), case.descent
+    points, n, descent = case.problem.points, len(y), case.descent
     assert descent is not None
     assert descent.learning_rate is not None
     kernel = tangent_kernel(case.model, points, x, metric=case.metric, batch_size=case.batch_size)
-    f0 = jax.vmap(case.model)(points)
+    f0 = jax.vmap(vector_model(case.model))(points)
     return _outputs(
         gradient_descent(
             kernel[:n],

@@ -2,30 +2,30 @@
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from corrections.parameters import check_metric, check_model, Metric, Model
 from solvers.losses import check_targets, LossFunction
 from solvers.result import check_times
 from zoo.common import checks
+from zoo.common.examples import count, joined
 
 
 class Problem(NamedTuple):
     """What a flow of a model starts from: arrays that fit the model and each other."""
 
-    x: Shaped[Array, "n ..."]
+    x: PyTree[Shaped[Array, "n ..."]]
     y: Float[Array, "n k"]
-    x_test: Shaped[Array, "m ..."] | None
+    x_test: PyTree[Shaped[Array, "m ..."]] | None
     ts: Float[Array, " t"]
 
     @property
-    def points(self) -> Shaped[Array, "points ..."]:
+    def points(self) -> PyTree[Shaped[Array, "points ..."]]:
         """Training points, then test points."""
-        return self.x if self.x_test is None else jnp.concatenate([self.x, self.x_test])
+        return self.x if self.x_test is None else joined(self.x, self.x_test)
 
     @property
-    def sets(self) -> tuple[Array, ...]:
+    def sets(self) -> tuple[PyTree, ...]:
         """Training points and, if there are any, test points."""
         return (self.x,) if self.x_test is None else (self.x, self.x_test)
 
@@ -54,17 +54,13 @@ def check_problem(
     y = check_targets(
         loss,
         y,
-        (x.shape[0], k),
+        (count(x), k),
         because="a row for each example of `x`, a column for each output of `model`",
     )
     if x_test is not None:
         x_test = checks.batch("x_test", x_test)
         check_model(model, "x_test", x_test, outputs=outputs)
-        if x_test.shape[1:] != x.shape[1:]:
-            raise ValueError(
-                f"`x_test` holds examples of shape {x_test.shape[1:]}, expected that of `x`: "
-                f"{x.shape[1:]}."
-            )
+        checks.like_examples("x_test", x_test, "x", x)
     check_metric(model, metric)
     return Problem(x=x, y=y.astype(outputs.dtype), x_test=x_test, ts=ts)
 

@@ -23,7 +23,7 @@ def run(name: str, count: int) -> str:
 
 def test_the_page_on_networks_runs(float32, unchecked, capsys):
     pytest.importorskip("flax")
-    page = run("networks", 8)
+    page = run("networks", 9)
     (shown,) = (text for text in re.findall(r"```text\n(.*?)```", page, re.DOTALL) if "CNN" in text)
     assert capsys.readouterr().out == shown
 

@@ -38,7 +38,7 @@ class Stage:
 
         return stand_in(layer, while_open)
 
-    def run(self, model: Callable[[Array], Array], x: Array) -> Array:
+    def run(self, model: Callable[[Any], Array], x: Any) -> Array:
         """The outputs of the model."""
         try:
             return model(x)
@@ -73,7 +73,7 @@ class Capture(Stage):
 
         return self.stand_in(layer, on_call)
 
-    def run(self, model: Callable[[Array], Array], x: Array) -> Array:
+    def run(self, model: Callable[[Any], Array], x: Any) -> Array:
         """**Raises:** `ValueError` where the calls are not those that are expected."""
         y = super().run(model, x)
         self._check(len(self.inputs) == len(self._expected))

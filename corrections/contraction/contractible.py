@@ -21,9 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from corrections.contraction.capture import Call, Stage
+from corrections.parameters import as_vector
 from zoo.common import checks
 from zoo.tracing.programs import dependence, mark, marked, needed, same_program, without_gradient
 
@@ -59,14 +60,15 @@ class Program:
     **Arguments:**
 
     - `structure`, `nodes`: the model, taken apart into layers and leaves. The arrays may be traced.
-    - `x`: an example, by its shape and dtype.
+    - `x`: an example, by its shapes and dtypes.
     """
 
-    def __init__(self, structure: Any, nodes: list[Any], x: jax.ShapeDtypeStruct):
+    def __init__(self, structure: Any, nodes: list[Any], x: PyTree[jax.ShapeDtypeStruct]):
         self._structure, self._x = structure, x
         self._arrays, self._static = eqx.partition(nodes, is_array)
         self._plain, self.outputs = jax.make_jaxpr(
-            lambda arrays, x: self._model(eqx.combine(arrays, self._static))(x), return_shape=True
+            lambda arrays, x: as_vector(self._model(eqx.combine(arrays, self._static))(x)),
+            return_shape=True,
         )(self._arrays, x)
         leaves, of_arrays = jax.tree.flatten(self._arrays)
         alive = needed(self._plain.jaxpr, ends=without_gradient(self._plain.jaxpr))
@@ -114,13 +116,13 @@ class Program:
         calls: list[Call] = []
         refused: dict[int, str] = {}
 
-        def outputs(arrays: list[Any], inside: list[Any], x: Array) -> Array:
+        def outputs(arrays: list[Any], inside: list[Any], x: PyTree) -> Array:
             nodes = eqx.combine(arrays, self._static)
-            probe = _Probe(type(x), calls, refused)
+            probe = _Probe(type(jax.tree.leaves(x)[0]), calls, refused)
             for number, (i, given) in enumerate(zip(chosen, inside, strict=True)):
                 layer = eqx.combine(given, self._static[i])
                 nodes[i] = probe.probed(nodes[i], i, number, layer)
-            return probe.run(self._model(nodes), x)
+            return as_vector(probe.run(self._model(nodes), x))
 
         try:
             inside = [self._arrays[i] for i in chosen]
@@ -133,7 +135,8 @@ class Program:
         for i in chosen:
             stands_for += [place for place, owner in enumerate(self._owners) if owner == i]
         found = self._read(program, chosen, calls, stands_for, refused)
-        if refused or not same_program(self._plain, program, [*stands_for, count]):
+        places_of_x = range(count, count + len(jax.tree.leaves(self._x)))
+        if refused or not same_program(self._plain, program, [*stands_for, *places_of_x]):
             return refused
         return found
 

@@ -18,7 +18,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from corrections.contraction.capture import Call, Capture
 from corrections.contraction.contractible import Program
@@ -34,7 +34,7 @@ from corrections.contraction.products import (
     Term,
 )
 from corrections.contraction.rules import applicable_rule, ruled_layer, RuledLayer
-from corrections.parameters import Method, Metric, Model
+from corrections.parameters import as_vector, Method, Metric, Model
 from zoo import Frozen, parameters
 from zoo.contraction_rule import has_contraction_rule
 
@@ -75,7 +75,7 @@ class GradientFactors:
     **Arguments:**
 
     - `model`, `metric`: as everywhere.
-    - `x`: an example, or its shape and dtype.
+    - `x`: an example, by its shapes and dtypes.
     - `method`: "jacobian" puts all parameters into the rest; "structured" insists on the rule of
       every layer that has one.
     """
@@ -84,7 +84,7 @@ class GradientFactors:
         paths, self._structure = jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_end)
         nodes, metrics = [node for _, node in paths], _by_node(model, metric)
         self._precision = jnp.result_type(*jax.tree.leaves(parameters(model)))
-        x = jax.eval_shape(self._precise, jax.ShapeDtypeStruct(jnp.shape(x), jnp.result_type(x)))
+        x = jax.eval_shape(self._precise, x)
         program = Program(self._structure, nodes, x)
         ruled = [i for i, node in enumerate(nodes) if has_contraction_rule(node)]
         candidates = [i for i in ruled if applicable_rule(nodes[i], metrics[i]) is not None]
@@ -121,27 +121,31 @@ class GradientFactors:
         if self.rest.size == 0:  # of no type
             self.rest = self.rest_metric = jnp.zeros(0, self.outputs.dtype)
 
-    def _run(self, shifts: list[Array] | None, rest: Array, x: Array) -> tuple[Array, list[Array]]:
+    def _run(self, shifts: list[Array] | None, rest: Array, x: PyTree) -> tuple[Array, list[Array]]:
         """The outputs, and what enters the calls."""
         capture = Capture(self.calls, shifts)
         nodes = eqx.combine(self._unravel(rest), self._static)
         for i, (place, ruled) in enumerate(zip(self._places, self.ruled, strict=True)):
             nodes[place] = capture.captured(ruled.layer, i)
         y = capture.run(jax.tree.unflatten(self._structure, nodes), self._precise(x))
-        return y, capture.inputs
+        return as_vector(y), capture.inputs
 
-    def _precise(self, x: Array) -> Array:
+    def _precise(self, x: PyTree) -> PyTree:
         """An example in the precision of the parameters, if that is higher: what enters the first
         layer is a factor of its gradient.
         """
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            return x
-        return x.astype(jnp.promote_types(x.dtype, self._precision))
+
+        def of_leaf(x: Array) -> Array:
+            if not jnp.issubdtype(x.dtype, jnp.floating):
+                return x
+            return x.astype(jnp.promote_types(x.dtype, self._precision))
+
+        return jax.tree.map(of_leaf, x)
 
     # --- one example ---------------------------------------------------------------------------
 
     @jax.named_scope("gradient_factors")
-    def factors(self, x: Array, tangent: Tangent | None = None) -> Factors:
+    def factors(self, x: PyTree, tangent: Tangent | None = None) -> Factors:
         """The factors of one example, where its calls move along a tangent."""
         shifts, pulls, rest = (None, None, self.rest) if tangent is None else tangent
         shifts = self.zero_tangent().shifts if shifts is None else shifts
@@ -167,7 +171,7 @@ class GradientFactors:
             jacobian,
         )
 
-    def readout(self) -> tuple[Any, Callable[[Array], Array]]:
+    def readout(self) -> tuple[Any, Callable[[PyTree], Array]]:
         """The layer that is called last, and its input as a function of the example.
 
         **Raises:** `ValueError` where it is not a dense layer that gives the model's k outputs, or

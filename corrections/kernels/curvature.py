@@ -16,10 +16,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from corrections.contraction.gradient_factors import Factors, GradientFactors, Tangent
 from corrections.contraction.products import Gradients
+from zoo.common.examples import count
 from zoo.common.tiles import in_tiles, STORED_BYTES, Tiling, working_bytes
 
 _Third = Float[Array, "n1 k n2 k n3 k"]
@@ -46,13 +47,13 @@ class Curvature:
         self._stored, self._working = factored.bytes_per_example(self._materialize)
 
     @jax.named_scope("S")
-    def s(self, x1: Array, x2: Array, x3: Array) -> _Third:
+    def s(self, x1: PyTree, x2: PyTree, x3: PyTree) -> _Third:
         """S(1; 2, 3)."""
         in_second = self._over_gradients(x2)
 
-        def of_rows(x1: Array) -> Array:
+        def of_rows(x1: PyTree) -> Array:
             batch = _MovingBatch(self._factored, x1)
-            tile = self._tile(len(x3), len(x1))
+            tile = self._tile(count(x3), count(x1))
 
             def of_direction(along: Factors) -> Array:
                 first = self._first(batch, batch.along(along)[1])
@@ -63,15 +64,15 @@ class Curvature:
         return self._rows(of_rows, x1)
 
     @jax.named_scope("I")
-    def i(self, x1: Array, x2: Array, x3: Array, x4: Array) -> _Fourth:
+    def i(self, x1: PyTree, x2: PyTree, x3: PyTree, x4: PyTree) -> _Fourth:
         """I(1; 2, 3, 4)."""
         in_second = self._over_gradients(x2)
 
-        def of_rows(x1: Array) -> Array:
+        def of_rows(x1: PyTree) -> Array:
             batch = _MovingBatch(self._factored, x1)
             # What is kept of a third direction is about four times its derivatives.
-            tile3 = self._tile(len(x3), 4 * len(x1))
-            tile4 = self._tile(len(x4), len(x1) * tile3.directions)
+            tile3 = self._tile(count(x3), 4 * count(x1))
+            tile4 = self._tile(count(x4), count(x1) * tile3.directions)
 
             def of_third(along3: Factors) -> Array:
                 move3, dot3 = batch.along(along3)
@@ -93,20 +94,20 @@ class Curvature:
         return self._rows(of_rows, x1)
 
     @jax.named_scope("II")
-    def ii(self, x1: Array, x2: Array, x3: Array, x4: Array) -> _Fourth:
+    def ii(self, x1: PyTree, x2: PyTree, x3: PyTree, x4: PyTree) -> _Fourth:
         """II(1, 2; 3, 4)."""
-        second_tile = self._batch_size or len(x2)
-        one_tile = Tiling(len(x2), second_tile).count == 1
+        second_tile = self._batch_size or count(x2)
+        one_tile = Tiling(count(x2), second_tile).count == 1
         whole = _MovingBatch(self._factored, x2) if one_tile else None
 
-        def of_rows(x1: Array) -> Array:
+        def of_rows(x1: PyTree) -> Array:
             batch = _MovingBatch(self._factored, x1)
-            tile3 = self._tile(len(x3), len(x1))
+            tile3 = self._tile(count(x3), count(x1))
 
             def of_third(along3: Factors) -> Array:
                 first = self._first(batch, batch.along(along3)[1])
 
-                def of_columns(x2: Array) -> Array:
+                def of_columns(x2: PyTree) -> Array:
                     other = whole or _MovingBatch(self._factored, x2)
 
                     def of_fourth(along4: Factors) -> Array:
@@ -114,7 +115,7 @@ class Curvature:
                             first, self._first(other, other.along(along4)[1])
                         )
 
-                    tile4 = self._tile(len(x4), len(x2))
+                    tile4 = self._tile(count(x4), count(x2))
                     found = self._directions_last(of_fourth, x4, tile4)
                     return jnp.moveaxis(found, (2, 3), (0, 1))  # the second set in front
 
@@ -129,20 +130,20 @@ class Curvature:
     def _first(self, batch: "_MovingBatch", dot: Factors) -> Gradients:
         return self._factored.derivative(batch.at, dot, self._materialize)
 
-    def _rows(self, fn: Callable[[Array], Array], x1: Array) -> Array:
+    def _rows(self, fn: Callable[[PyTree], Array], x1: PyTree) -> Array:
         """`fn` of tiles of the first set, its axis in front."""
-        shards = self._shards if len(x1) % self._shards == 0 else 1
+        shards = self._shards if count(x1) % self._shards == 0 else 1
         at_most = self._batch_size or shards * STORED_BYTES // (8 * self._working)
         return in_tiles(fn, x1, at_most, shards, batched=True)
 
-    def _over_gradients(self, x2: Array) -> Callable[[Callable[[Gradients], Array]], Array]:
+    def _over_gradients(self, x2: PyTree) -> Callable[[Callable[[Gradients], Array]], Array]:
         """Applies a function of gradients to those of `x2`, whose axis is the last but one."""
 
-        def gradients(x: Array) -> Gradients:
+        def gradients(x: PyTree) -> Gradients:
             return self._factored.gradients(jax.vmap(self._factored.factors)(x), self._materialize)
 
         at_most = self._batch_size or max(1, STORED_BYTES // self._stored)
-        tiling = Tiling(len(x2), at_most)
+        tiling = Tiling(count(x2), at_most)
         if tiling.count == 1:
             stored = in_tiles(gradients, x2, working_bytes() // self._working, batched=True)
             return lambda fn: fn(stored)
@@ -164,11 +165,11 @@ class Curvature:
         return _DirectionTile(examples, min(directions, self._k))
 
     def _directions_last(
-        self, fn: Callable[[Factors], Array], x: Array, tile: "_DirectionTile"
+        self, fn: Callable[[Factors], Array], x: PyTree, tile: "_DirectionTile"
     ) -> Array:
         """`fn` of the factors of each output of each example, on the two last axes."""
 
-        def of_example(x: Array) -> Array:
+        def of_example(x: PyTree) -> Array:
             inputs, *of_outputs = self._factored.factors(x)
             return in_tiles(lambda c: fn(Factors(inputs, *c)), tuple(of_outputs), tile.outputs)
 
@@ -189,11 +190,11 @@ class _DirectionTile(NamedTuple):
 class _MovingBatch:
     """The factors of a batch, and their derivatives where the parameters move."""
 
-    def __init__(self, factored: GradientFactors, x: Array):
+    def __init__(self, factored: GradientFactors, x: PyTree):
         self._factored = factored
         zero = factored.zero_tangent()
         shifts, pulls = (
-            [jnp.zeros((len(x), *a.shape), a.dtype) for a in arrays]
+            [jnp.zeros((count(x), *a.shape), a.dtype) for a in arrays]
             for arrays in (zero.shifts, zero.pulls)
         )
         self._at_rest = Tangent(shifts, pulls, zero.rest)

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from corrections.contraction.gradient_factors import GradientFactors
 from corrections.kernels.curvature import Curvature
@@ -26,6 +26,7 @@ from corrections.parameters import (
 )
 from corrections.smoothness import warn_at_kinks
 from zoo.common import checks
+from zoo.common.examples import count, one_of
 from zoo.common.memory import check_fits
 from zoo.common.precision import full_precision
 from zoo.common.tiles import shards_of
@@ -34,9 +35,9 @@ from zoo.common.tiles import shards_of
 @full_precision
 def o3(
     model: Model,
-    x1: Shaped[Array, "n1 ..."],
-    x2: Shaped[Array, "n2 ..."] | None = None,
-    x3: Shaped[Array, "n3 ..."] | None = None,
+    x1: PyTree[Shaped[Array, "n1 ..."]],
+    x2: PyTree[Shaped[Array, "n2 ..."]] | None = None,
+    x3: PyTree[Shaped[Array, "n3 ..."]] | None = None,
     *,
     metric: Metric | None = None,
     method: Method = "auto",
@@ -49,7 +50,7 @@ def o3(
 
     **Arguments:**
 
-    - `model`: any callable PyTree, one example in, a vector of k outputs out. Its activations
+    - `model`: any callable PyTree, one example in, k outputs out. Its activations
       should have second derivatives: at kinks (ReLU) these are taken almost everywhere.
     - `x1`, `x2`, `x3`: batches of examples; a missing one means `x1`.
     - `metric`: the learning-rate multipliers M, a PyTree prefix of the parameters (default: 1).
@@ -69,9 +70,9 @@ def o3(
 @full_precision
 def dntk(
     model: Model,
-    x1: Shaped[Array, "n1 ..."],
-    x2: Shaped[Array, "n2 ..."] | None = None,
-    x3: Shaped[Array, "n3 ..."] | None = None,
+    x1: PyTree[Shaped[Array, "n1 ..."]],
+    x2: PyTree[Shaped[Array, "n2 ..."]] | None = None,
+    x3: PyTree[Shaped[Array, "n3 ..."]] | None = None,
     *,
     metric: Metric | None = None,
     method: Method = "auto",
@@ -96,10 +97,10 @@ def dntk(
 @full_precision
 def o4(
     model: Model,
-    x1: Shaped[Array, "n1 ..."],
-    x2: Shaped[Array, "n2 ..."] | None = None,
-    x3: Shaped[Array, "n3 ..."] | None = None,
-    x4: Shaped[Array, "n4 ..."] | None = None,
+    x1: PyTree[Shaped[Array, "n1 ..."]],
+    x2: PyTree[Shaped[Array, "n2 ..."]] | None = None,
+    x3: PyTree[Shaped[Array, "n3 ..."]] | None = None,
+    x4: PyTree[Shaped[Array, "n4 ..."]] | None = None,
     *,
     metric: Metric | None = None,
     method: Method = "auto",
@@ -115,7 +116,7 @@ def o4(
 
     **Arguments:**
 
-    - `model`: any callable PyTree, one example in, a vector of k outputs out. Its activations
+    - `model`: any callable PyTree, one example in, k outputs out. Its activations
       should have third derivatives: at kinks (ReLU) these are taken almost everywhere.
     - `x1`, `x2`, `x3`, `x4`: batches of examples; a missing one means `x1`.
     - `metric`, `method`, `batch_size`: as in `o3`.
@@ -132,10 +133,10 @@ def o4(
 @full_precision
 def ddntk(
     model: Model,
-    x1: Shaped[Array, "n1 ..."],
-    x2: Shaped[Array, "n2 ..."] | None = None,
-    x3: Shaped[Array, "n3 ..."] | None = None,
-    x4: Shaped[Array, "n4 ..."] | None = None,
+    x1: PyTree[Shaped[Array, "n1 ..."]],
+    x2: PyTree[Shaped[Array, "n2 ..."]] | None = None,
+    x3: PyTree[Shaped[Array, "n3 ..."]] | None = None,
+    x4: PyTree[Shaped[Array, "n4 ..."]] | None = None,
     *,
     kind: Literal["I", "II"],
     metric: Metric | None = None,
@@ -185,7 +186,7 @@ class _Options(NamedTuple):
     shards: int
 
 
-def _computed(name: str, model: Model, sets: tuple[Array | None, ...], options: _Options) -> Array:
+def _computed(name: str, model: Model, sets: tuple[PyTree | None, ...], options: _Options) -> Array:
     kernel = _contracted(name, model, sets, options)
     checks.computed("`model`, `x1` to `x4` or `metric`", kernel)
     return kernel
@@ -193,7 +194,7 @@ def _computed(name: str, model: Model, sets: tuple[Array | None, ...], options: 
 
 @eqx.filter_jit
 def _contracted(
-    name: str, model: Model, sets: tuple[Array | None, ...], options: _Options
+    name: str, model: Model, sets: tuple[PyTree | None, ...], options: _Options
 ) -> Array:
     """The sum of contractions that `_SUMS` names; each is computed once for the same sets."""
     first = sets[0]
@@ -204,13 +205,13 @@ def _contracted(
             check_outputs(model, f"x{slot}", x, outputs=outputs)
     given = [0 if x is None else slot for slot, x in enumerate(sets)]
     xs = [first if x is None else x for x in sets]
-    shape = tuple(size for x in xs for size in (len(x), *outputs.shape))
-    counts = " x ".join(str(len(x)) for x in xs)
+    shape = tuple(size for x in xs for size in (count(x), *outputs.shape))
+    counts = " x ".join(str(count(x)) for x in xs)
     check_fits(f"the kernel of {counts} examples", shape, outputs.dtype, options.shards)
     metric, method, batch_size, shards = options
     curvature = Curvature(
-        GradientFactors(model, first[0], metric, method=method),
-        partners=len(xs[1]),
+        GradientFactors(model, one_of(first), metric, method=method),
+        partners=count(xs[1]),
         batch_size=batch_size,
         shards=shards,
     )
@@ -227,11 +228,11 @@ def _contracted(
 
 def _checked(
     model: Model,
-    sets: tuple[Array | None, ...],
+    sets: tuple[PyTree | None, ...],
     metric: Metric | None,
     method: Method,
     batch_size: int | None,
-) -> tuple[tuple[Array | None, ...], _Options]:
+) -> tuple[tuple[PyTree | None, ...], _Options]:
     """The batches and options, where all of them make sense."""
     checks.choice("method", method, METHODS)
     batch_size = checks.integer_or_none("batch_size", batch_size)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
 from corrections.kernels.ntk import nngp, ntk
 from corrections.parameters import check_metric, check_model, check_parameters, Metric, Model
@@ -42,8 +42,8 @@ class MonteCarloKernels(NamedTuple):
 
 def monte_carlo_kernels(
     model_fn: Callable[[PRNGKeyArray], Model],
-    x1: Shaped[Array, "n1 ..."],
-    x2: Shaped[Array, "n2 ..."] | None = None,
+    x1: PyTree[Shaped[Array, "n1 ..."]],
+    x2: PyTree[Shaped[Array, "n2 ..."]] | None = None,
     *,
     n_samples: int,
     key: PRNGKeyArray,

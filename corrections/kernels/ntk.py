@@ -12,7 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from corrections.contraction.gradient_factors import Factors, GradientFactors
 from corrections.contraction.products import Deferred, Gradients, LayerGradients, Materialized, Term
@@ -27,6 +27,7 @@ from corrections.parameters import (
 )
 from zoo import ParameterizedLayer
 from zoo.common import checks
+from zoo.common.examples import count, one_of
 from zoo.common.memory import check_fits
 from zoo.common.precision import full_precision
 from zoo.common.tiles import (
@@ -48,8 +49,8 @@ Outputs = Literal["full", "mean", "diagonal"]
 @full_precision
 def ntk(
     model: Model,
-    x1: Shaped[Array, "n1 ..."],
-    x2: Shaped[Array, "n2 ..."] | None = None,
+    x1: PyTree[Shaped[Array, "n1 ..."]],
+    x2: PyTree[Shaped[Array, "n2 ..."]] | None = None,
     *,
     metric: Metric | None = None,
     outputs: Outputs = "full",
@@ -60,8 +61,10 @@ def ntk(
 
     **Arguments:**
 
-    - `model`: any callable PyTree, one example in, a vector of k outputs out.
-    - `x1`, `x2`: batches of examples, (n1, ...) and (n2, ...); a missing `x2` means `x1`.
+    - `model`: any callable PyTree, one example in, k outputs out: an output of shape () is k = 1,
+      one of more axes is read in C order.
+    - `x1`, `x2`: batches of examples, (n1, ...) and (n2, ...), or PyTrees of arrays with as many
+      rows, one row of each of which the model takes; a missing `x2` means `x1`.
     - `metric`: the learning-rate multipliers M, a PyTree prefix of the parameters (default: 1).
     - `outputs`: "full" gives (n1, k, n2, k); "diagonal" only equal outputs, (n1, n2, k); "mean"
       the average over equal outputs, (n1, n2).
@@ -96,8 +99,8 @@ def ntk(
 
 def tangent_kernel(
     model: Model,
-    x1: Array,
-    x2: Array | None = None,
+    x1: PyTree,
+    x2: PyTree | None = None,
     metric: Metric | None = None,
     outputs: Outputs = "full",
     method: Method = "auto",
@@ -116,7 +119,9 @@ def tangent_kernel(
 
 @full_precision
 def nngp(
-    model: Model, x1: Shaped[Array, "n1 ..."], x2: Shaped[Array, "n2 ..."] | None = None
+    model: Model,
+    x1: PyTree[Shaped[Array, "n1 ..."]],
+    x2: PyTree[Shaped[Array, "n2 ..."]] | None = None,
 ) -> Float[Array, "n1 n2"]:
     """The finite-width kernel of the last hidden representation a, as the readout sees it.
 
@@ -149,13 +154,13 @@ def nngp(
 
 
 @eqx.filter_jit
-def _nngp(model: Model, x1: Array, x2: Array | None) -> Array:
+def _nngp(model: Model, x1: PyTree, x2: PyTree | None) -> Array:
     of_model = check_outputs(model, "x1", x1)
     if x2 is not None:
         check_outputs(model, "x2", x2, outputs=of_model)
-    n1, n2 = len(x1), len(x1 if x2 is None else x2)
+    n1, n2 = count(x1), count(x1 if x2 is None else x2)
     check_fits(f"the kernel of {n1} x {n2} examples", (n1, n2), of_model.dtype)
-    factored = GradientFactors(model, x1[0], None)
+    factored = GradientFactors(model, one_of(x1), None)
     layer, a = factored.readout()
     tile = (
         working_bytes() // factored.bytes_per_example(factored.materialize(pairs=1, partners=1))[1]
@@ -175,8 +180,8 @@ def _nngp(model: Model, x1: Array, x2: Array | None) -> Array:
 @eqx.filter_jit
 def _ntk(
     model: Model,
-    x1: Array,
-    x2: Array | None,
+    x1: PyTree,
+    x2: PyTree | None,
     metric: Metric | None,
     outputs: Outputs,
     method: Method,
@@ -187,16 +192,16 @@ def _ntk(
     of_model = check_outputs(model, "x1", x1)
     if x2 is not None:
         check_outputs(model, "x2", x2, outputs=of_model)
-    n1, n2, k = len(x1), len(x1 if x2 is None else x2), of_model.shape[0]
+    n1, n2, k = count(x1), count(x1 if x2 is None else x2), of_model.shape[0]
     _check_kernel_fits((n1, n2), k, of_model.dtype, outputs, shards)
-    factored = GradientFactors(model, x1[0], metric, method=method)
+    factored = GradientFactors(model, one_of(x1), metric, method=method)
     pairs = k * k if outputs == "full" else k
     partners = min(batch_size or n2, n2)
     materialize = factored.materialize(pairs=pairs, partners=partners)
     stored, working = factored.bytes_per_example(materialize)
     product = _product(factored, outputs)
 
-    def of_batch(x: Array, *, deferred: bool = False) -> Gradients:
+    def of_batch(x: PyTree, *, deferred: bool = False) -> Gradients:
         at = jax.vmap(factored.factors)(x)
         at = _outputs_as_one(at) if outputs == "mean" else at
         return factored.gradients(at, materialize, deferred=deferred)
@@ -208,7 +213,7 @@ def _ntk(
             g1 = of_batch(x1, deferred=True)
             return product(g1, g1 if x2 is None else of_batch(x2, deferred=True))
 
-    def gradients(x: Array, shards: int) -> Gradients:
+    def gradients(x: PyTree, shards: int) -> Gradients:
         return in_tiles(of_batch, x, working_bytes() // working, shards, batched=True)
 
     if batch_size is None and examples * stored > STORED_BYTES * shards:
@@ -269,18 +274,18 @@ def _one_output(gradients: Gradients, i: Array) -> Gradients:
 
 
 def _in_tiles(
-    gradients: Callable[[Array, int], Gradients],
+    gradients: Callable[[PyTree, int], Gradients],
     product: Products,
-    xs: tuple[Array, Array | None],
+    xs: tuple[PyTree, PyTree | None],
     tilings: tuple[Tiling, Tiling],
 ) -> Array:
     """The kernel, block by block; of a batch with itself those on and above the diagonal."""
     shards = tilings[0].shards
 
-    def of_rows(x: Array) -> Gradients:
+    def of_rows(x: PyTree) -> Gradients:
         return gradients(x, shards)
 
-    def of_columns(x: Array) -> Gradients:
+    def of_columns(x: PyTree) -> Gradients:
         return gradients(x, tilings[1].shards)
 
     row, column = first_tiles(xs, tilings)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Shaped
+from jaxtyping import Array, ArrayLike, Float, PyTree, Shaped
 
 from corrections.kernels.ntk import tangent_kernel
 from corrections.parameters import (
@@ -21,13 +21,14 @@ from corrections.parameters import (
     Model,
     Params,
     precondition,
+    split,
 )
 from corrections.smoothness import warn_at_kinks
 from corrections.taylor.taylor_model import taylor_coefficients
 from zoo.common import checks
+from zoo.common.examples import count
 from zoo.common.precision import full_precision
 from zoo.common.records import short_repr
-from zoo.common.trainable import partitioned
 
 
 @short_repr
@@ -47,11 +48,12 @@ class KernelRates(NamedTuple):
 @full_precision
 def kernel_rates(
     model: Model,
-    x: Shaped[ArrayLike, "n ..."],
+    x: PyTree[Shaped[ArrayLike, "n ..."]],
     g: Float[ArrayLike, "n k"],
     *,
     metric: Metric | None = None,
-    kernel_pairs: tuple[Shaped[ArrayLike, "n1 ..."], Shaped[ArrayLike, "n2 ..."]] | None = None,
+    kernel_pairs: tuple[PyTree[Shaped[ArrayLike, "n1 ..."]], PyTree[Shaped[ArrayLike, "n2 ..."]]]
+    | None = None,
 ) -> KernelRates:
     """The first two derivatives in time of the tangent kernel in gradient flow, with g held fixed.
 
@@ -79,7 +81,7 @@ def kernel_rates(
     outputs = check_model(model, "x", x, forward_mode=True)
     (k,) = outputs.shape
     g = checks.real_array("g", g, expected="a number for each output of each example, (n, k)")
-    checks.shape("g", g, (len(x), k), because="a number for each output of each example")
+    checks.shape("g", g, (count(x), k), because="a number for each output of each example")
     checks.finite("g", g)
     if metric is not None:
         check_metric(model, metric)
@@ -92,16 +94,16 @@ def kernel_rates(
 
 @eqx.filter_jit
 def _kernel_rates(
-    model: Model, x: Array, g: Array, metric: Metric | None, x1: Array, x2: Array
+    model: Model, x: PyTree, g: Array, metric: Metric | None, x1: PyTree, x2: PyTree
 ) -> KernelRates:
-    params, static = partitioned(model)
+    params, apply = split(model)
 
     def velocity(params: Params) -> Params:
-        _, pull = jax.vjp(lambda p: jax.vmap(eqx.combine(p, static))(x), params)
+        _, pull = jax.vjp(lambda p: jax.vmap(apply, in_axes=(None, 0))(p, x), params)
         return jax.tree.map(jnp.negative, precondition(metric, pull(g)[0]))
 
     def kernel(params: Params) -> Array:
-        return tangent_kernel(eqx.combine(params, static), x1, x2, metric=metric)
+        return tangent_kernel(eqx.combine(params, model), x1, x2, metric=metric)
 
     first = velocity(params)
     _, second = jax.jvp(velocity, (params,), (first,))

@@ -58,7 +58,7 @@ class LinearityBound(NamedTuple):
 @full_precision
 def linearity_bound(
     model: Model,
-    x: Shaped[Array, "n ..."],
+    x: PyTree[Shaped[Array, "n ..."]],
     displacement: PyTree,
     *,
     samples: int = 5,
@@ -104,7 +104,7 @@ def linearity_bound(
 @full_precision
 def row_space_fraction(
     model: Model,
-    x: Shaped[Array, "n ..."],
+    x: PyTree[Shaped[Array, "n ..."]],
     displacement: PyTree,
     *,
     metric: Metric | None = None,
@@ -142,11 +142,11 @@ def row_space_fraction(
 
 @eqx.filter_jit
 def _fraction(
-    model: Model, x: Array, displacement: Params, kernel: Array, length: Array
+    model: Model, x: PyTree, displacement: Params, kernel: Array, length: Array
 ) -> Float[Array, ""]:
     params, apply = split(model)
 
-    def change(x: Array) -> Array:
+    def change(x: PyTree) -> Array:
         return jax.jvp(lambda p: apply(p, x), (params,), (displacement,))[1]
 
     pushed = jax.vmap(change)(x).ravel()
@@ -180,10 +180,10 @@ def _outside(displacement: Params, metric: Metric) -> Array:
 
 
 @eqx.filter_jit
-def _deviation(model: Model, displacement: Params, x: Array) -> Array:
+def _deviation(model: Model, displacement: Params, x: PyTree) -> Array:
     params, apply = split(model)
 
-    def of_example(x: Array) -> Array:
+    def of_example(x: PyTree) -> Array:
         f, change = jax.jvp(lambda p: apply(p, x), (params,), (displacement,))
         return jnp.abs(apply(eqx.apply_updates(params, displacement), x) - f - change)
 

@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from corrections.kernels.ntk import tangent_kernel
 from corrections.operators.metric_coordinates import metric_norm
 from corrections.parameters import (
+    as_vector,
     check_metric,
     check_model,
     check_real,
@@ -30,6 +31,7 @@ from corrections.parameters import (
 )
 from zoo import Activation, parameters, record
 from zoo.common import checks
+from zoo.common.examples import count, one_of
 from zoo.common.norms import norm
 from zoo.common.precision import full_precision
 from zoo.common.tiles import in_tiles
@@ -147,7 +149,7 @@ def kernel_velocity(
 def function_distance(
     first: Model,
     second: Model,
-    x: Shaped[Array, "n ..."],
+    x: PyTree[Shaped[Array, "n ..."]],
     *,
     space: Space = "outputs",
     batch_size: int | None = None,
@@ -173,7 +175,7 @@ def function_distance(
     return _function_distance(first, second, x, space, batch_size)
 
 
-Preactivations = Callable[[Any, Array], PyTree]
+Preactivations = Callable[[Any, Any], PyTree]
 """A model and one example -> what enters its activations."""
 
 
@@ -181,7 +183,7 @@ Preactivations = Callable[[Any, Array], PyTree]
 def activation_distance(
     first: Model,
     second: Model,
-    x: Shaped[Array, "n ..."],
+    x: PyTree[Shaped[Array, "n ..."]],
     *,
     preactivations: Preactivations | None = None,
     batch_size: int | None = None,
@@ -208,9 +210,7 @@ def activation_distance(
         checks.function("preactivations", preactivations, "a function of a model and an example")
     reads = _recorded if preactivations is None else preactivations
     shapes = [
-        eqx.filter_eval_shape(
-            lambda m, x: reads(m, x), model, jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-        )
+        eqx.filter_eval_shape(lambda m, x: reads(m, x), model, one_of(x))
         for model in (first, second)
     ]
     if not all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(shapes)):
@@ -226,7 +226,7 @@ def activation_distance(
 
 def smallest_ntk_eigenvalue(
     models: Sequence[Model],
-    x: Shaped[Array, "n ..."],
+    x: PyTree[Shaped[Array, "n ..."]],
     *,
     metric: Metric | None = None,
     batch_size: int | None = None,
@@ -265,22 +265,24 @@ def smallest_ntk_eigenvalue(
     return jnp.stack(smallest)
 
 
-def _checked_pair(first: Model, second: Model, x: Any, batch_size: int | None) -> tuple[Array, int]:
+def _checked_pair(
+    first: Model, second: Model, x: Any, batch_size: int | None
+) -> tuple[PyTree, int]:
     """The batch and how many examples are taken at once, where both models take them."""
     batch_size = checks.integer_or_none("batch_size", batch_size)
     x = checks.batch("x", x)
     outputs = check_model(first, "x", x, called="first")
     check_model(second, "x", x, called="second")
     check_model(second, "x", x, outputs=outputs, called="second")
-    return x, len(x) if batch_size is None else batch_size
+    return x, count(x) if batch_size is None else batch_size
 
 
 @eqx.filter_jit
 def _function_distance(
-    first: Model, second: Model, x: Array, space: Space, batch_size: int
+    first: Model, second: Model, x: PyTree, space: Space, batch_size: int
 ) -> Array:
-    def of_example(x: Array) -> Array:
-        f, g = first(x), second(x)
+    def of_example(x: PyTree) -> Array:
+        f, g = as_vector(first(x)), as_vector(second(x))
         if space == "predictions":
             return jnp.not_equal(_prediction(f), _prediction(g)).astype(f.dtype)
         if space == "probabilities":
@@ -296,9 +298,9 @@ def _prediction(f: Array) -> Array:
 
 @eqx.filter_jit
 def _activation_distance(
-    first: Model, second: Model, x: Array, reads: Preactivations, batch_size: int
+    first: Model, second: Model, x: PyTree, reads: Preactivations, batch_size: int
 ) -> Array:
-    def of_example(x: Array) -> Array:
+    def of_example(x: PyTree) -> Array:
         on = [[a > 0 for a in jax.tree.leaves(reads(model, x))] for model in (first, second)]
         differ = jnp.stack([jnp.sum(a != b) for a, b in zip(*on, strict=True)])
         return jnp.sum(differ) / sum(a.size for a in on[0])
@@ -306,6 +308,6 @@ def _activation_distance(
     return jnp.mean(in_tiles(of_example, x, batch_size))
 
 
-def _recorded(model: Any, x: Array) -> list[Array]:
+def _recorded(model: Any, x: PyTree) -> list[Array]:
     calls = record(model, x)[1]
     return [call.input for call in calls if isinstance(call.layer, Activation)]

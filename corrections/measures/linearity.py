@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped
 
 from corrections.loss_function import target_array
 from corrections.operators.krylov import CYCLE, extreme_eigenpairs
@@ -27,9 +27,11 @@ from corrections.parameters import (
     Metric,
     Model,
     Params,
+    vector_model,
 )
 from corrections.smoothness import warn_at_kinks
 from zoo.common import checks
+from zoo.common.examples import count, one_of
 from zoo.common.norms import norm
 from zoo.common.precision import full_precision
 from zoo.common.records import short_repr
@@ -55,7 +57,7 @@ class NormEstimate(NamedTuple):
 @full_precision
 def jacobian_norm(
     model: Model,
-    x: Shaped[Array, "n ..."],
+    x: PyTree[Shaped[Array, "n ..."]],
     *,
     metric: Metric | None = None,
     matvecs: int = 200,
@@ -70,7 +72,7 @@ def jacobian_norm(
 
     **Arguments:**
 
-    - `model`: any callable PyTree, one example in, a vector of k outputs out.
+    - `model`: any callable PyTree, one example in, k outputs out.
     - `x`: a batch of examples, (n, ...).
     - `metric`: the learning-rate multipliers M, a PyTree prefix of the parameters (default: 1).
     - `matvecs`: the most products with Theta that are taken.
@@ -95,7 +97,7 @@ def jacobian_norm(
 @full_precision
 def hessian_norm(
     model: Model,
-    x: Shaped[Array, "n ..."],
+    x: PyTree[Shaped[Array, "n ..."]],
     *,
     metric: Metric | None = None,
     matvecs: int = 200,
@@ -149,8 +151,8 @@ class Kappa(NamedTuple):
 @full_precision
 def kappa(
     model: Model,
-    x: Shaped[Array, "n ..."],
-    y: Float[Array, "n k"],
+    x: PyTree[Shaped[Array, "n ..."]],
+    y: Float[Array, "n ..."],
     *,
     metric: Metric | None = None,
     matvecs: int = 200,
@@ -188,7 +190,7 @@ def kappa(
     iterations = checks.integer("iterations", iterations)
     batch_size = checks.integer_or_none("batch_size", batch_size)
     outputs = check_model(model, "x", x)
-    y = target_array(y, (len(x), outputs.shape[0]), because="a row for each example of `x`")
+    y = target_array(y, (count(x), outputs.shape[0]), because="a row for each example of `x`")
     warn_at_kinks(model, 2)
     first, second = jr.split(key)
     jacobian = jacobian_norm(
@@ -203,7 +205,7 @@ def kappa(
     with jax.numpy_dtype_promotion("standard"):
         counts = (matvecs, starts, iterations)
         curved = _second_derivative(model, x, metric, counts, rtol, batch_size, second)
-        f = jax.vmap(model)(x)
+        f = jax.vmap(vector_model(model))(x)
         distance = norm(y.astype(f.dtype) - f)
     value = (distance / jacobian.value) * (curved.value / jacobian.value)
     relative = curved.residual / curved.value + 2 * jacobian.residual / jacobian.value
@@ -228,7 +230,7 @@ def _jacobian_norm(
 
 @eqx.filter_jit
 def hessian_norms(
-    model: Model, x: Array, metric: Metric | None, matvecs: int, rtol: float, key: PRNGKeyArray
+    model: Model, x: PyTree, metric: Metric | None, matvecs: int, rtol: float, key: PRNGKeyArray
 ) -> NormEstimate:
     """`hessian_norm`, of arguments that fit."""
     flat = MetricCoordinates(model, metric)
@@ -236,7 +238,7 @@ def hessian_norms(
     size = flat.vector.shape[0]
     start = jr.normal(key, (1, size), flat.vector.dtype)
 
-    def of_output(item: tuple[Array, Array]) -> NormEstimate:
+    def of_output(item: tuple[PyTree, Array]) -> NormEstimate:
         product = flat.hessian_product(_weighted, jax.tree.map(lambda a: a[None], item))
         found = extreme_eigenpairs(product, start, which="magnitude", matvecs=matvecs, rtol=rtol)
         return NormEstimate(jnp.abs(found.values[0]), found.residuals[0], found.converged[0])
@@ -245,7 +247,7 @@ def hessian_norms(
     stored = CYCLE * size * start.dtype.itemsize
     at_most = max(1, working_bytes() // stored)
 
-    def of_example(x: Array) -> NormEstimate:
+    def of_example(x: PyTree) -> NormEstimate:
         return in_tiles(lambda w: of_output((x, w)), outputs, at_most)
 
     return in_tiles(of_example, x, max(1, at_most // k))
@@ -254,7 +256,7 @@ def hessian_norms(
 @eqx.filter_jit
 def _second_derivative(
     model: Model,
-    x: Array,
+    x: PyTree,
     metric: Metric | None,
     counts: tuple[int, int, int],
     rtol: float,
@@ -264,16 +266,16 @@ def _second_derivative(
     """|D^2 f| of all outputs of all examples, by alternating iteration."""
     matvecs, starts, iterations = counts
     flat = MetricCoordinates(model, metric)
-    outputs = jax.eval_shape(flat.apply, flat.params, x[0])
+    outputs = jax.eval_shape(flat.apply, flat.params, one_of(x))
     (k,), wide = outputs.shape, jnp.promote_types(outputs.dtype, flat.vector.dtype)
     size, dtype = flat.vector.shape[0], flat.vector.dtype
-    at_once = len(x) if batch_size is None else batch_size
+    at_once = count(x) if batch_size is None else batch_size
 
     def second(u: Array) -> Array:
         """D^2 f[u, u], (n, k)."""
         step = flat.step(u)
 
-        def along(params: Params, x: Array) -> Array:
+        def along(params: Params, x: PyTree) -> Array:
             return jax.jvp(lambda p: flat.apply(p, x), (params,), (step,))[1]
 
         return in_tiles(
@@ -306,7 +308,7 @@ def _second_derivative(
 
     def of_start(key: PRNGKeyArray) -> tuple[Array, Array]:
         for_weights, for_vector = jr.split(key)
-        weights = jr.normal(for_weights, (len(x), k), dtype)
+        weights = jr.normal(for_weights, (count(x), k), dtype)
         weights /= jnp.linalg.norm(weights)
         vector = jr.normal(for_vector, (size,), dtype)
         infinite = jnp.asarray(jnp.inf, wide)
@@ -327,9 +329,9 @@ def _weighted(apply: Apply, params: Params, item: Any) -> Array:
     return jnp.vdot(weights, apply(params, x))
 
 
-def _outputs_shape(apply: Apply, params: Params, x: Array) -> tuple[int, ...]:
+def _outputs_shape(apply: Apply, params: Params, x: PyTree) -> tuple[int, ...]:
     """The shape (k,) of the outputs."""
-    return jax.eval_shape(apply, params, x[0]).shape
+    return jax.eval_shape(apply, params, one_of(x)).shape
 
 
 def checked_estimate(
@@ -339,7 +341,7 @@ def checked_estimate(
     matvecs: int,
     rtol: float,
     key: PRNGKeyArray | None,
-) -> tuple[Array, int, PRNGKeyArray]:
+) -> tuple[PyTree, int, PRNGKeyArray]:
     """The batch, the count and the key, where all arguments of an estimate fit."""
     matvecs = checks.integer("matvecs", matvecs)
     checks.nonnegative_number("rtol", rtol, strictly=True)

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from corrections.loss_function import check_scalar, target_array
 from corrections.operators.metric_coordinates import root_of_metric, without_metric
 from corrections.parameters import (
+    as_vector,
     check_metric,
     check_model,
     check_parameters,
@@ -28,6 +29,7 @@ from corrections.parameters import (
 )
 from zoo import Frozen
 from zoo.common import checks
+from zoo.common.examples import count
 from zoo.common.precision import full_precision
 from zoo.common.records import short_repr
 from zoo.common.tiles import in_tiles
@@ -74,8 +76,8 @@ class ErrorBarrier(NamedTuple):
 def error_barrier(
     first: Model,
     second: Model,
-    x: Shaped[Array, "n ..."],
-    y: Float[Array, "n k"],
+    x: PyTree[Shaped[Array, "n ..."]],
+    y: Float[Array, "n ..."],
     *,
     points: int = 11,
     risk: Callable[[Array, Array], Array] | None = None,
@@ -105,11 +107,11 @@ def error_barrier(
     x = checks.batch("x", x)
     outputs = check_model(first, "x", x, called="first")
     check_parameters(second, "second")
-    y = target_array(y, (len(x), outputs.shape[0]), because="a row for each example of `x`")
+    y = target_array(y, (count(x), outputs.shape[0]), because="a row for each example of `x`")
     if risk is not None:
         check_scalar("risk", risk, y, (jnp.floating, jnp.integer, jnp.bool_))
     interpolate(first, second, 0.0)
-    at_once = len(x) if batch_size is None else batch_size
+    at_once = count(x) if batch_size is None else batch_size
     fractions = jnp.linspace(0, 1, points)
     risks = _risks(first, second, x, y, fractions, risk, at_once)
     checks.computed("`first`, `second`, `x` or `risk`", risks)
@@ -213,7 +215,7 @@ def _between(first: Any, second: Any, fraction: float | Array) -> Any:
 def _risks(
     first: Model,
     second: Model,
-    x: Array,
+    x: PyTree,
     y: Array,
     fractions: Array,
     risk: Callable[[Array, Array], Array] | None,
@@ -224,9 +226,9 @@ def _risks(
     def at(fraction: Array) -> Array:
         model = _between(first, second, fraction)
 
-        def of_example(item: tuple[Array, Array]) -> Array:
+        def of_example(item: tuple[PyTree, Array]) -> Array:
             x, y = item
-            f = model(x)
+            f = as_vector(model(x))
             return of_outputs(f, y.astype(f.dtype)).astype(f.dtype)
 
         return jnp.mean(in_tiles(of_example, (x, y), batch_size))

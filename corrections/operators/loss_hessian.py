@@ -33,6 +33,7 @@ from corrections.parameters import (
 from corrections.smoothness import warn_at_kinks
 from zoo import parameters
 from zoo.common import checks
+from zoo.common.examples import count
 from zoo.common.precision import full_precision
 
 Part = Literal["full", "gauss_newton", "residual"]
@@ -48,7 +49,7 @@ class LossHessian(LinearOperator):
     """
 
     model: PyTree
-    x: Shaped[Array, "n ..."]
+    x: PyTree[Shaped[Array, "n ..."]]
     y: Float[Array, "n k"]
     loss: LossFunction
     part: Part = eqx.field(static=True)
@@ -58,8 +59,8 @@ class LossHessian(LinearOperator):
     def __init__(
         self,
         model: Model,
-        x: Shaped[Array, "n ..."],
-        y: Float[Array, "n k"],
+        x: PyTree[Shaped[Array, "n ..."]],
+        y: Float[Array, "n ..."],
         *,
         loss: LossFunction,
         part: Part = "full",
@@ -68,7 +69,7 @@ class LossHessian(LinearOperator):
     ):
         """**Arguments:**
 
-        - `model`: any callable PyTree, one example in, a vector of k outputs out.
+        - `model`: any callable PyTree, one example in, k outputs out.
         - `x`, `y`: examples (n, ...) and targets (n, k).
         - `loss`: per example, (f (k,), y (k,)) -> scalar, such as `solvers.CrossEntropy()`; its
           mean over examples is what is differentiated.
@@ -86,7 +87,7 @@ class LossHessian(LinearOperator):
         batch_size = checks.integer_or_none("batch_size", batch_size)
         self.x = checks.batch("x", x)
         outputs = check_model(model, "x", self.x, forward_mode=True)
-        shape = (len(self.x), outputs.shape[0])
+        shape = (count(self.x), outputs.shape[0])
         because = "a row for each example of `x`, a column for each output of `model`"
         self.y = check_targets(loss, y, shape, because=because).astype(outputs.dtype)
         check_metric(model, metric)
@@ -132,7 +133,7 @@ class LossHessian(LinearOperator):
     def prepared(self) -> lx.FunctionLinearOperator:
         """The same operator, the network linearized once for all products."""
         flat = MetricCoordinates(self.model, self.metric)
-        n, loss = len(self.x), self.loss
+        n, loss = count(self.x), self.loss
 
         def full(apply: Apply, params: Params, item: Any) -> Array:
             x, y = item

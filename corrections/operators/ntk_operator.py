@@ -29,6 +29,7 @@ from corrections.parameters import (
 from corrections.taylor.linearization import linearization, LinearizedKernel
 from corrections.taylor.taylor_model import taylor_coefficients
 from zoo.common import checks
+from zoo.common.examples import count
 from zoo.common.precision import full_precision
 
 
@@ -69,12 +70,12 @@ class KernelOperator(LinearOperator):
     def in_structure(self) -> jax.ShapeDtypeStruct:
         """Shape (n2, k) and dtype of what the operator takes."""
         outputs = self.kernel.outputs
-        return jax.ShapeDtypeStruct((len(self.kernel.x2), *outputs.shape), outputs.dtype)
+        return jax.ShapeDtypeStruct((count(self.kernel.x2), *outputs.shape), outputs.dtype)
 
     def out_structure(self) -> jax.ShapeDtypeStruct:
         """Shape (n1, k) and dtype of what it gives."""
         taken = self.in_structure()
-        return jax.ShapeDtypeStruct((len(self.kernel.x1), *taken.shape[1:]), taken.dtype)
+        return jax.ShapeDtypeStruct((count(self.kernel.x1), *taken.shape[1:]), taken.dtype)
 
     @full_precision
     def mv(self, vector: Float[Array, "n2 k"]) -> Float[Array, "n1 k"]:
@@ -98,8 +99,8 @@ class NTKOperator(KernelOperator):
     """
 
     model: PyTree
-    x1: Shaped[Array, "n1 ..."]
-    x2_given: Shaped[Array, "n2 ..."] | None
+    x1: PyTree[Shaped[Array, "n1 ..."]]
+    x2_given: PyTree[Shaped[Array, "n2 ..."]] | None
     metric: Metric | None
     batch_size: int | None = eqx.field(static=True)
     outputs: jax.ShapeDtypeStruct = eqx.field(static=True)
@@ -108,15 +109,15 @@ class NTKOperator(KernelOperator):
     def __init__(
         self,
         model: Model,
-        x1: Shaped[Array, "n1 ..."],
-        x2: Shaped[Array, "n2 ..."] | None = None,
+        x1: PyTree[Shaped[Array, "n1 ..."]],
+        x2: PyTree[Shaped[Array, "n2 ..."]] | None = None,
         *,
         metric: Metric | None = None,
         batch_size: int | None = None,
     ):
         """**Arguments:**
 
-        - `model`: any callable PyTree, one example in, a vector of k outputs out.
+        - `model`: any callable PyTree, one example in, k outputs out.
         - `x1`, `x2`: batches of examples; a missing `x2` means `x1`, and the operator is symmetric
           and positive semidefinite.
         - `metric`: the learning-rate multipliers M, a PyTree prefix of the parameters (default: 1).
@@ -138,7 +139,7 @@ class NTKOperator(KernelOperator):
         self._linearized = self.linearized((), 0)
 
     @property
-    def x2(self) -> Shaped[Array, "n2 ..."]:
+    def x2(self) -> PyTree[Shaped[Array, "n2 ..."]]:
         """The examples that the operator takes vectors on."""
         return self.x1 if self.x2_given is None else self.x2_given
 

@@ -37,7 +37,7 @@ class Linearization(eqx.Module):
 @full_precision
 @eqx.filter_jit
 def linearization(
-    model: PyTree, x: Shaped[Array, "n ..."], path: Sequence[PyTree], order: int
+    model: PyTree, x: PyTree[Shaped[Array, "n ..."]], path: Sequence[PyTree], order: int
 ) -> Linearization:
     """The linearization of a model on a batch, up to eps^order along a path of its parameters."""
     params, apply = split(model)

@@ -28,6 +28,7 @@ from corrections.smoothness import warn_at_kinks
 from corrections.taylor.jets import coefficients_along, hoist_barrier, jet
 from zoo import forward_train, parameters
 from zoo.common import checks
+from zoo.common.examples import one_of
 from zoo.common.precision import full_precision
 from zoo.common.trainable import partitioned
 from zoo.layers.frozen import Frozen
@@ -95,17 +96,17 @@ class TaylorModel(eqx.Module):
             return None
         return eqx.tree_at(lambda taylor: taylor.model, parameters(self), metric)
 
-    def __call__(self, x: Shaped[Array, "..."]) -> Float[Array, " k"]:
-        """The expansion for one example."""
+    def __call__(self, x: PyTree[Shaped[Array, "..."]]) -> Float[Array, "..."]:
+        """The expansion for one example, in the shape of the model's outputs."""
         if self.order > 0:
             check_forward_mode(self.model, x)
-        _, apply = split(self.model)
-        terms = self._terms(lambda p: apply(p, x))
+        _, static = partitioned(self.model)
+        terms = self._terms(lambda p: eqx.combine(p, static)(x))
         return sum(terms[1:], start=terms[0])
 
     def forward_train(
-        self, xs: Shaped[Array, "n ..."]
-    ) -> tuple[Float[Array, "n k"], "TaylorModel"]:
+        self, xs: PyTree[Shaped[Array, "n ..."]]
+    ) -> tuple[Float[Array, "n ..."], "TaylorModel"]:
         """See `zoo.forward_train`: the expansion of what a batch gives in training, where batch
         normalization takes the batch's own statistics, and those depend on the parameters.
 
@@ -113,7 +114,7 @@ class TaylorModel(eqx.Module):
         this is.
         """
         if self.order > 0:
-            check_forward_mode(self.model, xs[0])
+            check_forward_mode(self.model, one_of(xs))
         params, static = partitioned(self.model)
         terms = self._terms(lambda p: forward_train(eqx.combine(p, static), xs)[0])
         _, moved = forward_train(eqx.combine(self.base, static), xs)
@@ -176,7 +177,7 @@ def taylorize(model: Model, order: int, *, at: Model | None = None) -> TaylorMod
 
 @full_precision
 def taylor_terms(
-    model: Model, x: Shaped[Array, "n ..."], displacement: PyTree, order: int
+    model: Model, x: PyTree[Shaped[Array, "n ..."]], displacement: PyTree, order: int
 ) -> Float[Array, "terms n k"]:
     """Each order's contribution to the Taylor expansion of `model` about its parameters.
 

@@ -17,7 +17,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Shaped
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree, Shaped
 
 from corrections.symmetric.layouts import warn_where_dropped
 from corrections.symmetric.positive_matrix import is_positive
@@ -28,6 +28,7 @@ from solvers.losses import check_targets, MeanSquaredError
 from solvers.result import as_times, check_times, ends_at_infinity, last_valid, RESULTS, Times
 from zoo.common import checks
 from zoo.common.checks import Number
+from zoo.common.examples import count, joined
 from zoo.common.memory import check_fits
 from zoo.common.precision import full_precision
 
@@ -80,11 +81,11 @@ class Ensemble(eqx.Module):
 def ensemble(
     nngp: KernelFunction,
     ntk: KernelFunction,
-    x: Shaped[ArrayLike, "n ..."],
+    x: PyTree[Shaped[ArrayLike, "n ..."]],
     y: Float[ArrayLike, "n k"],
     ts: Times,
     *,
-    x_test: Shaped[ArrayLike, "m ..."] | None = None,
+    x_test: PyTree[Shaped[ArrayLike, "m ..."]] | None = None,
     diag_reg: Number = 0.0,
     diag_reg_scale: RidgeScale = "absolute",
     throw: bool = True,
@@ -121,17 +122,15 @@ def ensemble(
     x = checks.batch("x", x)
     if np.ndim(y) != 2:
         raise ValueError(f"`y` has shape {np.shape(y)}, expected targets (n, k).")
-    shape = (len(x), np.shape(y)[1])
+    shape = (count(x), np.shape(y)[1])
     y = check_targets(MeanSquaredError(), y, shape, because="a row for each example of `x`")
     both = x
     if x_test is not None:
         x_test = checks.batch("x_test", x_test)
-        checks.shape("x_test", x_test, ("m", *x.shape[1:]), because="examples as those of `x`")
-        floating = jnp.issubdtype(x.dtype, jnp.floating)
-        dtype = x.dtype if floating else jnp.promote_types(x.dtype, x_test.dtype)
-        both = jnp.concatenate([x.astype(dtype), x_test.astype(dtype)])
+        checks.like_examples("x_test", x_test, "x", x)
+        both = joined(x, x_test)
     ridge = check_ridge(diag_reg, diag_reg_scale)
-    check_fits("the covariance at all times", (len(ts), len(both), len(both)), y.dtype)
+    check_fits("the covariance at all times", (len(ts), count(both), count(both)), y.dtype)
     theta = kernel_between("ntk", ntk, both, x, symmetric=True)
     prior = kernel_between("nngp", nngp, both, both, symmetric=True)
     dtype = theta.dtype

@@ -17,7 +17,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, Shaped
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree, Shaped
 
 from corrections.parameters import (
     check_metric,
@@ -46,6 +46,7 @@ from solvers.steps.stability import SMALLER_STEPS
 from solvers.steps.step_counts import check_steps, StepCounts
 from zoo.common import checks
 from zoo.common.checks import Number
+from zoo.common.examples import count
 from zoo.common.precision import full_precision
 
 
@@ -157,7 +158,7 @@ def mse_descent(
 @full_precision
 def linearized_model(
     model: Model,
-    x: Shaped[ArrayLike, "n ..."],
+    x: PyTree[Shaped[ArrayLike, "n ..."]],
     coefficients: Float[ArrayLike, "n k"],
     *,
     metric: Metric | None = None,
@@ -182,7 +183,7 @@ def linearized_model(
     outputs = check_model(model, "x", x)
     check_metric(model, metric)
     a = checks.real_array("coefficients", coefficients, expected="an array (n, k)")
-    checks.shape("coefficients", a, (len(x), *outputs.shape), "one for each output of `model`")
+    checks.shape("coefficients", a, (count(x), *outputs.shape), "one for each output of `model`")
     checks.finite("coefficients", a)
     params, apply = split(model)
     _, pull = jax.vjp(lambda p: jax.vmap(apply, in_axes=(None, 0))(p, x), params)

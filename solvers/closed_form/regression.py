@@ -11,15 +11,16 @@ from typing import Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int, Shaped
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Shaped
 
 from corrections.kernels.ntk import tangent_kernel
-from corrections.parameters import check_metric, check_model, Metric, Model
+from corrections.parameters import check_metric, check_model, Metric, Model, vector_model
 from corrections.symmetric.layouts import warn_where_dropped
 from solvers.frozen_kernel.frozen_kernel import Ridge, StoredKernel
 from solvers.losses import check_targets, MeanSquaredError
 from zoo.common import checks
 from zoo.common.checks import Number
+from zoo.common.examples import count
 from zoo.common.norms import norm
 from zoo.common.precision import full_precision
 from zoo.common.records import short_repr
@@ -51,9 +52,9 @@ class Regression(NamedTuple):
 @full_precision
 def kernel_regression(
     model: Model,
-    x: Shaped[ArrayLike, "n ..."],
-    y: Float[ArrayLike, "n k"],
-    x_test: Shaped[ArrayLike, "m ..."] | None = None,
+    x: PyTree[Shaped[ArrayLike, "n ..."]],
+    y: Float[ArrayLike, "n ..."],
+    x_test: PyTree[Shaped[ArrayLike, "m ..."]] | None = None,
     *,
     offset: Offset = "model",
     ridge: Number = 0.0,
@@ -90,7 +91,7 @@ def kernel_regression(
     added = Ridge(checks.nonnegative_scalar("ridge", ridge), False)
     x = checks.batch("x", x)
     found = check_model(model, "x", x)
-    shape = (len(x), found.shape[0])
+    shape = (count(x), found.shape[0])
     because = "a row for each example of `x`, a column for each output of `model`"
     y = check_targets(MeanSquaredError(), y, shape, because=because).astype(found.dtype)
     points = [x]
@@ -113,16 +114,16 @@ def kernel_regression(
 @eqx.filter_jit
 def _regression(
     model: Model,
-    points: list[Array],
+    points: list[PyTree],
     y: Array,
     rows: list[Array],
     from_model: bool,
     ridge: Ridge,
 ) -> Regression:
     n, k = y.shape
-    kernel = StoredKernel(*rows)
+    kernel, outputs = StoredKernel(*rows), jax.vmap(vector_model(model))
     offset = jnp.concatenate(
-        [jax.vmap(model)(p) if from_model else jnp.zeros((len(p), k), y.dtype) for p in points]
+        [outputs(p) if from_model else jnp.zeros((count(p), k), y.dtype) for p in points]
     )
     found = kernel.solved(ridge, y - offset[:n])
     moved = kernel.outputs(found.coefficients, k)

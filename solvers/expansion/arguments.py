@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from jaxtyping import ArrayLike, Shaped
+from jaxtyping import ArrayLike, PyTree, Shaped
 
 from corrections.parameters import check_pairs, Metric, Model, Pairs
 from solvers.losses import MeanSquaredError
 from solvers.problem import check_matrix_free_only, check_problem, Problem
 from zoo.common import checks
 
-PairsOfExamples = tuple[Shaped[ArrayLike, "n1 ..."], Shaped[ArrayLike, "n2 ..."]]
+PairsOfExamples = tuple[PyTree[Shaped[ArrayLike, "n1 ..."]], PyTree[Shaped[ArrayLike, "n2 ..."]]]
 
 
 def check_expansion(

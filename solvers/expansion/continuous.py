@@ -18,7 +18,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree, Shaped
 
 from corrections import o3, o4
 from corrections.kernels.ntk import tangent_kernel
-from corrections.parameters import Metric, Model
+from corrections.parameters import Metric, Model, vector_model
 from corrections.smoothness import warn_at_kinks
 from solvers.expansion.arguments import check_expansion, PairsOfExamples
 from solvers.expansion.divided_differences import discount, phi_1
@@ -30,6 +30,7 @@ from solvers.frozen_kernel.kernel_problem import Targets
 from solvers.result import check_times, ends_at_infinity, RESULTS, Times
 from zoo.common import checks
 from zoo.common.checks import Number
+from zoo.common.examples import count
 from zoo.common.precision import full_precision
 from zoo.common.tiles import in_tiles
 
@@ -51,12 +52,12 @@ class _Integrals(NamedTuple):
 @full_precision
 def width_expansion(
     model: Model,
-    x: Shaped[ArrayLike, "n ..."],
+    x: PyTree[Shaped[ArrayLike, "n ..."]],
     y: Targets,
     ts: Times,
     *,
     method: Literal["matrix_free", "dense"] = "matrix_free",
-    x_test: Shaped[ArrayLike, "m ..."] | None = None,
+    x_test: PyTree[Shaped[ArrayLike, "m ..."]] | None = None,
     metric: Metric | None = None,
     kernel_pairs: PairsOfExamples | None = None,
     batch_size: int | None = None,
@@ -113,7 +114,7 @@ def width_expansion(
 
     x, y, points = problem.x, problem.y, problem.points
     (n, k), dtype = y.shape, y.dtype
-    outputs = in_tiles(model, points, batch_size or len(points))
+    outputs = in_tiles(vector_model(model), points, batch_size or count(points))
     kernel = tangent_kernel(model, points, x, metric=metric, batch_size=batch_size)
     kernel = kernel.reshape(-1, n * k)
     train = kernel[: n * k]
@@ -168,8 +169,8 @@ def width_expansion(
         ts=ts,
         f0=f0[:, :n],
         f1=f1[:, :n],
-        f0_test=f0[:, n:] if len(points) > n else None,
-        f1_test=f1[:, n:] if len(points) > n else None,
+        f0_test=f0[:, n:] if len(outputs) > n else None,
+        f1_test=f1[:, n:] if len(outputs) > n else None,
         kernel0=kernel0,
         kernel1=None if kernel0 is None else kernel1.reshape(-1, *kernel0.shape),
         validity=ratio_to(smallest, jnp.stack(norms)),

@@ -30,7 +30,7 @@ from jaxtyping import Array, ArrayLike, Float, Int, PyTree, Shaped
 
 from corrections import ddntk, dntk, o3, o4
 from corrections.kernels.ntk import tangent_kernel
-from corrections.parameters import Metric, Model, split
+from corrections.parameters import Metric, Model, split, vector_model
 from corrections.smoothness import warn_at_kinks
 from corrections.symmetric.layouts import resolved
 from solvers.expansion.arguments import check_expansion, PairsOfExamples
@@ -49,13 +49,13 @@ from zoo.common.precision import full_precision
 @full_precision
 def width_expansion_descent(
     model: Model,
-    x: Shaped[ArrayLike, "n ..."],
+    x: PyTree[Shaped[ArrayLike, "n ..."]],
     y: Targets,
     steps: Sequence[int] | Int[ArrayLike, " t"] | Float[ArrayLike, " t"],
     *,
     learning_rate: Number,
     method: Literal["matrix_free", "dense"] = "matrix_free",
-    x_test: Shaped[ArrayLike, "m ..."] | None = None,
+    x_test: PyTree[Shaped[ArrayLike, "m ..."]] | None = None,
     metric: Metric | None = None,
     kernel_pairs: PairsOfExamples | None = None,
     batch_size: int | None = None,
@@ -197,7 +197,7 @@ def _dense(model: Model, problem: Problem, metric: Metric | None) -> _Dense:
     second = flat(ddntk(model, points, x, x, x, kind="II", metric=metric))
     of_gradient = flat(ddntk(model, x, x, points, x, kind="II", metric=metric), first=2)
     return _Dense(
-        outputs=jax.vmap(model)(points),
+        outputs=jax.vmap(vector_model(model))(points),
         y=y,
         theta=flat(tangent_kernel(model, points, x, metric=metric)),
         o3=flat(o3(model, points, x, x, metric=metric)),
@@ -246,7 +246,7 @@ class _MatrixFree(eqx.Module):
     def norm(self, state: _Paths) -> Array:
         return norm_of_kernel1(self.network, [state.first, state.second], self.y)
 
-    def _outputs(self, state: _Paths, sets: tuple[Array, ...]) -> tuple[Array, Array]:
+    def _outputs(self, state: _Paths, sets: tuple[PyTree, ...]) -> tuple[Array, Array]:
         """f0 and f1."""
         at_start, first, second, third = self.network.outputs(list(state), sets)
         return at_start + first, second + third

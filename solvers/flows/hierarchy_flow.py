@@ -15,7 +15,7 @@ from jaxtyping import ArrayLike, Float, PyTree, Shaped
 
 from corrections import o3, o4
 from corrections.kernels.ntk import tangent_kernel
-from corrections.parameters import check_pairs, Metric, Model
+from corrections.parameters import check_pairs, Metric, Model, vector_model
 from corrections.smoothness import warn_at_kinks
 from solvers.flows.flow import check_tolerances, Tolerances
 from solvers.flows.integrate import integrate
@@ -28,23 +28,25 @@ from solvers.losses import LossFunction
 from solvers.problem import check_matrix_free_only, check_problem
 from solvers.result import Times, Trajectory
 from zoo.common import checks
+from zoo.common.examples import count
 from zoo.common.precision import full_precision
 
 
 @full_precision
 def hierarchy_flow(
     model: Model,
-    x: Shaped[ArrayLike, "n ..."],
+    x: PyTree[Shaped[ArrayLike, "n ..."]],
     y: Targets,
     ts: Times,
     *,
     loss: LossFunction,
     order: int = 3,
     method: Literal["matrix_free", "dense"] = "matrix_free",
-    x_test: Shaped[ArrayLike, "m ..."] | None = None,
+    x_test: PyTree[Shaped[ArrayLike, "m ..."]] | None = None,
     metric: Metric | None = None,
     weights: Float[ArrayLike, " n"] | None = None,
-    kernel_pairs: tuple[Shaped[ArrayLike, "n1 ..."], Shaped[ArrayLike, "n2 ..."]] | None = None,
+    kernel_pairs: tuple[PyTree[Shaped[ArrayLike, "n1 ..."]], PyTree[Shaped[ArrayLike, "n2 ..."]]]
+    | None = None,
     batch_size: int | None = None,
     start: Sequence[PyTree] | None = None,
     solver: diffrax.AbstractSolver | None = None,
@@ -117,10 +119,13 @@ def hierarchy_flow(
     else:
         x, points = problem.x, problem.points
         (n, k), dtype = problem.y.shape, problem.y.dtype
-        shapes = [(len(points), k, *(n, k) * slots) for slots in range(order - 1)]
+        shapes = [(count(points), k, *(n, k) * slots) for slots in range(order - 1)]
         like = tuple(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes)
         given = check_start(start, like, given=False)
-        tower = [jax.vmap(model)(points), tangent_kernel(model, points, x, metric=metric)]
+        tower = [
+            jax.vmap(vector_model(model))(points),
+            tangent_kernel(model, points, x, metric=metric),
+        ]
         if order > 2:
             tower.append(o3(model, points, x, x, metric=metric))
         if order > 3:

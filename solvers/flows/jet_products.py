@@ -4,6 +4,8 @@ Coefficients of eps on theta(eps) = theta_0 + eps path[0] + eps^2 path[1] + ...,
 the path. No array has more than one data index, but for the kernel on the pairs asked for.
 """
 
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from corrections.operators.batched import pulled_in_tiles, pushed_in_tiles
 from corrections.parameters import Metric, Pairs, Params, precondition, split
 from corrections.taylor.jets import coefficients_along, Scalar
 from corrections.taylor.linearization import linearization
+from zoo.common.examples import count
 from zoo.common.tiles import in_tiles
 
 
@@ -25,21 +28,23 @@ class JetProducts(eqx.Module):
     """
 
     model: PyTree
-    sets: tuple[Array, ...]
+    sets: tuple[PyTree, ...]
     """Training points, then test points if there are any."""
     metric: Metric | None = None
     kernel_pairs: Pairs | None = None
     batch_size: int | None = eqx.field(static=True, default=None)
 
     def outputs(
-        self, path: list[Params], sets: tuple[Array, ...]
+        self, path: list[Params], sets: tuple[PyTree, ...]
     ) -> list[Float[Array, "points k"]]:
         """The coefficients of the outputs."""
-        params, _ = split(self.model)
+        params, apply = split(self.model)
 
         def along(params: Params) -> Array:
-            model = eqx.combine(params, self.model)
-            return jnp.concatenate([in_tiles(model, x, self.batch_size or len(x)) for x in sets])
+            outputs = partial(apply, params)
+            return jnp.concatenate(
+                [in_tiles(outputs, x, self.batch_size or count(x)) for x in sets]
+            )
 
         return taylor_coefficients(along, params, path, len(path))
 

@@ -22,12 +22,13 @@ from jaxtyping import Array, Float
 
 from corrections.operators.batched import pushed_in_tiles
 from corrections.operators.metric_coordinates import metric_norm
-from corrections.parameters import Model, Params, precondition, split
+from corrections.parameters import Model, Params, precondition, split, vector_model
 from corrections.taylor.jets import hoist_barrier
 from corrections.taylor.linearization import Linearization, linearization
 from solvers.flows.flow import Flow, Motion, Observation
 from solvers.flows.jet_products import JetProducts
 from solvers.losses import loss_and_residual, LossFunction
+from zoo.common.examples import count
 from zoo.common.tiles import in_tiles
 
 HierarchyState = tuple[Params, ...]
@@ -124,6 +125,7 @@ def matrix_free_flow(
 ) -> MatrixFreeFlow:
     """The hierarchy of a network, whose order is that of the state."""
     model, sets, size = network.model, network.sets, network.batch_size
-    at_start = jnp.concatenate([in_tiles(model, x, size or len(x)) for x in sets])
+    outputs = vector_model(model)
+    at_start = jnp.concatenate([in_tiles(outputs, x, size or count(x)) for x in sets])
     linearized = [linearization(model, x, [], 0) for x in sets] if size is None else None
     return MatrixFreeFlow(network, y, loss, at_start, linearized, weights)

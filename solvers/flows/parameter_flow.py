@@ -14,7 +14,15 @@ from jaxtyping import Array, ArrayLike, Float, PyTree, Shaped
 from corrections.forward_mode import has_forward_mode
 from corrections.kernels.ntk import tangent_kernel
 from corrections.operators.metric_coordinates import metric_norm
-from corrections.parameters import check_pairs, Metric, Model, Pairs, Params, precondition
+from corrections.parameters import (
+    check_pairs,
+    Metric,
+    Model,
+    Pairs,
+    Params,
+    precondition,
+    vector_model,
+)
 from solvers.flows.flow import check_tolerances, Flow, Motion, Observation, Tolerances
 from solvers.flows.integrate import integrate
 from solvers.frozen_kernel.kernel_problem import check_weights, Targets
@@ -22,6 +30,7 @@ from solvers.losses import LossFunction, mean_loss
 from solvers.problem import check_problem
 from solvers.result import finish, Times, Trajectory
 from zoo import parameters
+from zoo.common.examples import one_of
 from zoo.common.precision import full_precision
 
 Displacement = tuple[Params]
@@ -34,9 +43,9 @@ class ParameterFlow(Flow):
 
     model: PyTree
     """The model at t = 0."""
-    x: Shaped[Array, "n ..."]
+    x: PyTree[Shaped[Array, "n ..."]]
     y: Float[Array, "n k"]
-    x_test: Shaped[Array, "m ..."] | None
+    x_test: PyTree[Shaped[Array, "m ..."]] | None
     metric: Metric | None
     loss: LossFunction
     kernel_pairs: Pairs | None
@@ -51,7 +60,7 @@ class ParameterFlow(Flow):
 
     def motion(self, state: Displacement) -> Motion:
         def training_loss(displacement: Params) -> Float[Array, ""]:
-            f = jax.vmap(self.model_at((displacement,)))(self.x)
+            f = jax.vmap(vector_model(self.model_at((displacement,))))(self.x)
             return mean_loss(self.loss, f, self.y, self.weights)
 
         gradient = jax.grad(training_loss)(state[0])
@@ -61,7 +70,7 @@ class ParameterFlow(Flow):
 
     def observe(self, state: Displacement) -> Observation:
         model, pairs = self.model_at(state), self.kernel_pairs
-        outputs = jax.vmap(model)
+        outputs = jax.vmap(vector_model(model))
         return Observation(
             train=outputs(self.x),
             test=None if self.x_test is None else outputs(self.x_test),
@@ -71,7 +80,7 @@ class ParameterFlow(Flow):
 
     def outputs_to_first_order(self, state: Displacement) -> Float[Array, "n k"]:
         # In units of the absolute tolerance: it is that of the displacement's norm, for each entry.
-        return jax.vmap(self.model_at(state))(self.x) / _count(state[0]) ** 0.5
+        return jax.vmap(vector_model(self.model_at(state)))(self.x) / _count(state[0]) ** 0.5
 
     def outputs_moved(self, state: Displacement, change: Displacement) -> tuple[Array, Array]:
         if self.forward_mode:
@@ -88,15 +97,16 @@ def _count(params: Params) -> int:
 @full_precision
 def parameter_flow(
     model: Model,
-    x: Shaped[ArrayLike, "n ..."],
+    x: PyTree[Shaped[ArrayLike, "n ..."]],
     y: Targets,
     ts: Times,
     *,
     loss: LossFunction,
-    x_test: Shaped[ArrayLike, "m ..."] | None = None,
+    x_test: PyTree[Shaped[ArrayLike, "m ..."]] | None = None,
     metric: Metric | None = None,
     weights: Float[ArrayLike, " n"] | None = None,
-    kernel_pairs: tuple[Shaped[ArrayLike, "n1 ..."], Shaped[ArrayLike, "n2 ..."]] | None = None,
+    kernel_pairs: tuple[PyTree[Shaped[ArrayLike, "n1 ..."]], PyTree[Shaped[ArrayLike, "n2 ..."]]]
+    | None = None,
     solver: diffrax.AbstractSolver | None = None,
     rtol: float = 1e-6,
     atol: float = 1e-8,
@@ -140,7 +150,7 @@ def parameter_flow(
         loss=loss,
         kernel_pairs=check_pairs(model, kernel_pairs),
         weights=check_weights(weights, problem.y),
-        forward_mode=has_forward_mode(model, problem.x[0]),
+        forward_mode=has_forward_mode(model, one_of(problem.x)),
     )
     displacement = jax.tree.map(jnp.zeros_like, parameters(model))
     tolerances = tolerances._replace(atol=atol / _count(displacement) ** 0.5)

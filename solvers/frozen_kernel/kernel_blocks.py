@@ -12,11 +12,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Shaped
+from jaxtyping import Array, ArrayLike, Float, PyTree, Shaped
 
 from corrections.operators.linear_operator import LinearOperator
 from corrections.symmetric.layouts import check_symmetric
 from zoo.common import checks
+from zoo.common.examples import count, described, rows_of
 from zoo.common.precision import full_precision
 from zoo.common.tiles import over_pairs, Tiling
 
@@ -34,16 +35,16 @@ class KernelBlocks(LinearOperator):
     """
 
     kernel_fn: KernelFunction
-    x1: Shaped[Array, "n1 ..."]
-    x2_given: Shaped[Array, "n2 ..."] | None
+    x1: PyTree[Shaped[Array, "n1 ..."]]
+    x2_given: PyTree[Shaped[Array, "n2 ..."]] | None
     batch_size: int = eqx.field(static=True)
     dtype: np.dtype = eqx.field(static=True)
 
     def __init__(
         self,
         kernel_fn: KernelFunction,
-        x1: Shaped[ArrayLike, "n1 ..."],
-        x2: Shaped[ArrayLike, "n2 ..."] | None = None,
+        x1: PyTree[Shaped[ArrayLike, "n1 ..."]],
+        x2: PyTree[Shaped[ArrayLike, "n2 ..."]] | None = None,
         *,
         batch_size: int,
     ):
@@ -63,9 +64,8 @@ class KernelBlocks(LinearOperator):
         self.kernel_fn, self.batch_size = kernel_fn, batch_size
         self.x1 = checks.batch("x1", x1)
         self.x2_given = None if x2 is None else checks.batch("x2", x2)
-        first = kernel_between(
-            "kernel_fn", kernel_fn, self.x1[:batch_size], self.x2[:batch_size], self.symmetric
-        )
+        row, column = (rows_of(x, slice(batch_size)) for x in (self.x1, self.x2))
+        first = kernel_between("kernel_fn", kernel_fn, row, column, self.symmetric)
         self.dtype = first.dtype
 
     @property
@@ -74,7 +74,7 @@ class KernelBlocks(LinearOperator):
         return self.x2_given is None
 
     @property
-    def x2(self) -> Shaped[Array, "n2 ..."]:
+    def x2(self) -> PyTree[Shaped[Array, "n2 ..."]]:
         """The examples that the operator takes vectors on."""
         return self.x1 if self.x2_given is None else self.x2_given
 
@@ -86,15 +86,15 @@ class KernelBlocks(LinearOperator):
     @property
     def columns_at_once(self) -> int:
         """All: they share the kernel."""
-        return len(self.x2)
+        return count(self.x2)
 
     def in_structure(self) -> jax.ShapeDtypeStruct:
         """Shape (n2,) and dtype of what the operator takes."""
-        return jax.ShapeDtypeStruct((len(self.x2),), self.dtype)
+        return jax.ShapeDtypeStruct((count(self.x2),), self.dtype)
 
     def out_structure(self) -> jax.ShapeDtypeStruct:
         """Shape (n1,) and dtype of what it gives."""
-        return jax.ShapeDtypeStruct((len(self.x1),), self.dtype)
+        return jax.ShapeDtypeStruct((count(self.x1),), self.dtype)
 
     @full_precision
     def mv(self, vector: Float[Array, "n2 *k"]) -> Float[Array, "n1 *k"]:
@@ -104,8 +104,8 @@ class KernelBlocks(LinearOperator):
         """
         vector = checks.real_array("vector", vector, expected="an array (n2,) or (n2, k)")
         columns = ("k",) * (vector.ndim == 2)
-        checks.shape("vector", vector, (len(self.x2), *columns), "a row for each example of `x2`")
-        found = _product(self, vector.reshape(len(self.x2), -1).astype(self.dtype))
+        checks.shape("vector", vector, (count(self.x2), *columns), "a row for each example of `x2`")
+        found = _product(self, vector.reshape(count(self.x2), -1).astype(self.dtype))
         return found.reshape(-1, *vector.shape[1:])
 
     def transpose(self) -> "KernelBlocks":
@@ -118,7 +118,7 @@ class KernelBlocks(LinearOperator):
 
 
 def kernel_between(
-    name: str, kernel_fn: KernelFunction, x1: Array, x2: Array, symmetric: bool
+    name: str, kernel_fn: KernelFunction, x1: PyTree, x2: PyTree, symmetric: bool
 ) -> Float[Array, "n1 n2"]:
     """The kernel that the argument `name` gives between two batches.
 
@@ -135,25 +135,26 @@ def kernel_between(
         found = kernel_fn(x1, x2)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"`{value}` failed for batches of shapes {x1.shape} and {x2.shape}: {error}"
+            f"`{value}` failed for two batches, the first of {described(x1)}, the second of "
+            f"{described(x2)}: {error}"
         ) from error
     kernel = checks.real_array(value, found, expected="a kernel (n1, n2)", half="refused")
-    checks.shape(value, kernel, (len(x1), len(x2)), "an entry for each pair of examples")
+    checks.shape(value, kernel, (count(x1), count(x2)), "an entry for each pair of examples")
     checks.finite(value, kernel)
     if symmetric:
-        check_symmetric(value, kernel[: len(x2)])
+        check_symmetric(value, kernel[: count(x2)])
     return kernel
 
 
 @eqx.filter_jit
 def _product(operator: KernelBlocks, vector: Array) -> Array:
-    rows = Tiling(len(operator.x1), operator.batch_size)
-    columns = Tiling(len(operator.x2), operator.batch_size)
+    rows = Tiling(count(operator.x1), operator.batch_size)
+    columns = Tiling(count(operator.x2), operator.batch_size)
     # Examples that fill up the last tile are there already: they count once.
     first = jnp.arange(columns.count * columns.size) < columns.n
     g = columns.split(vector) * first.reshape(columns.count, columns.size, 1).astype(vector.dtype)
 
-    def visit(total: Array, row: Array, column: Array, i: Array, j: Array) -> Array:
+    def visit(total: Array, row: PyTree, column: PyTree, i: Array, j: Array) -> Array:
         tile = jnp.asarray(operator.kernel_fn(row, column))
         total = total.at[i].add(tile @ g[j])
         if operator.symmetric:

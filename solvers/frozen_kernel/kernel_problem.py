@@ -21,9 +21,9 @@ from zoo.common import checks
 Kernel = Float[ArrayLike, "n *points"] | Operator
 """A kernel on the training points: an array, or an operator on vectors (n, k)."""
 TestKernel = Float[ArrayLike, "m *points"] | Operator
-Targets = Float[ArrayLike, "n k"] | Int[ArrayLike, " n"]
-TestTargets = Float[ArrayLike, "m k"] | Int[ArrayLike, " m"]
-"""Targets, or integer labels for a loss of classes."""
+Targets = Float[ArrayLike, "n ..."] | Int[ArrayLike, " n"]
+TestTargets = Float[ArrayLike, "m ..."] | Int[ArrayLike, " m"]
+"""Targets (n, k), in the shape of outputs, or integer labels for a loss of classes."""
 
 
 class KernelProblem(NamedTuple):

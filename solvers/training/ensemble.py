@@ -72,7 +72,7 @@ class EnsembleTraining(eqx.Module):
 @full_precision
 def train_ensemble(
     models: Model,
-    x: Shaped[ArrayLike, "n ..."],
+    x: PyTree[Shaped[ArrayLike, "n ..."]],
     y: Targets,
     *,
     loss: LossFunction,
@@ -80,7 +80,7 @@ def train_ensemble(
     steps: int,
     batch_size: int | None = None,
     key: PRNGKeyArray | None = None,
-    x_test: Shaped[ArrayLike, "m ..."] | None = None,
+    x_test: PyTree[Shaped[ArrayLike, "m ..."]] | None = None,
     y_test: TestTargets | None = None,
     record_at: Sequence[int] | Int[ArrayLike, " r"] | None = None,
     record_outputs: bool = False,

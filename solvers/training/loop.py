@@ -15,10 +15,11 @@ import jax.random as jr
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, Shaped
 
-from corrections.parameters import check_parameters, Model, Params
+from corrections.parameters import as_vector, check_parameters, Model, Params
 from solvers.losses import LossFunction, mean_loss
 from solvers.training.optimizer import as_transformation, Optimizer
 from zoo import forward_train, parameters
+from zoo.common.examples import count, rows_of
 from zoo.common.norms import norm
 from zoo.common.tiles import in_tiles
 from zoo.common.trainable import partitioned
@@ -65,7 +66,7 @@ def initial_state(model: Model, optimizer: Optimizer) -> TrainingState:
 class TrainingProblem(eqx.Module):
     """What a step is made of."""
 
-    x: Shaped[Array, "n ..."]
+    x: PyTree[Shaped[Array, "n ..."]]
     y: Float[Array, "n k"]
     loss: LossFunction
     optimizer: optax.GradientTransformation
@@ -80,7 +81,7 @@ class TrainingProblem(eqx.Module):
 
         def training_loss(params: Params) -> tuple[Array, Model]:
             outputs, moved = forward_train(eqx.combine(params, rest), x)
-            return mean_loss(self.loss, outputs, y), moved
+            return mean_loss(self.loss, jax.vmap(as_vector)(outputs), y), moved
 
         # Batch normalization moves its statistics in the forward pass.
         (value, moved), gradient = eqx.filter_value_and_grad(training_loss, has_aux=True)(params)
@@ -107,18 +108,18 @@ class TrainingProblem(eqx.Module):
             return None
         key = jr.fold_in(self.key, step // self._batches_an_epoch)
         begins = (step == first) | (step % self._batches_an_epoch == 0)
-        return jax.lax.cond(begins, lambda: jr.permutation(key, len(self.x)), lambda: before)
+        return jax.lax.cond(begins, lambda: jr.permutation(key, len(self.y)), lambda: before)
 
     @property
     def _batches_an_epoch(self) -> int:
-        return len(self.x) // (self.batch_size or len(self.x))
+        return len(self.y) // (self.batch_size or len(self.y))
 
-    def _batch(self, step: Array, order: Array | None) -> tuple[Array, Array]:
+    def _batch(self, step: Array, order: Array | None) -> tuple[PyTree, Array]:
         if order is None or self.batch_size is None:
             return self.x, self.y
         start = step % self._batches_an_epoch * self.batch_size
         rows = jax.lax.dynamic_slice_in_dim(order, start, self.batch_size)
-        return self.x[rows], self.y[rows]
+        return rows_of(self.x, rows), self.y[rows]
 
 
 class Target(NamedTuple):
@@ -177,7 +178,7 @@ def advance(
         return eqx.filter(after, eqx.is_array), order, losses, failed_at
 
     losses = jnp.zeros(CHUNK, problem.y.dtype)
-    order = None if problem.batch_size is None else jnp.zeros(len(problem.x), int)
+    order = None if problem.batch_size is None else jnp.zeros(len(problem.y), int)
     start = (arrays, order, losses, jnp.full((), -1, first.dtype))
     arrays, _, losses, failed_at = jax.lax.while_loop(goes_on, body, start)
     return Advance(eqx.combine(arrays, static), losses, failed_at)
@@ -238,7 +239,7 @@ def advance_seeds(
 
     seeds = len(failed_at)
     losses = jnp.zeros((seeds, CHUNK), problem.y.dtype)
-    orders = None if problem.key is None else jnp.zeros((seeds, len(problem.x)), int)
+    orders = None if problem.key is None else jnp.zeros((seeds, len(problem.y)), int)
     start = (arrays, first, orders, losses, failed_at)
     arrays, step, _, losses, failed_at = jax.lax.while_loop(goes_on, body, start)
     return Advance(state_of(arrays, step), losses, failed_at)
@@ -259,7 +260,7 @@ def last_finite(
 class Examples(NamedTuple):
     """What a model is looked at on: examples, and their targets where there are any."""
 
-    x: Shaped[Array, "n ..."]
+    x: PyTree[Shaped[Array, "n ..."]]
     y: Float[Array, "n k"] | None
 
 
@@ -285,10 +286,10 @@ def evaluated(
     """What the model as it is gives, at most so many examples at once."""
 
     def of_example(example: Examples) -> Seen:
-        outputs = model(example.x)
+        outputs = as_vector(model(example.x))
         value = None if example.y is None else loss(outputs, example.y)
         return Seen(value, outputs if with_outputs else None)
 
-    count = len(examples.x)
-    losses, outputs = in_tiles(of_example, examples, count if batch_size is None else batch_size)
+    at_once = count(examples.x) if batch_size is None else batch_size
+    losses, outputs = in_tiles(of_example, examples, at_once)
     return Seen(None if losses is None else jnp.mean(losses), outputs)

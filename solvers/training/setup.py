@@ -6,7 +6,7 @@ import diffrax
 import equinox as eqx
 import jax
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PyTree
 
 from corrections.parameters import check_model, check_tree_like, Model
 from solvers.losses import check_targets, LossFunction
@@ -14,6 +14,7 @@ from solvers.training.callbacks import Callbacks, check_callbacks
 from solvers.training.loop import Examples, TrainingProblem, TrainingState
 from solvers.training.optimizer import as_transformation, Optimizer
 from zoo.common import checks
+from zoo.common.examples import count
 
 
 def log_spaced(steps: int, *, per_decade: int = 10) -> Int[np.ndarray, " r"]:
@@ -77,9 +78,9 @@ def check_setup(
     steps = checks.integer("steps", steps)
     x, y, outputs = _check_examples(model, x, y, loss, "x", None, called)
     batch_size = checks.integer_or_none("batch_size", batch_size)
-    if batch_size is not None and batch_size > len(x):
+    if batch_size is not None and batch_size > count(x):
         raise ValueError(
-            f"`batch_size` is {batch_size}, expected at most the {len(x)} examples of `x`."
+            f"`batch_size` is {batch_size}, expected at most the {count(x)} examples of `x`."
         )
     if batch_size is not None or key is not None:
         checks.key("key", key)
@@ -155,13 +156,13 @@ def _check_examples(
     name: str,
     outputs: jax.ShapeDtypeStruct | None,
     called: str,
-) -> tuple[Array, Array, jax.ShapeDtypeStruct]:
+) -> tuple[PyTree, Array, jax.ShapeDtypeStruct]:
     """Examples and their targets, and the outputs of `model` on one of them."""
     x = checks.batch(name, x)
     outputs = check_model(model, name, x, outputs=outputs, called=called)
     because = f"a row for each example of `{name}`, a column for each output of `{called}`"
     try:
-        y = check_targets(loss, y, (len(x), outputs.shape[0]), because=because)
+        y = check_targets(loss, y, (count(x), outputs.shape[0]), because=because)
     except (TypeError, ValueError) as error:
         if name == "x":
             raise

@@ -15,7 +15,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Int, Key, PRNGKeyArray, Shaped, UInt32
+from jaxtyping import Array, ArrayLike, Int, Key, PRNGKeyArray, PyTree, Shaped, UInt32
 
 from solvers.frozen_kernel.kernel_problem import Targets, TestTargets
 from solvers.losses import LossFunction
@@ -35,7 +35,7 @@ Keys = Key[Array, " c"] | UInt32[Array, "c _"] | Sequence[PRNGKeyArray]
 @full_precision
 def spawn(
     parent: Training | TrainingState,
-    x: Shaped[ArrayLike, "n ..."],
+    x: PyTree[Shaped[ArrayLike, "n ..."]],
     y: Targets,
     *,
     loss: LossFunction,
@@ -45,7 +45,7 @@ def spawn(
     keys: Keys,
     match: Match = "time",
     distance: float | None = None,
-    x_test: Shaped[ArrayLike, "m ..."] | None = None,
+    x_test: PyTree[Shaped[ArrayLike, "m ..."]] | None = None,
     y_test: TestTargets | None = None,
     callbacks: Callbacks | None = None,
     record_at: Sequence[int] | Int[ArrayLike, " r"] | None = None,

@@ -81,7 +81,7 @@ class TrainingError(SolverError):
 @full_precision
 def train(
     model: Model,
-    x: Shaped[ArrayLike, "n ..."],
+    x: PyTree[Shaped[ArrayLike, "n ..."]],
     y: Targets,
     *,
     loss: LossFunction,
@@ -89,7 +89,7 @@ def train(
     steps: int,
     batch_size: int | None = None,
     key: PRNGKeyArray | None = None,
-    x_test: Shaped[ArrayLike, "m ..."] | None = None,
+    x_test: PyTree[Shaped[ArrayLike, "m ..."]] | None = None,
     y_test: TestTargets | None = None,
     callbacks: Callbacks | None = None,
     record_at: Sequence[int] | Int[ArrayLike, " r"] | None = None,

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from zoo.common.examples import count
+
 _T = TypeVar("_T")
 
 CACHE_BYTES = 2**25
@@ -30,10 +32,9 @@ def working_bytes() -> int:
     return CACHE_BYTES if jax.default_backend() == "cpu" else DEVICE_BYTES
 
 
-def shards_of(x: Array | None) -> int:
-    """Into how many shards the first axis of `x` is cut (1 where that is not known)."""
-    if x is None:
-        return 1
+def shards_of(xs: PyTree) -> int:
+    """Into how many shards the first axis of a batch is cut (1 where that is not known)."""
+    x = jax.tree.leaves(xs)[0]
     try:
         return len(x) // x.sharding.shard_shape(x.shape)[0]
     except (AttributeError, TypeError):
@@ -92,7 +93,7 @@ def in_tiles(
 ) -> _T:
     """`jax.vmap(fn)(xs)`, at most so many examples at once; `batched`: `fn` takes a batch."""
     whole = fn if batched else jax.vmap(fn)
-    tiling = Tiling(len(jax.tree.leaves(xs)[0]), at_most, shards)
+    tiling = Tiling(count(xs), at_most, shards)
     if tiling.count == 1:
         return whole(xs)
     return tiling.join(jax.lax.map(whole, tiling.split(xs)))
@@ -103,7 +104,7 @@ def sum_in_tiles(fn: Callable[[Any, Array], _T], xs: PyTree, at_most: int) -> _T
 
     `fn` takes a batch and a weight for each of its examples: 0 for one that is in a tile before.
     """
-    n = len(jax.tree.leaves(xs)[0])
+    n = count(xs)
     tiling = Tiling(n, at_most)
     places = jnp.arange(tiling.count * tiling.size).reshape(tiling.count, tiling.size)
     weights = (places < n).astype(float)

@@ -56,7 +56,7 @@ class Frozen(PicklableFunctions, eqx.Module, Generic[_Tree]):
         return jax.tree.unflatten(structure, leaves)
 
     def __call__(
-        self, a: Shaped[Array, "..."], *, key: PRNGKeyArray | None = None
+        self, a: PyTree[Shaped[Array, "..."]], *, key: PRNGKeyArray | None = None
     ) -> Float[Array, "..."]:
         """What the frozen layer gives for `a`.
 

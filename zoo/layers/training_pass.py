@@ -3,7 +3,7 @@
 from typing import Any, TypeVar
 
 import jax
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from zoo.common import checks
 from zoo.layers.frozen import Frozen
@@ -13,7 +13,7 @@ _Model = TypeVar("_Model")
 
 
 def forward_train(
-    model: _Model, xs: Shaped[Array, "n ..."]
+    model: _Model, xs: PyTree[Shaped[Array, "n ..."]]
 ) -> tuple[Float[Array, "n ..."], _Model]:
     """Outputs of a batch as in training, and the model with its statistics moved.
 
@@ -32,7 +32,7 @@ def forward_train(
 
     - `model`: a model of the zoo, or a module of your own. One that holds a `BatchNorm` states how
       a batch runs through it in a method `forward_train(xs) -> (outputs, module)`.
-    - `xs`: a batch of examples, (n, ...).
+    - `xs`: a batch of examples, (n, ...), or a PyTree of arrays with as many rows.
 
     **Raises:** `TypeError` for a module that holds a `BatchNorm` and has no such method, or where
     `xs` holds no real numbers; `ValueError` for an empty batch.

@@ -14,7 +14,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
 from zoo.layers.frozen import Frozen
 
@@ -22,7 +22,7 @@ _Options = tuple[tuple[str, Any], ...]
 
 
 class FlaxModel(eqx.Module):
-    """A Flax network as a model: one example in, a vector of k outputs out; see `from_flax`.
+    """A Flax network as a model: one example in, k outputs out; see `from_flax`.
 
     Examples are in the layout that the module expects, without the batch axis: images of Flax are
     channel-last, (height, width, channels), where those of this library's networks are
@@ -36,8 +36,8 @@ class FlaxModel(eqx.Module):
     _batched: bool = eqx.field(static=True)
 
     def __call__(
-        self, x: Float[Array, "..."], *, key: PRNGKeyArray | None = None
-    ) -> Float[Array, " k"]:
+        self, x: PyTree[Shaped[Array, "..."]], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "..."]:
         """The outputs for one example; `key` is not used.
 
         **Raises:** `ValueError` for a module that draws random numbers or updates its variables in
@@ -47,7 +47,7 @@ class FlaxModel(eqx.Module):
         state = _with_keys(self._state.value)
         if not self._batched:
             return self._network(self.params, state, x)
-        outputs = self._network(self.params, state, x[None])
+        outputs = self._network(self.params, state, jax.tree.map(lambda leaf: leaf[None], x))
         if not isinstance(outputs, jax.Array) or outputs.shape[:1] != (1,):
             raise ValueError(
                 f"`module(x[None])` is {_described(outputs)}, expected an array of shape (1, k), "
@@ -120,7 +120,7 @@ class _Linen:
     module: Any
     options: _Options
 
-    def __call__(self, params: PyTree, state: PyTree, x: Array) -> Any:
+    def __call__(self, params: PyTree, state: PyTree, x: PyTree) -> Any:
         from flax import errors
 
         try:
@@ -152,7 +152,7 @@ class _NNX:
     graph: Any = field(repr=False)  # hundreds of lines
     options: _Options
 
-    def __call__(self, params: PyTree, state: PyTree, x: Array) -> Any:
+    def __call__(self, params: PyTree, state: PyTree, x: PyTree) -> Any:
         from flax import nnx
 
         return nnx.merge(self.graph, params, state)(x, **dict(self.options))

@@ -12,7 +12,7 @@ from typing import Any
 import equinox as eqx
 import jax
 from jax.extend.core import ClosedJaxpr
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree, Shaped
 
 from zoo.common import checks
 from zoo.layers.activations import Activation
@@ -36,8 +36,8 @@ class LayerCall:
 
 
 def record(
-    model: Callable[[Array], Array], x: Float[Array, "..."]
-) -> tuple[Float[Array, " k"], list[LayerCall]]:
+    model: Callable[[Any], Array], x: PyTree[Shaped[Array, "..."]]
+) -> tuple[Float[Array, "..."], list[LayerCall]]:
     """The outputs of `model` for one example, and its calls of zoo layers in their order.
 
     The arrays of a call are values of the same trace: return them from the function that is
@@ -50,11 +50,11 @@ def record(
     are of subclasses of the layers' types.
     """
     checks.function("model", model, "a callable PyTree")
-    x = checks.as_array("x", x, "one example")
+    x = checks.example_arrays("x", x)
     arrays, static = eqx.partition(model, eqx.is_array)
 
     def program(tape: list[LayerCall] | None) -> ClosedJaxpr:
-        def outputs(arrays: Any, x: Array) -> Array:
+        def outputs(arrays: Any, x: Any) -> Array:
             model = eqx.combine(arrays, static)
             return (model if tape is None else _recording(model, tape))(x)
 

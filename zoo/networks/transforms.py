@@ -13,7 +13,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
 from zoo.common import checks
 from zoo.common.pickling import PicklableFunctions
@@ -24,7 +24,7 @@ from zoo.limits.composition import CenteredRule, ScaledRule
 from zoo.limits.rule import limit_rule_of, LimitRule
 from zoo.limits.widths import LimitWidths, NoLimitError
 
-Model = Callable[[Array], Array]
+Model = Callable[[Any], Array]
 
 OUTPUTS: dict[str, Callable[[Array], Array]] = {
     "softmax": jax.nn.softmax,
@@ -41,12 +41,14 @@ class Centered(PicklableFunctions, eqx.Module):
     _start: Frozen[Any]
 
     def __call__(
-        self, x: Shaped[Array, "..."], *, key: PRNGKeyArray | None = None
-    ) -> Float[Array, " k"]:
+        self, x: PyTree[Shaped[Array, "..."]], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "..."]:
         """The change of the outputs for one example, both models given the same key."""
         return keys.called(self.model, x, key) - keys.called(self._start.value, x, key)
 
-    def forward_train(self, xs: Shaped[Array, "n ..."]) -> tuple[Float[Array, "n k"], "Centered"]:
+    def forward_train(
+        self, xs: PyTree[Shaped[Array, "n ..."]]
+    ) -> tuple[Float[Array, "n ..."], "Centered"]:
         """See `zoo.forward_train`; the copy keeps the statistics it was frozen with."""
         outputs, model = forward_train(self.model, xs)
         start = jax.vmap(self._start.value)(xs)
@@ -64,12 +66,14 @@ class Scaled(PicklableFunctions, eqx.Module):
     alpha: float = eqx.field(static=True)
 
     def __call__(
-        self, x: Shaped[Array, "..."], *, key: PRNGKeyArray | None = None
-    ) -> Float[Array, " k"]:
+        self, x: PyTree[Shaped[Array, "..."]], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "..."]:
         """The scaled outputs for one example."""
         return self.alpha * keys.called(self.model, x, key)
 
-    def forward_train(self, xs: Shaped[Array, "n ..."]) -> tuple[Float[Array, "n k"], "Scaled"]:
+    def forward_train(
+        self, xs: PyTree[Shaped[Array, "n ..."]]
+    ) -> tuple[Float[Array, "n ..."], "Scaled"]:
         """See `zoo.forward_train`."""
         outputs, model = forward_train(self.model, xs)
         return self.alpha * outputs, eqx.tree_at(lambda m: m.model, self, model)
@@ -86,12 +90,14 @@ class WithOutput(PicklableFunctions, eqx.Module):
     output: Callable[[Array], Array] = eqx.field(static=True)
 
     def __call__(
-        self, x: Shaped[Array, "..."], *, key: PRNGKeyArray | None = None
-    ) -> Float[Array, " k"]:
+        self, x: PyTree[Shaped[Array, "..."]], *, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "..."]:
         """The transformed outputs for one example."""
         return self.output(keys.called(self.model, x, key))
 
-    def forward_train(self, xs: Shaped[Array, "n ..."]) -> tuple[Float[Array, "n k"], "WithOutput"]:
+    def forward_train(
+        self, xs: PyTree[Shaped[Array, "n ..."]]
+    ) -> tuple[Float[Array, "n ..."], "WithOutput"]:
         """See `zoo.forward_train`."""
         outputs, model = forward_train(self.model, xs)
         return jax.vmap(self.output)(outputs), eqx.tree_at(lambda m: m.model, self, model)

@@ -152,9 +152,9 @@ def test_float32_agrees_with_float64():
         ({"metric": jnp.ones((), complex)}, TypeError, "`metric` has a complex leaf"),
         ({"metric": jnp.ones(7)}, ValueError, "`metric` has a leaf whose shape is not that"),
         (
-            {"model": eqx.nn.Linear(3, "scalar", key=jr.key(0))},
+            {"model": jax.tree_util.Partial(lambda w, x: (w @ x, x), jnp.ones((2, 3)))},
             ValueError,
-            "expected a vector of k outputs",
+            "for one example of `x1`, expected one array of k outputs",
         ),
         ({"model": lambda x: x}, ValueError, "`model` has no parameters"),
     ],

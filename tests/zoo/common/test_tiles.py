@@ -33,7 +33,7 @@ def test_tiled_functions_give_what_they_give_at_once():
 
 
 def test_an_array_on_one_device_has_one_shard():
-    assert shards_of(jnp.ones(3)) == shards_of(None) == 1
+    assert shards_of(jnp.ones(3)) == shards_of({"x": jnp.ones(3)}) == 1
 
 
 def test_sums_over_tiles_count_every_example_once():

@@ -255,6 +255,37 @@ def test_options_reach_every_call():
     )
 
 
+class LinenScalar(nn.Module):
+    """A module whose outputs are a number for each example."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(1, param_dtype=float)(x)[..., 0]
+
+
+def test_a_module_of_numbers_has_one_output():
+    module, x = LinenScalar(), inputs(3)
+    kernel = ntk(from_flax(module, module.init(jr.key(0), x)), x)
+    np.testing.assert_allclose(kernel[:, 0, :, 0], x @ x.T + 1, rtol=1e-12)
+
+
+class LinenMasked(nn.Module):
+    """A dense layer on what a mask leaves of an example."""
+
+    @nn.compact
+    def __call__(self, example):
+        return nn.Dense(2, param_dtype=float)(jnp.where(example["mask"], example["x"], 0.0))
+
+
+def test_modules_of_several_inputs():
+    module, x = LinenMasked(), {"mask": inputs(3) > 0, "x": inputs(3)}
+    variables = module.init(jr.key(0), x)
+    model = from_flax(module, variables)
+    np.testing.assert_allclose(jax.vmap(model)(x), module.apply(variables, x), rtol=1e-12)
+    expected = kernel_of(lambda p: module.apply({"params": p}, x), variables["params"])
+    np.testing.assert_allclose(ntk(model, x), expected, rtol=1e-11, atol=1e-13)
+
+
 @pytest.mark.parametrize("kind", ["linen", "nnx"])
 def test_a_module_without_a_batch_axis_is_called_on_the_example_itself(kind):
     x = inputs(3)

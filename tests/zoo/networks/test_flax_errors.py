@@ -63,16 +63,6 @@ def test_examples_and_outputs_of_other_shapes_are_refused(unchecked):
         from_flax(module, variables, mutable=True)(inputs(1)[0])
     assert from_flax(module, variables, batched=False)(inputs(1)[0]).shape == (2,)
 
-    class Scalar(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            return nn.Dense(1, **FLOAT64)(x)[..., 0]
-
-    module = Scalar()
-    model = from_flax(module, module.init(jr.key(0), inputs(1)))
-    with pytest.raises(ValueError, match=r"shape=\(\).*expected a vector of k outputs"):
-        ntk(model, inputs(2))
-
 
 def test_bad_arguments_are_named(unchecked):
     module, variables = linen_mlp()

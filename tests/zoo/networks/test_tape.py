@@ -55,6 +55,21 @@ def test_any_model_that_calls_zoo_layers_can_be_recorded():
     assert [call.path for call in calls] == [".layer", ".layer"]
 
 
+class Masked(eqx.Module):
+    layer: Dense
+
+    def __call__(self, example):
+        return self.layer(jnp.where(example["mask"], example["x"], 0.0))
+
+
+def test_examples_may_be_trees():
+    model, x = Masked(Dense(3, 2, key=jr.key(0))), inputs(1)[0]
+    example = {"mask": jnp.array([True, False, True]), "x": x}
+    outputs, (call,) = record(model, example)
+    np.testing.assert_array_equal(call.input, x * jnp.array([1.0, 0.0, 1.0]))
+    np.testing.assert_array_equal(outputs, model.layer(call.input))
+
+
 def test_transforms_and_residuals_are_looked_into():
     model = WideResNet((1, 4, 4), 2, base_channels=2, key=jr.key(0))
     x = jr.normal(jr.key(1), (1, 4, 4))
