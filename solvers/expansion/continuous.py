@@ -167,10 +167,10 @@ def width_expansion(
     result = RESULTS.where(jnp.all(finite), RESULTS.successful, RESULTS.diverged)  # pyright: ignore
     expansion = WidthExpansion(
         ts=ts,
-        f0=f0[:, :n],
-        f1=f1[:, :n],
-        f0_test=f0[:, n:] if len(outputs) > n else None,
-        f1_test=f1[:, n:] if len(outputs) > n else None,
+        train0=f0[:, :n],
+        train1=f1[:, :n],
+        test0=f0[:, n:] if len(outputs) > n else None,
+        test1=f1[:, n:] if len(outputs) > n else None,
         kernel0=kernel0,
         kernel1=None if kernel0 is None else kernel1.reshape(-1, *kernel0.shape),
         validity=ratio_to(smallest, jnp.stack(norms)),

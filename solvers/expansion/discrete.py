@@ -110,10 +110,10 @@ def width_expansion_descent(
     valid = jnp.cumprod(finite).astype(bool)
     expansion = WidthExpansion(
         ts=counted.shown,
-        f0=f0[:, :n],
-        f1=f1[:, :n],
-        f0_test=f0[:, n:] if problem.x_test is not None else None,
-        f1_test=f1[:, n:] if problem.x_test is not None else None,
+        train0=f0[:, :n],
+        train1=f1[:, :n],
+        test0=f0[:, n:] if problem.x_test is not None else None,
+        test1=f1[:, n:] if problem.x_test is not None else None,
         kernel0=kernel0,
         kernel1=moved,
         validity=ratio_to(smallest, norms),

@@ -23,8 +23,8 @@ class WidthExpansion(eqx.Module):
     """Outputs and tangent kernel as 0 + 1: the frozen kernel's, and what is of order 1/width.
 
     - `ts`: times (t,), the last of which may be inf; for descent the counts of steps.
-    - `f0`, `f1`: on the training points, (t, n, k).
-    - `f0_test`, `f1_test`: on the test points, (t, m, k), or None.
+    - `train0`, `train1`: on the training points, (t, n, k).
+    - `test0`, `test1`: on the test points, (t, m, k), or None.
     - `kernel0`: Theta_0 on the training points, (n, k, n, k), or on the pairs that were asked for,
       (n1, k, n2, k); None where it was not asked for.
     - `kernel1`: how it has moved, (t, n, k, n, k) or (t, n1, k, n2, k).
@@ -35,10 +35,10 @@ class WidthExpansion(eqx.Module):
     """
 
     ts: Float[Array, " t"]
-    f0: Float[Array, "t n k"]
-    f1: Float[Array, "t n k"]
-    f0_test: Float[Array, "t m k"] | None
-    f1_test: Float[Array, "t m k"] | None
+    train0: Float[Array, "t n k"]
+    train1: Float[Array, "t n k"]
+    test0: Float[Array, "t m k"] | None
+    test1: Float[Array, "t m k"] | None
     kernel0: Float[Array, "n1 k n2 k"] | None
     kernel1: Float[Array, "t n1 k n2 k"] | None
     validity: Float[Array, " t"]
@@ -47,15 +47,15 @@ class WidthExpansion(eqx.Module):
 
     @property
     def train(self) -> Float[Array, "t n k"]:
-        """f0 + f1 on the training points."""
-        return self.f0 + self.f1
+        """train0 + train1: f0 + f1 on the training points."""
+        return self.train0 + self.train1
 
     @property
     def test(self) -> Float[Array, "t m k"] | None:
-        """f0 + f1 on the test points."""
-        if self.f0_test is None or self.f1_test is None:
+        """test0 + test1: f0 + f1 on the test points."""
+        if self.test0 is None or self.test1 is None:
             return None
-        return self.f0_test + self.f1_test
+        return self.test0 + self.test1
 
     @property
     def kernel(self) -> Float[Array, "t n1 k n2 k"] | None:
@@ -86,7 +86,7 @@ def finish(expansion: WidthExpansion, *, throw: bool, stacklevel: int = 4) -> Wi
     **Raises:** `ExpansionError` where it failed and `throw` asks for that. **Warns:**
     `ValidityWarning` where the correction of the kernel is not small.
     """
-    rows = ("f0", "f1", "f0_test", "f1_test", "kernel1")
+    rows = ("train0", "train1", "test0", "test1", "kernel1")
     expansion = eqx.tree_at(
         lambda e: [getattr(e, name) for name in rows],
         expansion,

@@ -143,7 +143,7 @@ def test_half_of_the_largest_rate_is_a_rate():
     kernel = ntk(MODEL, IN)
     slow = 0.01 * max_learning_rate(kernel)
     expansion = width_expansion_descent(MODEL, IN, OUT, [2], learning_rate=slow, throw=False)
-    assert bool(jnp.isfinite(expansion.f0).all())
+    assert bool(jnp.isfinite(expansion.train0).all())
 
 
 @pytest.mark.parametrize("bad", [-1.0, jnp.nan, jnp.inf, "1", 1j, jnp.ones(2), True, None])

@@ -120,13 +120,13 @@ def test_dense_and_matrix_free_are_the_closed_form():
         moved = [f1(third_train[i], fourth_train[i], 0.0, lam[i]) for i in range(3)]
         test1 = [f1(third[3 + p], fourth[3 + p], 0.0) - rows[p] @ moved for p in range(2)]
         for found in (dense, matrix_free):
-            np.testing.assert_allclose(found.f1[row, :, 0], vectors @ train1, atol=1e-12)
-            np.testing.assert_allclose(found.f1_test[row, :, 0], test1, atol=1e-12)
+            np.testing.assert_allclose(found.train1[row, :, 0], vectors @ train1, atol=1e-12)
+            np.testing.assert_allclose(found.test1[row, :, 0], test1, atol=1e-12)
             np.testing.assert_allclose(
                 found.kernel1[row].reshape(3, 3), theta1[:3] @ vectors.T, atol=1e-11
             )
             left = outputs[3:] - rows @ (delta * [corner(0, z, t=tau) for z in lam])
-            np.testing.assert_allclose(found.f0_test[row, :, 0], left, atol=1e-12)
+            np.testing.assert_allclose(found.test0[row, :, 0], left, atol=1e-12)
 
     hatted = [
         o[3:] - np.einsum("mi,i...->m...", rows / lam, of_train)
@@ -144,7 +144,7 @@ def test_dense_and_matrix_free_are_the_closed_form():
     )
     ratio = np.linalg.norm(theta1 @ vectors.T, 2) / lam[0]
     for found, tolerance in ((dense, 1e-9), (matrix_free, 2e-3)):
-        np.testing.assert_allclose(found.f1_test[-1, :, 0], limit, rtol=1e-9)
+        np.testing.assert_allclose(found.test1[-1, :, 0], limit, rtol=1e-9)
         np.testing.assert_allclose(found.train[-1], y, atol=1e-12)
         np.testing.assert_allclose(found.validity[-1], ratio, rtol=tolerance)
         assert found.validity[0] < found.validity[-1]  # that of an early time is its own
@@ -184,7 +184,7 @@ def test_one_step_of_a_quadratic_network_is_exact():
         np.testing.assert_allclose(found.train[1], jax.vmap(trained)(x), atol=1e-13)
         np.testing.assert_allclose(found.test[1], jax.vmap(trained)(x_test), atol=1e-13)
         np.testing.assert_allclose(found.kernel[1], ntk(trained, x), atol=1e-13)
-        np.testing.assert_array_equal(found.f1[0], 0)
+        np.testing.assert_array_equal(found.train1[0], 0)
 
 
 @pytest.mark.long
@@ -195,7 +195,7 @@ def test_descent_without_tensors_is_the_recursion_of_the_tensors():
     dense = width_expansion_descent(model, x, y, steps, method="dense", **options)
     for more in ({"kernel_pairs": (x, x)}, {"kernel_pairs": (x, x), "batch_size": 2}):
         found = width_expansion_descent(model, x, y, steps, **options, **more)
-        for name in ("f0", "f1", "f0_test", "f1_test", "kernel0", "kernel1"):
+        for name in ("train0", "train1", "test0", "test1", "kernel0", "kernel1"):
             np.testing.assert_allclose(getattr(found, name), getattr(dense, name), atol=1e-11)
         np.testing.assert_allclose(found.validity, dense.validity, rtol=2e-3)
 
@@ -245,7 +245,7 @@ def test_a_singular_kernel_has_no_limit_but_every_finite_time():
     found = width_expansion(model, x, y, [1.0, jnp.inf], throw=False)
     assert found.result == RESULTS.no_limit
     np.testing.assert_array_equal(found.valid, [True, False])
-    assert jnp.all(jnp.isnan(found.f1[1]))
+    assert jnp.all(jnp.isnan(found.train1[1]))
     np.testing.assert_array_equal(found.validity, np.inf)
     dense = width_expansion(model, x, y, [1.0], method="dense")
     np.testing.assert_allclose(found.train[0], dense.train[0], atol=1e-12)
@@ -303,7 +303,7 @@ def test_bad_arguments_of_descent_are_named(unchecked, arguments, message):
 def test_is_not_for_compiled_functions():
     model, x, y = tanh_mlp(), inputs(2), inputs(2, 2)
     with pytest.raises(ValueError, match=r"inside `jax.jit`, expected concrete"):
-        jax.jit(lambda y: width_expansion(model, x, y, [1.0]).f1)(y)
+        jax.jit(lambda y: width_expansion(model, x, y, [1.0]).train1)(y)
 
 
 @pytest.mark.slow
@@ -314,14 +314,14 @@ def test_a_float32_model_is_expanded_in_float32_where_the_default_is_float64():
     exact = width_expansion(model, x, y, [1.0, jnp.inf], kernel_pairs=(x, x))
     for options in ({"method": "dense"}, {"kernel_pairs": (x32, x32)}):
         found = width_expansion(rough, x32, y32, [1.0, jnp.inf], **options)
-        assert found.f1.dtype == found.kernel1.dtype == jnp.float32
-        np.testing.assert_allclose(found.f1, exact.f1, atol=2e-5)
+        assert found.train1.dtype == found.kernel1.dtype == jnp.float32
+        np.testing.assert_allclose(found.train1, exact.train1, atol=2e-5)
         np.testing.assert_allclose(found.kernel1, exact.kernel1, atol=2e-4)
     steps = width_expansion_descent(model, x, y, [0, 3], learning_rate=0.1)
     for options in ({"method": "dense"}, {}):
         found = width_expansion_descent(rough, x32, y32, [0, 3], learning_rate=0.1, **options)
-        assert found.f1.dtype == jnp.float32
-        np.testing.assert_allclose(found.f1, steps.f1, atol=2e-5)
+        assert found.train1.dtype == jnp.float32
+        np.testing.assert_allclose(found.train1, steps.train1, atol=2e-5)
 
 
 def test_panels_end_where_rounding_can_no_longer_tell_times_apart():

@@ -48,7 +48,7 @@ def test_each_order_gains_a_power_of_the_width():
             predictions=("width expansion", "width expansion descent"), **options,
         )  # fmt: skip
         gaps = {
-            "f0": network.train[0] - expansion.f0[0],
+            "f0": network.train[0] - expansion.train0[0],
             "f0 + f1": network.train[0] - expansion.train[0],
             "kernel0": kernel - expansion.kernel0,
             "kernel0 + kernel1": kernel - expansion.kernel[0],
