@@ -53,6 +53,7 @@ class Architecture:
     - `widths`, `depths`: the fields of a study that hold its own.
     - `options`: fields of a study beside these, each with the argument that it is.
     - `takes_images`: whether vectors are refused.
+    - `field`: the choice that named it, for errors.
     """
 
     name: str
@@ -63,18 +64,19 @@ class Architecture:
     depths: str = "depths"
     options: tuple[tuple[str, str], ...] = ()
     takes_images: bool = False
+    field: str = "architectures"
 
     def source_digest(self) -> str:
         """A digest of the file that a user's function stands in.
 
         **Raises:** `ValueError` where it cannot be imported, or has no source.
         """
-        module = inspect.getmodule(imported(self.reference or ""))
+        module = inspect.getmodule(imported(self.reference or "", self.field))
         try:
             source = Path(inspect.getsourcefile(module) or "").read_bytes()  # pyright: ignore[reportArgumentType]
         except (OSError, TypeError) as error:
             raise ValueError(
-                f"`architectures` has {self.reference}, whose source cannot be read ({error}), "
+                f"`{self.field}` has {self.reference}, whose source cannot be read ({error}), "
                 "expected a function of a Python file: its digest tells one study from another."
             ) from error
         return hashlib.sha256(source).hexdigest()[:16]
@@ -177,8 +179,12 @@ def _entry(value: Any, name: str = "") -> str:
     return value if name in ("", value) else f"{name}={value}"
 
 
-def named(entry: Any) -> Architecture:
+def named(entry: Any, field: str = "architectures") -> Architecture:
     """The architecture of a name: the zoo's, `module:function`, or `name=module:function`.
+
+    **Arguments:**
+
+    - `field`: the choice that names it.
 
     **Raises:** `ValueError` for anything else, before anything is imported.
     """
@@ -188,21 +194,22 @@ def named(entry: Any) -> Architecture:
     if found is None or found["module"] == "__main__":
         listed = ", ".join(map(repr, ARCHITECTURES))
         raise ValueError(
-            f"`architectures` is {entry!r}, expected one of {listed}, or a function of your own as "
+            f"`{field}` is {entry!r}, expected one of {listed}, or a function of your own as "
             "'module:function' or 'name=module:function', from a module that can be imported: no "
             "lambda, no function within another, and none of the script that runs."
         )
     name = found["name"] or found["function"].split(".")[-1]
     if name in ARCHITECTURES:
         raise ValueError(
-            f"`architectures` has {entry!r}, expected a function of another name than the zoo's "
+            f"`{field}` has {entry!r}, expected a function of another name than the zoo's "
             f"{name}: 'name=module:function' gives it one."
         )
     reference = f"{found['module']}:{found['function']}"
-    return Architecture(name, functools.partial(_made, reference), reference=reference)
+    make = functools.partial(_made, reference, field)
+    return Architecture(name, make, reference=reference, field=field)
 
 
-def imported(reference: str) -> Callable[..., Any]:
+def imported(reference: str, field: str = "architectures") -> Callable[..., Any]:
     """The function at `module:function`; the working folder is looked in last.
 
     **Raises:** `ValueError` where there is none, or it takes other arguments than `SIGNATURE`.
@@ -216,7 +223,7 @@ def imported(reference: str) -> Callable[..., Any]:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever the module does
         raise ValueError(
-            f"`architectures` has {reference}, whose module cannot be imported "
+            f"`{field}` has {reference}, whose module cannot be imported "
             f"({type(error).__name__}: {error}), {expected}, from the working folder too."
         ) from error
     function: Any = module
@@ -224,19 +231,19 @@ def imported(reference: str) -> Callable[..., Any]:
         function = getattr(function, part, None)
     if not callable(function):
         where = getattr(module, "__file__", module_name)
-        raise ValueError(f"`architectures` has {reference}: {where} has no such one, {expected}.")
+        raise ValueError(f"`{field}` has {reference}: {where} has no such one, {expected}.")
     keywords = dict.fromkeys(("width", "depth", "activation", "parameterization", "key"))
     try:
         inspect.signature(function).bind((1,), 1, **keywords)
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"`architectures` has {reference}, which cannot be called so ({error}), {expected}."
+            f"`{field}` has {reference}, which cannot be called so ({error}), {expected}."
         ) from error
     return function
 
 
-def _made(reference: str, in_shape: Shape, out_size: int, **options: Any) -> Any:
-    return imported(reference)(in_shape, out_size, **options)
+def _made(reference: str, field: str, in_shape: Shape, out_size: int, **options: Any) -> Any:
+    return imported(reference, field)(in_shape, out_size, **options)
 
 
 def _costs_of_parameters(

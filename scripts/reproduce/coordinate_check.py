@@ -24,8 +24,7 @@ from rich.console import Console, Group, RenderableType
 from rich.progress import track
 from rich.table import Table
 
-from scripts import runtime
-from scripts.architectures import CNN, MLP, WIDE_RESNET
+from scripts import architectures, runtime
 from scripts.reproduce.reproduction import Reproduction, RunConfig
 from scripts.slopes import FEWEST, slope_in_width
 from solvers import CrossEntropy
@@ -34,24 +33,23 @@ from zoo import ACTIVATIONS, AffineLayer, Dataset, learning_rates, load, PARAMET
 from zoo.common import checks
 from zoo.common.trainable import partitioned
 
-_ARCHITECTURES = {"mlp": MLP, "cnn": CNN, "wide_resnet": WIDE_RESNET}
-
 
 @dataclass(frozen=True)
 class CoordinateCheckConfig(RunConfig):
     """Trains networks of many widths for a few steps and shows how far each layer has moved."""
 
     name: str = "coordinate-check"
-    architecture: Literal["mlp", "cnn", "wide_resnet"] = "mlp"
-    """Architecture; the width is that of its hidden layers, its channels, or its base channels."""
+    architecture: str = "MLP"
+    """MLP, CNN, WideResNet, or a function of your own, module:function as in `study`, whose layers
+    are the zoo's. The width is that of hidden layers, channels, or base channels."""
     depth: int = 3
     """Depth, as the architecture counts it."""
     activation: str = "relu"
     """Activation."""
     bias_std: float | None = None
-    """sigma_b of every layer; none: no biases."""
+    """sigma_b of every layer of the zoo's networks; none: no biases."""
     readout_std: float = 0.0
-    """sigma_w of the readout; at 0 the outputs start at zero (Yang et al. 2022, appendix D.2)."""
+    """sigma_w of their readout; at 0 the outputs start at zero (Yang et al. 2022, appendix D.2)."""
     widths: tuple[int, ...] = (64, 128, 256, 512, 1024)
     """Widths."""
     parameterizations: tuple[str, ...] = ("MUP", "STANDARD")
@@ -71,7 +69,7 @@ class CoordinateCheckConfig(RunConfig):
     def check(self) -> None:
         """**Raises:** `ValueError` that names the field, what came and what was expected."""
         super().check()
-        checks.choice("architecture", self.architecture, _ARCHITECTURES)
+        _ = self.built
         checks.choice("activation", self.activation, ACTIVATIONS)
         for field in ("widths", "parameterizations"):
             checks.distinct(field, getattr(self, field))
@@ -90,6 +88,16 @@ class CoordinateCheckConfig(RunConfig):
         for field in ("sgd_rate", "adam_rate"):
             checks.nonnegative_number(field, getattr(self, field), strictly=True)
         checks.nonnegative_number("readout_std", self.readout_std)
+
+    @property
+    def built(self) -> architectures.Architecture:
+        """What `architecture` names."""
+        return architectures.named(self.architecture, "architecture")
+
+    def choices(self) -> dict[str, Any]:
+        """The fields, and a digest of the source of a user's own architecture."""
+        own = {"source": self.built.source_digest()} if self.built.reference else {}
+        return super().choices() | own
 
 
 def coordinate_check(
@@ -115,9 +123,17 @@ def coordinate_check(
 
 
 def _examples(config: CoordinateCheckConfig) -> Dataset:
-    """The digits, of which networks as asked for can be made."""
+    """The digits, of which networks as asked for can be made.
+
+    **Raises:** `ValueError` for an architecture without layers to look at.
+    """
     data = load("digits", n_train=config.n_train, n_test=1)
-    eqx.filter_eval_shape(_maker(config, data, config.parameterizations[0], 1), jr.key(0))
+    model = eqx.filter_eval_shape(_maker(config, data, config.parameterizations[0], 1), jr.key(0))
+    if not _layer_names(model, data):
+        raise ValueError(
+            f"`architecture` is {config.architecture}, which calls no `zoo.Dense` or `zoo.Conv`, "
+            "expected a network of the zoo's layers: it is their preactivations that are looked at."
+        )
     return data
 
 
@@ -162,16 +178,16 @@ def _measured(config: CoordinateCheckConfig, data: Dataset, console: Console) ->
 def _maker(
     config: CoordinateCheckConfig, data: Dataset, parameterization: str, width: int
 ) -> Callable[[jax.Array], Any]:
-    return lambda key: _ARCHITECTURES[config.architecture].make(
+    of_the_zoo = {"bias_std": config.bias_std, "readout_std": config.readout_std}
+    return lambda key: config.built.make(
         data.x_train.shape[1:],
         len(data.classes),
         width=width,
         depth=config.depth,
         activation=config.activation,
-        bias_std=config.bias_std,
-        readout_std=config.readout_std,
         parameterization=PARAMETERIZATIONS[parameterization],
         key=key,
+        **({} if config.built.reference else of_the_zoo),
     )
 
 
@@ -182,7 +198,7 @@ def _preactivations(model: Any, x: jax.Array) -> list[jax.Array]:
 
 def _layer_names(model: Any, data: Dataset) -> list[str]:
     calls = eqx.filter_eval_shape(lambda m, x: _preactivations(m, x), model, data.x_train[0])
-    return [f"layer {i + 1}" for i in range(len(calls) - 1)] + ["outputs"]
+    return [f"layer {i + 1}" for i in range(len(calls) - 1)] + ["outputs"] * bool(calls)
 
 
 def _change(

@@ -7,7 +7,7 @@ measured, how it is shown) in a constant `REPRODUCTION`, by which the command li
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import xarray as xr
 from rich.console import Console, RenderableType
@@ -33,6 +33,10 @@ class RunConfig:
         """**Raises:** `ValueError` that names the field, what came and what was expected."""
         fields.folder_name("name", self.name)
         checks.choice("precision", self.precision, ("float32", "float64"))
+
+    def choices(self) -> dict[str, Any]:
+        """What `config.json` holds."""
+        return fields.choices(self)
 
 
 Config = TypeVar("Config", bound=RunConfig)
@@ -95,7 +99,7 @@ class Reproduction(Generic[Config, Inputs, Found]):
     ) -> Found:
         """Does what was prepared; see `run`."""
         console, config, folder = ready(console), prepared.config, prepared.folder
-        write_config(folder, fields.choices(config))
+        write_config(folder, config.choices())
         found = self.measure(config, prepared.inputs, console)
         found.to_netcdf(folder / self.results, engine="h5netcdf")
         console.print(self.table(config, found))
