@@ -198,8 +198,8 @@ def warn_where_dropped(name: str, dropped: Any, dtype: Any, *, stacklevel: int =
         warnings.warn(
             f"{int(count)} directions of {name} have eigenvalues that {np.dtype(dtype)} cannot "
             f"tell from zero (below {ZERO} units of rounding of the largest), and were left where "
-            "they started (`.dropped`). Use float64, or add noise or a ridge, if they matter; a "
-            "singular kernel, as of an example that is there twice, has such directions.",
+            "they started (`.dropped`). Use float64, or noise or a ridge above that, if they "
+            "matter; a singular kernel, as of an example that is there twice, has such directions.",
             RoundingWarning,
             stacklevel=stacklevel,
         )
