@@ -81,6 +81,52 @@ def transformer_block(p, x):
     return p["head"](jnp.mean(tokens, axis=0))
 
 
+def attention_block(p, x):
+    tokens = jnp.outer(jnp.ones(3), x) + p["positions"].T[:3]
+    tokens = tokens + p["attention"](tokens, tokens, tokens)
+    return p["head"](jnp.mean(tokens, axis=0))
+
+
+def mixer_block(p, x):
+    tokens = jnp.outer(x, jnp.ones(3)) + p["positions"]  # 4 tokens of 3 channels
+    tokens = tokens + jnp.tanh(jax.vmap(p["across"], in_axes=1, out_axes=1)(tokens))
+    tokens = tokens + jnp.tanh(eqx.filter_vmap(p["within"])(tokens))
+    return p["head"](jnp.mean(tokens, axis=0))
+
+
+def nested_maps(p, x):
+    grid = jnp.outer(x, x).reshape(2, 2, SIZE)
+    shared = jax.vmap(lambda row: jnp.sum(jax.vmap(lambda a: p["a"](row[0]) * a)(row), axis=0))
+    return p["b"](
+        jnp.sum(jnp.tanh(jax.vmap(jax.vmap(p["a"]))(grid)), axis=(0, 1)) + shared(grid)[1]
+    )
+
+
+def mapped_and_called(p, x):
+    """One layer under `vmap`, and by itself; means over the entries by their name."""
+
+    def centered(t):
+        h = p["a"](t)
+        return jnp.tanh(h - jax.lax.pmean(h, "entry"))
+
+    entries = jax.vmap(centered, axis_name="entry")(jnp.outer(x[:3], x))
+    return p["b"](jnp.sum(entries, axis=0) + jnp.tanh(p["a"](x)))
+
+
+def set_of_series(p, x):
+    series = jnp.outer(x[:2], jnp.outer(x, x)).reshape(2, SIZE, SIZE)
+    return p["b"](jnp.sum(jnp.tanh(jax.vmap(p["conv"])(series)), axis=(0, 2)))
+
+
+def mapped_outside_or_inside(p, x):
+    """Under `vmap`, and under what is no `vmap` alone."""
+    entries = jnp.outer(x[:3], x)
+    compiled = jax.jit(lambda t: jax.vmap(p["c"])(t))(entries)
+    kept = jax.vmap(jax.checkpoint(lambda t: p["d"](t)))(entries)
+    slopes = jax.vmap(jax.grad(lambda t: jnp.sum(jnp.tanh(p["e"](t)))))(entries)
+    return p["b"](jnp.sum(jnp.tanh(jax.vmap(p["a"])(compiled + kept + slopes)), axis=0))
+
+
 def low_rank_adapter(p, x):
     frozen = jax.lax.stop_gradient(p["base"])
     return p["b"](jnp.tanh(frozen(x) + p["up"](p["down"](x))))
@@ -385,7 +431,36 @@ READOUT = {"b": linear(1, outputs=OUTPUTS)}
 
 MODELS = {
     "plain": Case(plain, two(), 2, hidden_of_plain),
-    "transformer block": Case(transformer_block, BLOCK, 1),
+    "transformer block": Case(transformer_block, BLOCK, 4),
+    "attention": Case(
+        attention_block,
+        {
+            "attention": eqx.nn.MultiheadAttention(2, SIZE, key=KEYS[2]),
+            "positions": BLOCK["positions"],
+            "head": linear(3, outputs=OUTPUTS),
+        },
+        5,
+    ),
+    "mixer": Case(
+        mixer_block,
+        {
+            "across": linear(0),
+            "within": linear(1, 3, 3),
+            "positions": BLOCK["positions"],
+            "head": linear(3, 3, OUTPUTS),
+        },
+        3,
+    ),
+    "nested maps": Case(nested_maps, two(), 2),
+    "mapped and called": Case(mapped_and_called, two(), 2),
+    "set of series": Case(
+        set_of_series,
+        {"conv": eqx.nn.Conv1d(SIZE, SIZE, 2, padding=1, key=KEYS[0])} | READOUT,
+        2,
+    ),
+    "mapped and more": Case(
+        mapped_outside_or_inside, two(c=linear(2), d=linear(4), e=linear(5)), 2
+    ),
     "low-rank adapter": Case(low_rank_adapter, ADAPTER | READOUT, 3),
     "weight norm": Case(weight_norm, {"normed": eqx.nn.WeightNorm(linear(0))} | READOUT, 1),
     "spectral norm": Case(spectral_norm, two(), 1),

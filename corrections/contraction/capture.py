@@ -1,24 +1,73 @@
 """What enters and leaves the layers of a model, seen from outside.
 
 Layers are replaced by stand-ins (`zoo.tracing.stand_in`) that write down what enters them, inside
-one trace of the model. For which layers that is right, `corrections.contraction.contractible` says.
+one trace of the model; of a layer that the model calls under its own `jax.vmap` what enters all of
+the calls together. For which layers that is right, `corrections.contraction.contractible` says.
 """
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import equinox as eqx
 import jax
+import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
 from jaxtyping import Array
 
 from zoo.tracing.stand_in import OnCall, stand_in
 
 
 class Call(NamedTuple):
-    """A call of a layer: which one, with what shapes."""
+    """A call of a layer: which one, with what shapes, under how many `jax.vmap` of the model's own,
+    whose axes are in front.
+    """
 
     layer: int
     input: jax.ShapeDtypeStruct
     output: jax.ShapeDtypeStruct
+    depth: int
+
+
+Seen = Callable[[Any, Array, int], Array]
+"""A layer, what enters its call, and under how many `jax.vmap` it is -> what leaves it."""
+
+
+def seen_from_outside(
+    layer: Any, a: Array, seen: Seen, is_outside: Callable[[Array, int], bool], depth: int = 0
+) -> Array:
+    """`seen(layer, a, depth)`, outside of the `jax.vmap`s around this call: `a` has their axes in
+    front, the outermost first.
+
+    **Arguments:**
+
+    - `is_outside`: from what enters the call, and from how many `jax.vmap` have been left, to
+      whether none is left around it. Where that never holds the call is the layer's own.
+    """
+    if is_outside(a, depth):
+        return seen(layer, a, depth)
+    arrays, static = eqx.partition(layer, eqx.is_array)
+
+    @custom_vmap
+    def call(arrays: Any, a: Array) -> Array:
+        return mapped(eqx.combine(arrays, static), depth)(a)
+
+    @call.def_vmap
+    def _(size: int, batched: Any, arrays: Any, a: Array) -> tuple[Array, bool]:
+        of_arrays, of_input = batched
+        if any(jax.tree.leaves(of_arrays)):
+            raise ValueError(f"{type(layer).__name__} has weights of its own for each entry.")
+        entries = a if of_input else jnp.broadcast_to(a, (size, *a.shape))
+        outer = eqx.combine(arrays, static)
+        return seen_from_outside(outer, entries, seen, is_outside, depth + 1), True
+
+    return call(arrays, a)
+
+
+def mapped(fn: Callable[[Array], Array], depth: int) -> Callable[[Array], Array]:
+    """`fn` over so many axes in front."""
+    for _ in range(depth):
+        fn = jax.vmap(fn)
+    return fn
 
 
 class Stage:
@@ -65,11 +114,16 @@ class Capture(Stage):
 
         def on_call(layer: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Array:
             del options  # those that change something have kept the layer from being captured
-            (a,) = args
             here = len(self.inputs)
             self._check(here < len(self._expected) and self._expected[here].layer == index)
-            self.inputs.append(a)
-            return layer(a) if self._shifts is None else layer(a) + self._shifts[here]
+
+            def seen(layer: Any, a: Array, depth: int) -> Array:
+                self.inputs.append(a)
+                z = mapped(layer, depth)(a)
+                return z if self._shifts is None else z + self._shifts[here]
+
+            depth = self._expected[here].depth
+            return seen_from_outside(layer, args[0], seen, lambda _, left: left == depth)
 
         return self.stand_in(layer, on_call)
 

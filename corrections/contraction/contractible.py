@@ -4,8 +4,10 @@ Seen in traces of the model with stand-ins for its layers (`zoo.tracing.stand_in
 
 1. With the stand-ins the program is that of the model as it is (`zoo.tracing.programs`).
 2. Each call is handed the layer's own arrays: not frozen, scaled, adapted or updated ones.
-3. Each call is made by the model's program itself, not by a transformation inside it (`vmap`,
-   `scan`, `checkpoint`, `jit`).
+3. Each call is made by the model's program itself or under its `jax.vmap`, not by another
+   transformation inside it (`scan`, `checkpoint`, `jit`). Under `jax.vmap` it is one call, with
+   the axes of the `vmap` in front: with stand-ins that do not look at those, the program is again
+   that of the model as it is.
 4. Where what leaves a layer's calls is taken away, neither the outputs nor what enters a call
    depends on the layer's arrays, but for what `jax.lax.stop_gradient` has passed: they enter
    through these calls and no other way.
@@ -23,15 +25,16 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 from jaxtyping import Array, PyTree
 
-from corrections.contraction.capture import Call, Stage
+from corrections.contraction.capture import Call, mapped, seen_from_outside, Stage
 from corrections.parameters import as_vector
+from corrections.taylor.symbolic_zeros import noticing_tangents
 from zoo.common import checks
 from zoo.tracing.programs import dependence, mark, marked, needed, same_program, without_gradient
 
 _ARRAYS = "is called with other arrays than its own (frozen, scaled, updated or mapped ones)"
 _ELSEWHERE = "has arrays that are also used outside of its calls"
 _INPUT = "is called with something else than one array of real floating-point numbers"
-_INSIDE = "is called inside a transformation (such as `vmap`, `scan`, `checkpoint` or `jit`)"
+_INSIDE = "is called inside a transformation (such as `scan`, `checkpoint`, `jit` or `grad`)"
 _NARROW = "is called with numbers of less precision than its own"
 _TYPE = "is told apart from a layer of a subclass of its type"
 
@@ -113,22 +116,14 @@ class Program:
 
         None are where the program is not that of the model: that may be the fault of any.
         """
-        calls: list[Call] = []
         refused: dict[int, str] = {}
-
-        def outputs(arrays: list[Any], inside: list[Any], x: PyTree) -> Array:
-            nodes = eqx.combine(arrays, self._static)
-            probe = _Probe(type(jax.tree.leaves(x)[0]), calls, refused)
-            for number, (i, given) in enumerate(zip(chosen, inside, strict=True)):
-                layer = eqx.combine(given, self._static[i])
-                nodes[i] = probe.probed(nodes[i], i, number, layer)
-            return as_vector(probe.run(self._model(nodes), x))
-
+        calls: list[Call] = []
         try:
-            inside = [self._arrays[i] for i in chosen]
-            program = jax.make_jaxpr(outputs)(self._arrays, inside, self._x)
+            program = compared = self._probed(chosen, _Probe(calls, refused))
+            if any(call.depth for call in calls):
+                compared = self._probed(chosen, _AsTheyAre())
         except Exception:  # whatever a model does with a type that it does not know
-            return refused
+            return refused or self._differentiated(chosen)
         # The arrays that a call uses are inputs of their own, beside all arrays of the model.
         count = len(self._owners)
         stands_for = list(range(count))
@@ -136,9 +131,36 @@ class Program:
             stands_for += [place for place, owner in enumerate(self._owners) if owner == i]
         found = self._read(program, chosen, calls, stands_for, refused)
         places_of_x = range(count, count + len(jax.tree.leaves(self._x)))
-        if refused or not same_program(self._plain, program, [*stands_for, *places_of_x]):
+        if refused or not same_program(self._plain, compared, [*stands_for, *places_of_x]):
             return refused
         return found
+
+    def _differentiated(self, chosen: list[int]) -> dict[int, str]:
+        """Which of them the model differentiates in what enters them, under `jax.vmap` too: no call
+        is seen from outside of that.
+        """
+        refused: dict[int, str] = {}
+        try:
+            self._probed(chosen, _Noticing(refused))
+        except Exception:
+            return {}
+        return refused
+
+    def _probed(self, chosen: list[int], probe: "_AsTheyAre") -> ClosedJaxpr:
+        """The program with stand-ins of `probe` for `chosen`. Its inputs are the arrays of the
+        model, those of the layers again, and the example.
+        """
+
+        def outputs(arrays: list[Any], inside: list[Any], x: PyTree) -> Array:
+            nodes = eqx.combine(arrays, self._static)
+            probe.tracer = type(jax.tree.leaves(x)[0])
+            for number, (i, given) in enumerate(zip(chosen, inside, strict=True)):
+                layer = eqx.combine(given, self._static[i])
+                nodes[i] = probe.probed(nodes[i], i, number, layer)
+            return as_vector(probe.run(self._model(nodes), x))
+
+        inside = [self._arrays[i] for i in chosen]
+        return jax.make_jaxpr(outputs)(self._arrays, inside, self._x)
 
     def _read(
         self,
@@ -184,43 +206,88 @@ class Program:
         return Contractible(chosen, calls, moved, ends_in_call, {})
 
 
-class _Probe(Stage):
-    """Writes down the calls of layers in a trace, and why some layers are refused."""
+class _AsTheyAre(Stage):
+    """Stand-ins whose calls are those of their layers, with the arrays that they are given."""
 
-    def __init__(self, tracer: type, calls: list[Call], refused: dict[int, str]):
-        super().__init__()
-        self._tracer, self._calls, self._refused = tracer, calls, refused
+    tracer: type
+    """Of the values outside of all transformations."""
 
     def probed(self, layer: Any, node: int, number: int, inside: Any) -> Any:
         """A stand-in for `layer`, whose calls are those of `inside`: the same with other arrays."""
         own = _arrays(layer)
 
         def on_call(layer: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-            reason = self._reason(layer, own, args)
-            if reason is not None:
-                self._refused.setdefault(node, reason)
-                return layer(*args, **options)
-            name = len(self._calls)
-            a = mark(args[0], f"input {name}")
-            z = inside(a)  # without the options: where they matter this is another program
-            self._calls.append(Call(number, _shape(a), _shape(z)))
-            return mark(z, f"output {name}")
+            if self._takes(layer, own, args, node):
+                # Without the options: where they matter this is another program.
+                return self._called(inside, args[0], node, number)
+            return layer(*args, **options)
 
         return self.stand_in(layer, on_call)
 
-    def _reason(self, layer: Any, own: list[Any], args: tuple[Any, ...]) -> str | None:
-        arrays = _arrays(layer)
-        if len(arrays) != len(own) or any(a is not b for a, b in zip(arrays, own, strict=True)):
-            return _ARRAYS
-        if len(args) != 1 or not isinstance(args[0], jax.Array):
-            return _INPUT
-        # Of a complex input the gradient is a real part; one of integers has no tangent.
-        if not jnp.issubdtype(args[0].dtype, jnp.floating):
-            return _INPUT
-        if jnp.result_type(args[0], *filter(eqx.is_inexact_array, arrays)) != args[0].dtype:
-            return _NARROW
-        traced_here = type(args[0]) is self._tracer or checks.concrete(args[0]) is not None
-        return None if traced_here else _INSIDE
+    def _takes(self, layer: Any, own: list[Any], args: tuple[Any, ...], node: int) -> bool:
+        del node
+        return _reason(layer, own, args) is None
+
+    def _called(self, inside: Any, a: Array, node: int, number: int) -> Array:
+        del node, number
+        return inside(a)
+
+
+class _Noticing(_AsTheyAre):
+    """Writes down which layers are differentiated in what enters them."""
+
+    def __init__(self, refused: dict[int, str]):
+        super().__init__()
+        self._refused = refused
+
+    def _called(self, inside: Any, a: Array, node: int, number: int) -> Array:
+        def notice(_: int) -> None:
+            self._refused.setdefault(node, _INSIDE)
+
+        return inside(noticing_tangents(a, notice))
+
+
+class _Probe(_AsTheyAre):
+    """Writes down the calls of layers in a trace, and why some layers are refused."""
+
+    def __init__(self, calls: list[Call], refused: dict[int, str]):
+        super().__init__()
+        self._calls, self._refused = calls, refused
+
+    def _takes(self, layer: Any, own: list[Any], args: tuple[Any, ...], node: int) -> bool:
+        reason = _reason(layer, own, args)
+        if reason is not None:
+            self._refused.setdefault(node, reason)
+        return reason is None
+
+    def _called(self, inside: Any, a: Array, node: int, number: int) -> Array:
+        def seen(inside: Any, a: Array, depth: int) -> Array:
+            name = len(self._calls)
+            a = mark(a, f"input {name}")
+            z = mapped(inside, depth)(a)
+            self._calls.append(Call(number, _shape(a), _shape(z), depth))
+            return mark(z, f"output {name}")
+
+        return seen_from_outside(inside, a, seen, self._is_outside)
+
+    def _is_outside(self, a: Array, depth: int) -> bool:
+        del depth
+        return type(a) is self.tracer or checks.concrete(a) is not None
+
+
+def _reason(layer: Any, own: list[Any], args: tuple[Any, ...]) -> str | None:
+    """Why a call cannot be seen, if it cannot."""
+    arrays = _arrays(layer)
+    if len(arrays) != len(own) or any(a is not b for a, b in zip(arrays, own, strict=True)):
+        return _ARRAYS
+    if len(args) != 1 or not isinstance(args[0], jax.Array):
+        return _INPUT
+    # Of a complex input the gradient is a real part; one of integers has no tangent.
+    if not jnp.issubdtype(args[0].dtype, jnp.floating):
+        return _INPUT
+    if jnp.result_type(args[0], *filter(eqx.is_inexact_array, arrays)) != args[0].dtype:
+        return _NARROW
+    return None
 
 
 def is_array(leaf: Any) -> bool:

@@ -162,7 +162,7 @@ class GradientFactors:
             deltas, jacobian = jax.vmap(vjp)((basis, pulls))
         by_layer: list[tuple[list[Array], list[Array]]] = [([], []) for _ in self.ruled]
         for call, a, delta in zip(self.calls, inputs, deltas, strict=True):
-            ruled = self.ruled[call.layer]
+            ruled = self._ruled_at(call)
             by_layer[call.layer][0].append(ruled.rule.patches(ruled.layer, ruled.multiplier * a))
             by_layer[call.layer][1].append(ruled.to_positions(delta))
         return Factors(
@@ -251,11 +251,15 @@ class GradientFactors:
         rest = jnp.zeros_like(self.rest) if derivative else self.rest_metric * along.rest
         return Tangent(shifts, pulls, rest)
 
+    def _ruled_at(self, call: Call) -> RuledLayer:
+        """The layer of a call, its rule being one of the axes that the call has."""
+        return self.ruled[call.layer].under(call.depth)
+
     def _calls_with_places(self) -> list[tuple[RuledLayer, Call, slice]]:
         """Each call with its layer, and its positions among those of all calls of that layer."""
         used, found = [0] * len(self.ruled), []
         for call in self.calls:
-            ruled, start = self.ruled[call.layer], used[call.layer]
+            ruled, start = self._ruled_at(call), used[call.layer]
             used[call.layer] = stop = start + ruled.positions(call.output)
             found.append((ruled, call, slice(start, stop)))
         return found
@@ -281,7 +285,7 @@ class GradientFactors:
         sizes = [(0, 0, 0)] * len(self.ruled)
         entries = 0
         for call in self.calls:
-            ruled = self.ruled[call.layer]
+            ruled = self._ruled_at(call)
             a = jax.eval_shape(lambda a, r=ruled: r.rule.patches(r.layer, a), call.input)
             positions, size = a.shape
             out = call.output.shape[ruled.rule.channel_axis]

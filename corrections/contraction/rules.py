@@ -4,6 +4,7 @@ What a layer says of itself is in its `zoo.ContractionRule`; those of Equinox's 
 """
 
 import math
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -11,10 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from corrections.contraction.capture import mapped
 from zoo.contraction_rule import (
     contraction_rule_of,
     ContractionRule,
     has_contraction_rule,
+    Patches,
     register_contraction_rule,
     Transposed,
 )
@@ -47,6 +50,10 @@ class RuledLayer(NamedTuple):
     layer: Any
     rule: ContractionRule
     metric: Any
+
+    def under(self, depth: int) -> "RuledLayer":
+        """The same, called under so many `jax.vmap`: their axes, in front, are positions."""
+        return self._replace(rule=_mapped_rule(self.rule, depth)) if depth else self
 
     @property
     def multiplier(self) -> float:
@@ -82,6 +89,25 @@ class RuledLayer(NamedTuple):
         """How W^T acts, where the rule of this layer says."""
         rule = self.rule.transposed
         return rule if rule is not None and rule.applies(self.layer) else None
+
+
+def _mapped_rule(rule: ContractionRule, depth: int) -> ContractionRule:
+    def mapped_patches(patches: Patches) -> Patches:
+        def of_entries(layer: Any, a: Array) -> Array:
+            found = mapped(lambda a: patches(layer, a), depth)(a)
+            return found.reshape(-1, found.shape[-1])
+
+        return of_entries
+
+    transposed, axis = rule.transposed, rule.channel_axis
+    if transposed is not None:
+        transposed = replace(transposed, patches=mapped_patches(transposed.patches))
+    return replace(
+        rule,
+        patches=mapped_patches(rule.patches),
+        channel_axis=axis if axis < 0 else axis + depth,
+        transposed=transposed,
+    )
 
 
 def ruled_layer(node: Any, metric: Any) -> RuledLayer:
