@@ -87,6 +87,29 @@ def attention_block(p, x):
     return p["head"](jnp.mean(tokens, axis=0))
 
 
+def tokens_of(x):
+    return jnp.floor(jnp.abs(jnp.concatenate([x, x[:2]])) * 3).astype(int) % 5
+
+
+def language_model(p, x):
+    """Two outputs for the next token, of six; the table of tokens is used at both ends if tied."""
+    tokens = jax.vmap(p["embed"])(tokens_of(x)) + p["positions"]
+    mask = jnp.tril(jnp.ones((6, 6), bool))
+    for block in p["blocks"]:
+        normed = jax.vmap(block["norm"])(tokens)
+        tokens = tokens + block["attention"](normed, normed, normed, mask=mask)
+        tokens = tokens + jax.vmap(block["mlp"])(tokens)
+    if p["head"] is None:
+        return (p["embed"].weight @ tokens[-1])[:OUTPUTS]
+    return p["head"](tokens[-1])
+
+
+def lookups(p, x):
+    """Of one token, from the end too; beyond the table the last row is taken."""
+    first, *_, last = tokens_of(x)
+    return p["b"](jnp.tanh(p["embed"](first - 5) * p["embed"](last + 20) + p["embed"](last)))
+
+
 def mixer_block(p, x):
     tokens = jnp.outer(x, jnp.ones(3)) + p["positions"]  # 4 tokens of 3 channels
     tokens = tokens + jnp.tanh(jax.vmap(p["across"], in_axes=1, out_axes=1)(tokens))
@@ -424,6 +447,26 @@ BLOCK = {
     "head": linear(3, 3, OUTPUTS),
 }
 ADAPTER = {"base": linear(0), "down": linear(2, SIZE, 1), "up": linear(3, 1, SIZE)}
+
+
+def language_parts(*, tied: bool) -> dict[str, Any]:
+    keys = jr.split(KEYS[6], 8)
+    blocks = [
+        {
+            "norm": eqx.nn.LayerNorm(SIZE),
+            "attention": eqx.nn.MultiheadAttention(2, SIZE, key=keys[i]),
+            "mlp": eqx.nn.MLP(SIZE, SIZE, 6, 1, activation=jnp.tanh, key=keys[i + 2]),
+        }
+        for i in range(2)
+    ]
+    return {
+        "embed": eqx.nn.Embedding(5, SIZE, key=keys[4]),
+        "positions": jr.normal(keys[5], (6, SIZE)),
+        "blocks": blocks,
+        "head": None if tied else linear(3, outputs=OUTPUTS),
+    }
+
+
 EXPERTS = {"gate": linear(3, SIZE, 2), "experts": [linear(0), linear(2)]}
 STACK = eqx.filter_vmap(lambda key: Linear(SIZE, SIZE, key=key))(KEYS[:3])
 NET = eqx.nn.MLP(SIZE, OUTPUTS, 5, 1, activation=jnp.tanh, key=KEYS[4])
@@ -441,6 +484,9 @@ MODELS = {
         },
         5,
     ),
+    "language model": Case(language_model, language_parts(tied=False), 14),
+    "tied language model": Case(language_model, language_parts(tied=True), 12),
+    "lookups": Case(lookups, {"embed": eqx.nn.Embedding(5, SIZE, key=KEYS[0])} | READOUT, 2),
     "mixer": Case(
         mixer_block,
         {

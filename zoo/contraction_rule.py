@@ -73,6 +73,9 @@ class ContractionRule:
     - `applies`: whether the rule holds for a layer of this type (default: always). Where it does
       not, the layer's parameters take the Jacobian.
     - `transposed`: a faster way for W^T (default: there is none).
+    - `rows`: of a lookup, z_p = the row of a table that the integer input names, from the layer to
+      the number of rows: a_p is one-hot, and `patches` gives its place, (positions, 1). The layer's
+      input is then an array of integers, which reaches `patches` as floating-point numbers.
 
     A rule that is wrong gives kernels that are wrong: compare with `ntk(..., method="jacobian")`.
 
@@ -84,9 +87,12 @@ class ContractionRule:
     channel_axis: int = 0
     applies: Callable[[Any], bool] = _always
     transposed: Transposed | None = None
+    rows: Callable[[Any], int] | None = None
 
     def __post_init__(self):
         _check_functions(self, ("patches", "multipliers", "applies"))
+        if self.rows is not None:
+            _check_functions(self, ("rows",))
         checks.instance("channel_axis", self.channel_axis, int, "an axis of the output")
         expected = "a `zoo.Transposed` or None"
         checks.instance("transposed", self.transposed, Transposed | None, expected)

@@ -63,6 +63,11 @@ def seen_from_outside(
     return call(arrays, a)
 
 
+def as_numbers(a: Array, dtype: Any) -> Array:
+    """What enters a call, integers (of a lookup) as floating-point numbers that do not move."""
+    return a if jnp.issubdtype(a.dtype, jnp.floating) else a.astype(dtype)
+
+
 def mapped(fn: Callable[[Array], Array], depth: int) -> Callable[[Array], Array]:
     """`fn` over so many axes in front."""
     for _ in range(depth):
@@ -118,8 +123,8 @@ class Capture(Stage):
             self._check(here < len(self._expected) and self._expected[here].layer == index)
 
             def seen(layer: Any, a: Array, depth: int) -> Array:
-                self.inputs.append(a)
                 z = mapped(layer, depth)(a)
+                self.inputs.append(as_numbers(a, z.dtype))
                 return z if self._shifts is None else z + self._shifts[here]
 
             depth = self._expected[here].depth

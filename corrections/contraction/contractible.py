@@ -25,10 +25,11 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal
 from jaxtyping import Array, PyTree
 
-from corrections.contraction.capture import Call, mapped, seen_from_outside, Stage
+from corrections.contraction.capture import as_numbers, Call, mapped, seen_from_outside, Stage
 from corrections.parameters import as_vector
 from corrections.taylor.symbolic_zeros import noticing_tangents
 from zoo.common import checks
+from zoo.contraction_rule import contraction_rule_of
 from zoo.tracing.programs import dependence, mark, marked, needed, same_program, without_gradient
 
 _ARRAYS = "is called with other arrays than its own (frozen, scaled, updated or mapped ones)"
@@ -265,7 +266,8 @@ class _Probe(_AsTheyAre):
             name = len(self._calls)
             a = mark(a, f"input {name}")
             z = mapped(inside, depth)(a)
-            self._calls.append(Call(number, _shape(a), _shape(z), depth))
+            numbers = jax.eval_shape(lambda: as_numbers(a, z.dtype))
+            self._calls.append(Call(number, numbers, _shape(z), depth))
             return mark(z, f"output {name}")
 
         return seen_from_outside(inside, a, seen, self._is_outside)
@@ -282,6 +284,8 @@ def _reason(layer: Any, own: list[Any], args: tuple[Any, ...]) -> str | None:
         return _ARRAYS
     if len(args) != 1 or not isinstance(args[0], jax.Array):
         return _INPUT
+    if contraction_rule_of(layer).rows is not None:
+        return None if jnp.issubdtype(args[0].dtype, jnp.integer) else _INPUT
     # Of a complex input the gradient is a real part; one of integers has no tangent.
     if not jnp.issubdtype(args[0].dtype, jnp.floating):
         return _INPUT

@@ -163,7 +163,7 @@ class GradientFactors:
         by_layer: list[tuple[list[Array], list[Array]]] = [([], []) for _ in self.ruled]
         for call, a, delta in zip(self.calls, inputs, deltas, strict=True):
             ruled = self._ruled_at(call)
-            by_layer[call.layer][0].append(ruled.rule.patches(ruled.layer, ruled.multiplier * a))
+            by_layer[call.layer][0].append(ruled.entering(a))
             by_layer[call.layer][1].append(ruled.to_positions(delta))
         return Factors(
             tuple(jnp.concatenate(a) for a, _ in by_layer),
@@ -231,9 +231,8 @@ class GradientFactors:
         - `derivative`: `at` is a derivative of factors. The result is linear in it, but for what
           does not depend on it: the shifts by the bias and the rest, which are then zero.
         """
-        directions = [
-            Direction(*factors) for factors in zip(along.inputs, along.cotangents, strict=True)
-        ]
+        factors = zip(along.inputs, along.cotangents, self.ruled, strict=True)
+        directions = [Direction(a, delta, ruled.rows) for a, delta, ruled in factors]
         shifts, pulls = [], []
         for (ruled, call, places), unfolded_cotangents in zip(
             self._calls_with_places(), unfolded, strict=True
@@ -276,8 +275,10 @@ class GradientFactors:
         """
         k, (sizes, _) = self.outputs.shape[0], self.sizes()
         return [
-            not pairs_are_cheaper(*size, outputs=k, pairs=pairs, partners=partners)
-            for size in sizes
+            not pairs_are_cheaper(
+                *size, outputs=k, pairs=pairs, partners=partners, one_hot=ruled.rows is not None
+            )
+            for size, ruled in zip(sizes, self.ruled, strict=True)
         ]
 
     def sizes(self) -> tuple[list[tuple[int, int, int]], int]:
@@ -286,8 +287,8 @@ class GradientFactors:
         entries = 0
         for call in self.calls:
             ruled = self._ruled_at(call)
-            a = jax.eval_shape(lambda a, r=ruled: r.rule.patches(r.layer, a), call.input)
-            positions, size = a.shape
+            positions, size = jax.eval_shape(ruled.entering, call.input).shape
+            size = ruled.rows or size
             out = call.output.shape[ruled.rule.channel_axis]
             sizes[call.layer] = (sizes[call.layer][0] + positions, size, out)
             entries += math.prod(call.input.shape) + math.prod(call.output.shape)
@@ -309,8 +310,8 @@ class GradientFactors:
         self, at: Factors, materialize: list[bool], *, deferred: bool = False
     ) -> Gradients:
         """The gradients of a batch; `deferred`: to be formed as they are contracted."""
-        factors = zip(at.inputs, at.cotangents, strict=True)
-        layers = [[Term(a, delta, True)] for a, delta in factors]
+        factors = zip(at.inputs, at.cotangents, self.ruled, strict=True)
+        layers = [[Term(a, delta, True, ruled.rows)] for a, delta, ruled in factors]
         return _gradients(layers, at.rest, materialize, _deferred if deferred else materialized)
 
     @jax.named_scope("gradient_derivatives")
@@ -321,7 +322,7 @@ class GradientFactors:
             zip(at.inputs, at.cotangents, dot.inputs, dot.cotangents, strict=True)
         ):
             moving = [Term(da, delta, False)] if i in self._moving else []
-            layers.append([*moving, Term(a, ddelta, True)])
+            layers.append([*moving, Term(a, ddelta, True, self.ruled[i].rows)])
         return _gradients(layers, dot.rest, materialize)
 
     @jax.named_scope("gradient_second_derivatives")
@@ -335,7 +336,8 @@ class GradientFactors:
         columns = [part for f in (at, *dots, ddot) for part in (f.inputs, f.cotangents)]
         for i, (a, d, a3, d3, a4, d4, a34, d34) in enumerate(zip(*columns, strict=True)):
             moving = [Term(a34, d, False), Term(a3, d4, False), Term(a4, d3, False)]
-            layers.append([*(moving if i in self._moving else []), Term(a, d34, True)])
+            still = Term(a, d34, True, self.ruled[i].rows)
+            layers.append([*(moving if i in self._moving else []), still])
         return _gradients(layers, ddot.rest, materialize)
 
     @jax.named_scope("kernel_products")
@@ -362,6 +364,8 @@ def _pulled(
     unfolded_cotangents: Float[Array, "k in_positions size"] | None,
 ) -> Float[Array, "k ..."]:
     """v^T of the cotangents of a call: those of its input."""
+    if ruled.rows is not None:
+        return jnp.zeros((len(delta), *call.input.shape), call.input.dtype)
     rule = ruled.transposed
     if unfolded_cotangents is not None and rule is not None and direction.matrix is not None:
         pulled = unfolded_cotangents @ rule.matrix(ruled.layer, direction.matrix)

@@ -30,6 +30,8 @@ class Term(eqx.Module):
 
     - `input`: a, with the weight's multiplier.
     - `cotangent`: delta, for each of k outputs.
+    - `rows`: of a lookup in a table of so many rows, for which `input` holds places, (n, positions,
+      1), in the place of one-hot rows; else None.
     - `to_bias`: whether sum_p delta_p is (a part of a derivative of) the bias's gradient. False
       where a is a derivative: the 1 that stands for a before the bias is constant.
     """
@@ -37,6 +39,14 @@ class Term(eqx.Module):
     input: Float[Array, "n positions in"]
     cotangent: Float[Array, "n k positions out"]
     to_bias: bool = eqx.field(static=True)
+    rows: int | None = eqx.field(static=True, default=None)
+
+    @property
+    def entering(self) -> Float[Array, "n positions size"]:
+        """What enters each position, in numbers."""
+        if self.rows is None:
+            return self.input
+        return jax.nn.one_hot(self.input[..., 0].astype(int), self.rows, dtype=self.input.dtype)
 
 
 class Materialized(NamedTuple):
@@ -67,7 +77,14 @@ class Gradients(NamedTuple):
 
 
 def pairs_are_cheaper(
-    positions: int, size: int, out: int, *, outputs: int, pairs: int, partners: int
+    positions: int,
+    size: int,
+    out: int,
+    *,
+    outputs: int,
+    pairs: int,
+    partners: int,
+    one_hot: bool = False,
 ) -> bool:
     """Whether products of pairs of positions take fewer operations than those of gradients.
 
@@ -77,15 +94,16 @@ def pairs_are_cheaper(
     - `outputs`, `pairs`: the outputs of an example, and the pairs of outputs that are contracted
       for a pair of examples.
     - `partners`: examples that share the cost of forming an example's gradients.
+    - `one_hot`: whether a is, of which products are comparisons of places.
     """
-    of_pairs = positions**2 * (size + pairs * out)
+    of_pairs = positions**2 * ((1 if one_hot else size) + pairs * out)
     of_gradients = pairs * out * size + outputs * positions * out * size / partners
     return of_pairs <= of_gradients
 
 
 def materialized(terms: list[Term]) -> Materialized:
     """The gradients that `terms` add up to."""
-    weight = sum(jnp.einsum("nkpo,npi->nkoi", term.cotangent, term.input) for term in terms)
+    weight = sum(jnp.einsum("nkpo,npi->nkoi", term.cotangent, term.entering) for term in terms)
     bias = sum(jnp.sum(term.cotangent, axis=2) for term in terms if term.to_bias)
     return Materialized(weight.reshape(*weight.shape[:2], -1), bias)  # pyright: ignore
 
@@ -119,13 +137,13 @@ def _product_by_channels(
     """
     sets = [first] if second is first else [first, second]
     (n1, k1, _, out), (n2, k2) = first.cotangent.shape, second.cotangent.shape[:2]
-    channels = _channels_at_once(sets)
+    channels, entering = _channels_at_once(sets), [term.entering for term in sets]
 
-    def gradients(term: Term, start: Array) -> tuple[Array, Array]:
+    def gradients(term: Term, a: Array, start: Array) -> tuple[Array, Array]:
         part = jax.lax.dynamic_slice_in_dim(term.cotangent, start, channels, axis=3)
         k = part.shape[1]
         delta = rearrange(part, "n k positions channels -> n (k channels) positions")
-        rows = rearrange(delta @ term.input, "n (k channels) size -> (n k) (channels size)", k=k)
+        rows = rearrange(delta @ a, "n (k channels) size -> (n k) (channels size)", k=k)
         biases = rearrange(jnp.sum(delta, axis=2), "n (k channels) -> (n k) channels", k=k)
         return rows, biases
 
@@ -134,7 +152,7 @@ def _product_by_channels(
     blocks = [(upper, upper), (upper, lower), (lower, lower)] if half else [(lower, lower)]
 
     def add(total: list[Array], start: Array) -> tuple[list[Array], None]:
-        parts = [gradients(term, start) for term in sets]
+        parts = [gradients(*one, start) for one in zip(sets, entering, strict=True)]
         (rows, row_biases), (columns, column_biases) = parts[0], parts[-1]
         added = []
         for so_far, (of_rows, of_columns) in zip(total, blocks, strict=True):
@@ -157,7 +175,7 @@ def _product_by_channels(
 def _channels_at_once(sets: list[Term]) -> int:
     """A divisor of the channels whose part of the gradients fits in the caches."""
     n_k = sum(math.prod(term.cotangent.shape[:2]) for term in sets)
-    out, size = sets[0].cotangent.shape[-1], sets[0].input.shape[-1]
+    out, size = sets[0].cotangent.shape[-1], sets[0].rows or sets[0].input.shape[-1]
     fitting = working_bytes() // 4 // (n_k * size * sets[0].input.dtype.itemsize)
     return max(c for c in range(1, out + 1) if out % c == 0 and c <= max(1, fitting))
 
@@ -172,7 +190,11 @@ def gram(
 
 
 def _pairs_product(first: Term, second: Term, weight: Any, bias: Any) -> Array:
-    inputs = weight * gram(first.input, second.input)
+    if first.rows is None:
+        inputs = weight * gram(first.input, second.input)
+    else:
+        places = first.input[:, :, None, None, 0] == second.input[None, None, :, :, 0]
+        inputs = weight * places.astype(first.input.dtype)
     if bias is not None and first.to_bias and second.to_bias:
         inputs += bias
     merged = [
@@ -197,15 +219,21 @@ class Direction(eqx.Module):
     input: Float[Array, "r in"]
     cotangent: Float[Array, "r out"]
     matrix: Float[Array, "out in"] | None
+    rows: int | None = eqx.field(static=True)
 
-    def __init__(self, a_c: Float[Array, "r in"], delta_c: Float[Array, "r out"]):
+    def __init__(
+        self, a_c: Float[Array, "r in"], delta_c: Float[Array, "r out"], rows: int | None = None
+    ):
+        """`rows`: as of a `Term`."""
         (positions, size), out = a_c.shape, delta_c.shape[-1]
-        self.input, self.cotangent = a_c, delta_c
-        materialized = positions * (size + out) > size * out
+        self.input, self.cotangent, self.rows = a_c, delta_c, rows
+        materialized = rows is None and positions * (size + out) > size * out
         self.matrix = delta_c.T @ a_c if materialized else None
 
     def push(self, a: Float[Array, "p in"]) -> Float[Array, "p out"]:
         """v a_p."""
+        if self.rows is not None:
+            return (a == self.input[None, :, 0]).astype(a.dtype) @ self.cotangent
         if self.matrix is None:
             return (a @ self.input.T) @ self.cotangent
         return a @ self.matrix.T

@@ -63,6 +63,8 @@ class RuledLayer(NamedTuple):
     def metrics(self, dtype: Any) -> tuple[Any, Any]:
         """The metric of the weight, and that of the bias times its multiplier squared, or None."""
         weight = _cast(self.metric.weight, dtype)
+        if self.rows is not None:  # whose one-hot inputs are no numbers to be multiplied
+            weight = self.multiplier**2 * weight
         if not eqx.is_inexact_array(getattr(self.layer, "bias", None)):
             return weight, None
         return weight, self.rule.multipliers(self.layer)[1] ** 2 * _cast(self.metric.bias, dtype)
@@ -83,6 +85,15 @@ class RuledLayer(NamedTuple):
         axis = self.rule.channel_axis % len(like.shape)
         space = like.shape[:axis] + like.shape[axis + 1 :]
         return jnp.moveaxis(z.reshape(*space, z.shape[-1]), -1, axis)
+
+    @property
+    def rows(self) -> int | None:
+        """Of a lookup, those of its table."""
+        return None if self.rule.rows is None else self.rule.rows(self.layer)
+
+    def entering(self, a: Array) -> Float[Array, "positions size"]:
+        """What enters each position, with the multiplier of the weight, where `a` enters a call."""
+        return self.rule.patches(self.layer, a if self.rows is not None else self.multiplier * a)
 
     @property
     def transposed(self) -> Transposed | None:
@@ -139,10 +150,25 @@ def _plain(layer: eqx.nn.Conv) -> bool:
     return layer.groups == 1 and set(layer.dilation) == {1}
 
 
+def _place(layer: eqx.nn.Embedding, a: Array) -> Array:
+    """Of the row that indexing with `a` gives: from the end if it is negative, and never beyond."""
+    place = jnp.where(a < 0, a + layer.num_embeddings, a)
+    return jnp.clip(place, 0, layer.num_embeddings - 1)[None, None]
+
+
+def _countable(layer: eqx.nn.Embedding) -> bool:
+    """Whether places are exact as numbers of the table's type."""
+    return layer.num_embeddings < 2 / float(jnp.finfo(layer.weight.dtype).eps)
+
+
 def _vector_to_vector(layer: eqx.nn.Linear) -> bool:
     return "scalar" not in (layer.in_features, layer.out_features)
 
 
+register_contraction_rule(
+    eqx.nn.Embedding,
+    ContractionRule(_place, applies=_countable, rows=lambda layer: layer.num_embeddings),
+)
 register_contraction_rule(eqx.nn.Linear, ContractionRule(_as_position, applies=_vector_to_vector))
 for _conv in (eqx.nn.Conv, eqx.nn.Conv1d, eqx.nn.Conv2d, eqx.nn.Conv3d):
     register_contraction_rule(_conv, ContractionRule(_equinox_conv_patches, applies=_plain))
