@@ -1,5 +1,6 @@
 """What is the network? Parameterizations, layers, architectures and data sets."""
 
+from zoo.adapters.flax import FlaxModel as FlaxModel, from_flax as from_flax
 from zoo.common.trainable import parameters as parameters
 from zoo.contraction_rule import (
     ContractionRule as ContractionRule,
@@ -44,7 +45,6 @@ from zoo.limits.rule import (
 from zoo.limits.widths import LimitWidths as LimitWidths, NoLimitError as NoLimitError
 from zoo.networks.cnn import CNN as CNN
 from zoo.networks.dtype import astype as astype
-from zoo.networks.flax import FlaxModel as FlaxModel, from_flax as from_flax
 from zoo.networks.infinite_network import (
     InfiniteNetwork as InfiniteNetwork,
     Kernels as Kernels,

@@ -69,7 +69,8 @@ class ContractionRule:
     - `multipliers`: from the layer to its two multipliers (default: 1).
     - `channel_axis`: which axis of the output holds the `out` channels, in the order of the bias;
       the others are positions. 0 is channel-first, as in the layers of the zoo. With `transposed`
-      the channels of the input are on the same axis.
+      the channels of the input are on the same axis. A function of the layer says which axes,
+      where several hold them.
     - `applies`: whether the rule holds for a layer of this type (default: always). Where it does
       not, the layer's parameters take the Jacobian.
     - `transposed`: a faster way for W^T (default: there is none).
@@ -84,7 +85,7 @@ class ContractionRule:
 
     patches: Patches
     multipliers: Callable[[Any], tuple[float, float]] = _one
-    channel_axis: int = 0
+    channel_axis: int | Callable[[Any], tuple[int, ...]] = 0
     applies: Callable[[Any], bool] = _always
     transposed: Transposed | None = None
     rows: Callable[[Any], int] | None = None
@@ -93,7 +94,8 @@ class ContractionRule:
         _check_functions(self, ("patches", "multipliers", "applies"))
         if self.rows is not None:
             _check_functions(self, ("rows",))
-        checks.instance("channel_axis", self.channel_axis, int, "an axis of the output")
+        if not callable(self.channel_axis):
+            checks.instance("channel_axis", self.channel_axis, int, "an axis of the output")
         expected = "a `zoo.Transposed` or None"
         checks.instance("transposed", self.transposed, Transposed | None, expected)
 
@@ -101,7 +103,9 @@ class ContractionRule:
 def register_contraction_rule(layer_type: type, rule: ContractionRule) -> None:
     """Tells the kernels that a type of layer is affine in its weights, so that they are contracted.
 
-    For the layers of another library; your own state theirs in a method `contraction_rule()`.
+    For the layers of another library; your own state theirs in a method `contraction_rule()`. Of a
+    Flax class, linen or NNX, the layer that the functions of the rule are given has the parameters
+    `weight` and `bias` (under whatever name) and a `module` with the options of the class.
 
     **Arguments:**
 
@@ -120,6 +124,11 @@ def register_contraction_rule(layer_type: type, rule: ContractionRule) -> None:
 
 _RULES: dict[type, ContractionRule] = {}
 _METHOD = "contraction_rule"
+
+
+def registered_rule(layer_type: type) -> ContractionRule | None:
+    """The rule that this very class was registered with, if it was."""
+    return _RULES.get(layer_type)
 
 
 def has_contraction_rule(node: Any) -> bool:

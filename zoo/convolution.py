@@ -97,17 +97,26 @@ def patches(
 
 
 def window_patches(
-    image: Float[Array, "in_channels *space"], *, kernel: Sequence[int], stride: Sequence[int]
+    image: Float[Array, "in_channels *space"],
+    *,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int] | None = None,
 ) -> Float[Array, "positions size"]:
-    """The same without padding: all windows that lie inside the image."""
-    out = _window_space(image.shape[1:], kernel, stride)
+    """The same without padding: all windows that lie inside the image, of entries that are
+    `dilation` (default: 1) apart.
+    """
+    dilation = (1,) * len(kernel) if dilation is None else dilation
+    extent = [(size - 1) * apart + 1 for size, apart in zip(kernel, dilation, strict=True)]
+    out = _window_space(image.shape[1:], extent, stride)
     # Channels last: what is copied are runs of channels, and the product needs no transposition.
     last = jnp.moveaxis(image, 0, -1)
     if math.prod(kernel) > _MOST_SLICES:
-        return _windows_by_axis(last, out, kernel, stride).reshape(math.prod(out), -1)
+        windows = _windows_by_axis(last, out, kernel, stride, dilation)
+        return windows.reshape(math.prod(out), -1)
+    offsets = [range(0, reach, apart) for reach, apart in zip(extent, dilation, strict=True)]
     slices = [
-        last[tuple(map(_every, offset, out, stride))]
-        for offset in itertools.product(*map(range, kernel))
+        last[tuple(map(_every, offset, out, stride))] for offset in itertools.product(*offsets)
     ]
     return jnp.concatenate(slices, axis=-1).reshape(math.prod(out), -1)
 
@@ -117,13 +126,15 @@ def _windows_by_axis(
     out: Sequence[int],
     kernel: Sequence[int],
     stride: Sequence[int],
+    dilation: Sequence[int],
 ) -> Float[Array, "..."]:
     """The windows (*out, *kernel, in_channels), one axis after the other: as many slices as the sum
     of the kernel's lengths, where its positions are their product.
     """
-    for axis, (length, size, step) in enumerate(zip(out, kernel, stride, strict=True)):
+    of_axes = zip(out, kernel, stride, dilation, strict=True)
+    for axis, (length, size, step, apart) in enumerate(of_axes):
         before = (slice(None),) * axis
-        slices = [last[(*before, _every(q, length, step))] for q in range(size)]
+        slices = [last[(*before, _every(q * apart, length, step))] for q in range(size)]
         last = jnp.stack(slices, axis=-2)
     return last
 

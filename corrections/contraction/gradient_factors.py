@@ -36,6 +36,7 @@ from corrections.contraction.products import (
 from corrections.contraction.rules import applicable_rule, ruled_layer, RuledLayer
 from corrections.parameters import as_vector, Method, Metric, Model
 from zoo import Frozen, parameters
+from zoo.adapters.flax import exposing
 from zoo.contraction_rule import has_contraction_rule
 
 
@@ -81,10 +82,12 @@ class GradientFactors:
     """
 
     def __init__(self, model: Model, x: Any, metric: Metric | None, *, method: Method = "auto"):
-        paths, self._structure = jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_end)
-        nodes, metrics = [node for _, node in paths], _by_node(model, metric)
         self._precision = jnp.result_type(*jax.tree.leaves(parameters(model)))
         x = jax.eval_shape(self._precise, x)
+        expose = exposing(model, x)
+        placed_metric, model = expose(_placed(metric, model)), expose(model)
+        paths, self._structure = jax.tree_util.tree_flatten_with_path(model, is_leaf=_is_end)
+        nodes, metrics = [node for _, node in paths], self._structure.flatten_up_to(placed_metric)
         program = Program(self._structure, nodes, x)
         ruled = [i for i, node in enumerate(nodes) if has_contraction_rule(node)]
         candidates = [i for i in ruled if applicable_rule(nodes[i], metrics[i]) is not None]
@@ -239,7 +242,11 @@ class GradientFactors:
         ):
             direction, delta = directions[call.layer], at.cotangents[call.layer]
             weight, bias = ruled.metrics(delta.dtype)
-            shift = weight * direction.push(at.inputs[call.layer][places])
+            entering = at.inputs[call.layer][places]
+            # What a lookup is given does not move, and has no place in a derivative.
+            fixed = ruled.rows is not None and derivative
+            pushed = jnp.zeros_like(delta[0, places]) if fixed else direction.push(entering)
+            shift = weight * pushed
             if bias is not None and not derivative:
                 shift += bias * jnp.sum(along.cotangents[call.layer], axis=0, keepdims=True)
             shifts.append(ruled.from_positions(shift, call.output))
@@ -289,7 +296,7 @@ class GradientFactors:
             ruled = self._ruled_at(call)
             positions, size = jax.eval_shape(ruled.entering, call.input).shape
             size = ruled.rows or size
-            out = call.output.shape[ruled.rule.channel_axis]
+            out = ruled.channels(call.output)
             sizes[call.layer] = (sizes[call.layer][0] + positions, size, out)
             entries += math.prod(call.input.shape) + math.prod(call.output.shape)
         return sizes, entries
@@ -406,11 +413,10 @@ def _is_end(node: Any) -> bool:
     return has_contraction_rule(node) or isinstance(node, Frozen)
 
 
-def _by_node(model: Model, metric: Metric | None) -> list[Any]:
-    """The metric of each node of `model`, with a number or an array for each parameter."""
+def _placed(metric: Metric | None, model: Model) -> PyTree:
+    """The metric in the places of the parameters of `model`, a number or an array for each."""
     params = parameters(model)
     full = jax.tree.map(
         lambda m, part: jax.tree.map(lambda _: m, part), 1.0 if metric is None else metric, params
     )
-    placed = eqx.combine(full, jax.tree.map(lambda _: None, model))
-    return jax.tree.structure(model, is_leaf=_is_end).flatten_up_to(placed)
+    return eqx.combine(full, jax.tree.map(lambda _: None, model))

@@ -71,20 +71,33 @@ class RuledLayer(NamedTuple):
 
     def positions(self, z: jax.ShapeDtypeStruct) -> int:
         """Positions of an output like `z`."""
-        return math.prod(z.shape) // z.shape[self.rule.channel_axis]
+        return math.prod(z.shape) // self.channels(z)
+
+    def channels(self, z: jax.ShapeDtypeStruct) -> int:
+        """Channels of an output like `z`."""
+        return math.prod(z.shape[axis] for axis in self._axes(len(z.shape)))
+
+    def _axes(self, ndim: int) -> tuple[int, ...]:
+        """The axes of channels, of an output or input with so many axes."""
+        given = self.rule.channel_axis
+        axes = given(self.layer) if callable(given) else (given,)
+        return tuple(axis % ndim for axis in axes)
 
     def to_positions(self, delta: Float[Array, "k ..."]) -> Float[Array, "k positions out"]:
         """Cotangents of an output, position by position."""
-        moved = jax.vmap(lambda d: jnp.moveaxis(d, self.rule.channel_axis, -1))(delta)
-        return moved.reshape(delta.shape[0], -1, moved.shape[-1])
+        axes = [axis + 1 for axis in self._axes(delta.ndim - 1)]
+        moved = jnp.moveaxis(delta, axes, range(-len(axes), 0))
+        channels = math.prod(delta.shape[axis] for axis in axes)
+        return moved.reshape(delta.shape[0], -1, channels)
 
     def from_positions(
         self, z: Float[Array, "positions out"], like: jax.ShapeDtypeStruct
     ) -> Float[Array, "..."]:
-        """An output, or an input with channels on the same axis, from its positions."""
-        axis = self.rule.channel_axis % len(like.shape)
-        space = like.shape[:axis] + like.shape[axis + 1 :]
-        return jnp.moveaxis(z.reshape(*space, z.shape[-1]), -1, axis)
+        """An output, or an input with channels on the same axes, from its positions."""
+        axes = self._axes(len(like.shape))
+        space = [length for axis, length in enumerate(like.shape) if axis not in axes]
+        last = z.reshape(*space, *(like.shape[axis] for axis in axes))
+        return jnp.moveaxis(last, range(-len(axes), 0), axes)
 
     @property
     def rows(self) -> int | None:
@@ -110,13 +123,18 @@ def _mapped_rule(rule: ContractionRule, depth: int) -> ContractionRule:
 
         return of_entries
 
-    transposed, axis = rule.transposed, rule.channel_axis
+    transposed, given = rule.transposed, rule.channel_axis
+
+    def channel_axes(layer: Any) -> tuple[int, ...]:
+        axes = given(layer) if callable(given) else (given,)
+        return tuple(axis if axis < 0 else axis + depth for axis in axes)
+
     if transposed is not None:
         transposed = replace(transposed, patches=mapped_patches(transposed.patches))
     return replace(
         rule,
         patches=mapped_patches(rule.patches),
-        channel_axis=axis if axis < 0 else axis + depth,
+        channel_axis=channel_axes,
         transposed=transposed,
     )
 

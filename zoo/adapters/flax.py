@@ -7,7 +7,7 @@ The parameters theta are what Flax calls so; all other variables, such as the st
 normalization, are frozen.
 """
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,20 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
+from zoo.adapters.flax_layers import (
+    FlaxLayer,
+    Layers,
+    linen_kinds,
+    nnx_kinds,
+    Path,
+    put_back,
+    replace_in,
+    replacing,
+    taken_out,
+    watching,
+)
+from zoo.common.examples import described
+from zoo.common.hashing import is_hashable
 from zoo.layers.frozen import Frozen
 
 _Options = tuple[tuple[str, Any], ...]
@@ -44,10 +58,16 @@ class FlaxModel(eqx.Module):
         the call, and where its outputs have no batch axis though `batched=True`.
         """
         del key
+        return self.outputs(self.params, x, {})
+
+    def outputs(self, params: PyTree, x: PyTree, layers: Layers) -> Float[Array, "..."]:
+        """Those of an example with these parameters, stand-ins among the `layers` being called in
+        the place of Flax's layers.
+        """
         state = _with_keys(self._state.value)
         if not self._batched:
-            return self._network(self.params, state, x)
-        outputs = self._network(self.params, state, jax.tree.map(lambda leaf: leaf[None], x))
+            return self._network(params, state, x, layers)
+        outputs = self._network(params, state, jax.tree.map(lambda leaf: leaf[None], x), layers)
         if not isinstance(outputs, jax.Array) or outputs.shape[:1] != (1,):
             raise ValueError(
                 f"`module(x[None])` is {_described(outputs)}, expected an array of shape (1, k), "
@@ -55,6 +75,82 @@ class FlaxModel(eqx.Module):
                 "batch axis use `from_flax(..., batched=False)`."
             )
         return outputs[0]
+
+    def layers(self, x: PyTree) -> dict[Path, Any]:
+        """The layers that have a rule, by their paths among the parameters."""
+        from zoo.adapters import flax_rules as flax_rules  # which tells of Flax's own layers
+
+        return self._network.layers(self, x)
+
+    def exposed(self, layers: dict[Path, Any]) -> "ExposedFlaxModel":
+        """The same with layers as nodes."""
+        nodes, rest = taken_out(self.params, layers)
+        model = eqx.tree_at(lambda m: m.params, self, rest, is_leaf=lambda node: node is None)
+        return ExposedFlaxModel(nodes, model, tuple(layers.items()))
+
+
+class ExposedFlaxModel(eqx.Module):
+    """A `FlaxModel` whose layers are nodes: parameters have other places, and what is computed is
+    the same.
+    """
+
+    layers: dict[str, FlaxLayer]
+    _model: FlaxModel
+    _kinds: tuple[tuple[Path, Any], ...] = eqx.field(static=True)
+
+    def __call__(self, x: PyTree) -> Float[Array, "..."]:
+        """The outputs for one example."""
+        params = put_back(self.layers, self._model.params, dict(self._kinds))
+        return self._model.outputs(params, x, self.layers)
+
+
+def exposing(model: PyTree, x: PyTree) -> Callable[[PyTree], PyTree]:
+    """A map of trees like `model`, of its arrays or of what there is for each, to ones in which the
+    layers of Flax networks are nodes.
+
+    **Arguments:**
+
+    - `x`: an example, by its shapes and dtypes.
+    """
+    found: dict[Any, dict[Path, Any]] = {}
+
+    def exposed(node: Any) -> Any:
+        return node.exposed(found.get(node._network, {})) if _is_flax(node) else node
+
+    def watched(node: Any) -> Any:
+        return _Watched(node, _Found(found)) if _is_flax(node) else node
+
+    if not any(_is_flax(node) for node in jax.tree.leaves(model, is_leaf=_is_end)):
+        return lambda tree: tree
+    eqx.filter_eval_shape(jax.tree.map(watched, model, is_leaf=_is_end), x)
+    return lambda tree: jax.tree.map(exposed, tree, is_leaf=_is_end)
+
+
+def _is_flax(node: Any) -> bool:
+    return isinstance(node, FlaxModel)
+
+
+def _is_end(node: Any) -> bool:
+    return isinstance(node, FlaxModel | Frozen)
+
+
+class _Found:
+    """Layers, by the network that they are of; hashed as the object that it is."""
+
+    def __init__(self, layers: dict[Any, dict[Path, Any]]):
+        self.layers = layers
+
+
+class _Watched(eqx.Module):
+    """A `FlaxModel` that writes down its layers as it is called."""
+
+    model: FlaxModel
+    found: _Found = eqx.field(static=True)
+
+    def __call__(self, x: PyTree) -> Float[Array, "..."]:
+        layers = self.found.layers.setdefault(self.model._network, {})
+        layers.update(self.model.layers(x))
+        return self.model(x)
 
 
 def from_flax(
@@ -120,11 +216,21 @@ class _Linen:
     module: Any
     options: _Options
 
-    def __call__(self, params: PyTree, state: PyTree, x: PyTree) -> Any:
-        from flax import errors
+    def layers(self, model: FlaxModel, x: PyTree) -> dict[Path, Any]:
+        """Those that have a rule: its modules are seen in a call."""
+        from flax import linen
+
+        found: dict[Path, Any] = {}
+        with linen.intercept_methods(watching(found)):
+            eqx.filter_eval_shape(lambda: model(x))
+        return linen_kinds(found, model.params)
+
+    def __call__(self, params: PyTree, state: PyTree, x: PyTree, layers: Layers) -> Any:
+        from flax import errors, linen
 
         try:
-            return self.module.apply({"params": params, **state}, x, **dict(self.options))
+            with linen.intercept_methods(replacing(layers)):
+                return self.module.apply({"params": params, **state}, x, **dict(self.options))
         except errors.ModifyScopeVariableError as error:
             raise ValueError(
                 "`module` updates its variables in a call, expected inference mode: the option "
@@ -139,7 +245,7 @@ class _Linen:
             ) from error
         except errors.ScopeParamShapeError as error:
             raise ValueError(
-                f"`module` was given an array of shape {x.shape}, which does not fit its "
+                f"`module` was given a batch of {described(x)}, which does not fit its "
                 "parameters, expected this module's variables and examples in its layout (Flax "
                 f"images are channel-last): {error}"
             ) from error
@@ -152,10 +258,19 @@ class _NNX:
     graph: Any = field(repr=False)  # hundreds of lines
     options: _Options
 
-    def __call__(self, params: PyTree, state: PyTree, x: PyTree) -> Any:
+    def layers(self, model: FlaxModel, x: PyTree) -> dict[Path, Any]:
+        """Those that have a rule."""
         from flax import nnx
 
-        return nnx.merge(self.graph, params, state)(x, **dict(self.options))
+        del x
+        return nnx_kinds(nnx.merge(self.graph, model.params, _with_keys(model._state.value)))
+
+    def __call__(self, params: PyTree, state: PyTree, x: PyTree, layers: Layers) -> Any:
+        from flax import nnx
+
+        module = nnx.merge(self.graph, params, state)
+        replace_in(module, layers)
+        return module(x, **dict(self.options))
 
 
 def _split_linen(variables: Any) -> tuple[PyTree, PyTree]:
@@ -222,7 +337,7 @@ def _check_inference(call_options: dict[str, Any]) -> None:
 
 def _check_hashable(call_options: dict[str, Any]) -> None:
     for name, value in call_options.items():
-        if not _is_hashable(value):
+        if not is_hashable(value):
             raise TypeError(
                 f"`{name}` is of type {type(value).__name__}, which is not hashable, expected an "
                 "option that is: it is static under `jax.jit`."
@@ -231,21 +346,13 @@ def _check_hashable(call_options: dict[str, Any]) -> None:
 
 def _static(part: Any, module: Any) -> Any:
     """`part` of `module`, which `jax.jit` has to hash."""
-    if not _is_hashable(part):
+    if not is_hashable(part):
         raise TypeError(
             f"`module` is a {type(module).__name__} that is not hashable, expected an unbound "
             "module whose attributes are: tuples in the place of lists, dictionaries and arrays. "
             "It is static under `jax.jit`."
         )
     return part
-
-
-def _is_hashable(value: Any) -> bool:
-    try:
-        hash(value)
-    except TypeError:
-        return False
-    return True
 
 
 def _described(outputs: Any) -> str:

@@ -12,7 +12,7 @@ from flax import nnx
 
 from corrections import ntk
 from tests.models import inputs
-from tests.zoo.flax_models import (
+from tests.zoo.adapters.flax_models import (
     FLOAT64,
     images,
     linen_cnn,
@@ -23,7 +23,7 @@ from tests.zoo.flax_models import (
     nnx_mlp,
     NNXUnhashable,
 )
-from zoo.networks.flax import from_flax
+from zoo.adapters.flax import from_flax
 
 
 def test_training_mode_is_refused_with_advice(unchecked):

@@ -17,7 +17,7 @@ from flax.core import freeze
 from corrections import ntk, taylorize
 from solvers import MeanSquaredError, parameter_flow
 from tests.models import inputs, one_hot
-from tests.zoo.flax_models import (
+from tests.zoo.adapters.flax_models import (
     cnn,
     copied_into_flax,
     corrections_and_dynamics,
@@ -38,7 +38,7 @@ from tests.zoo.flax_models import (
     statistics,
 )
 from zoo import forward_train
-from zoo.networks.flax import from_flax
+from zoo.adapters.flax import from_flax
 
 
 @pytest.mark.smoke

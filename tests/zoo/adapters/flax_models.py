@@ -13,7 +13,7 @@ from corrections import ntk, o3, taylorize
 from solvers import hierarchy_flow, MeanSquaredError, parameter_flow
 from tests.models import inputs, one_hot, tanh_mlp
 from zoo import Frozen, STANDARD
-from zoo.networks.flax import from_flax
+from zoo.adapters.flax import from_flax
 
 # Flax computes in float32 unless told otherwise, and does not promote by itself under the strict
 # promotion of these tests.

@@ -1,0 +1,1 @@
+"""Networks of other libraries as models of this one: what is theirs, and which layers it knows."""
