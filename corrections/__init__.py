@@ -1,5 +1,10 @@
 """How does a finite network differ from its limit, at one point in parameter space?"""
 
+from corrections.contraction.summary import (
+    contraction_summary as contraction_summary,
+    ContractionRow as ContractionRow,
+    ContractionSummary as ContractionSummary,
+)
 from corrections.forward_mode import ForwardModeError as ForwardModeError
 from corrections.kernels.alignment import kernel_target_alignment as kernel_target_alignment
 from corrections.kernels.hierarchy import ddntk as ddntk, dntk as dntk, o3 as o3, o4 as o4

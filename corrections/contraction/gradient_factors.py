@@ -79,6 +79,10 @@ class GradientFactors:
     - `x`: an example, by its shapes and dtypes.
     - `method`: "jacobian" puts all parameters into the rest; "structured" insists on the rule of
       every layer that has one.
+
+    What it knows of the model: `nodes`, the path of each layer or array, what it is and whether the
+    outputs have derivatives in it; the `places` of the ruled layers among them; and for layers that
+    have a rule and are not contracted why they are `refused`.
     """
 
     def __init__(self, model: Model, x: Any, metric: Metric | None, *, method: Method = "auto"):
@@ -92,15 +96,19 @@ class GradientFactors:
         ruled = [i for i, node in enumerate(nodes) if has_contraction_rule(node)]
         candidates = [i for i in ruled if applicable_rule(nodes[i], metrics[i]) is not None]
         found = program.contractible([] if method == "jacobian" else candidates)
+        self.nodes = [
+            (jax.tree_util.keystr(path), node, any(jax.tree.leaves(used)))
+            for (path, node), used in zip(paths, program.used, strict=True)
+        ]
+        self.refused = {i: _NO_RULE for i in ruled if i not in candidates} | found.refused
         if method == "structured":
-            refused = {i: _NO_RULE for i in ruled if i not in candidates} | found.refused
             _insist_on_none(
-                f"{type(nodes[i]).__name__} `model{jax.tree_util.keystr(paths[i][0])}` {refused[i]}"
-                for i in sorted(refused)
+                f"{type(nodes[i]).__name__} `model{self.nodes[i][0]}` {self.refused[i]}"
+                for i in sorted(self.refused)
             )
         self.outputs, self.calls = program.outputs, found.calls
         self._moving, self._ends_in_call = found.moving, found.ends_in_call
-        self._places = found.nodes
+        self.places = found.nodes
         self.ruled = [ruled_layer(nodes[i], metrics[i]) for i in found.nodes]
         chosen = set(found.nodes)
         others = (
@@ -128,7 +136,7 @@ class GradientFactors:
         """The outputs, and what enters the calls."""
         capture = Capture(self.calls, shifts)
         nodes = eqx.combine(self._unravel(rest), self._static)
-        for i, (place, ruled) in enumerate(zip(self._places, self.ruled, strict=True)):
+        for i, (place, ruled) in enumerate(zip(self.places, self.ruled, strict=True)):
             nodes[place] = capture.captured(ruled.layer, i)
         y = capture.run(jax.tree.unflatten(self._structure, nodes), self._precise(x))
         return as_vector(y), capture.inputs
@@ -181,12 +189,23 @@ class GradientFactors:
         parameters reach these in another way.
         """
         last = self.calls[-1] if self.calls and self._ends_in_call else None
-        if last is None or len(last.input.shape) != 1 or last.output.shape != self.outputs.shape:
+        ruled = None if last is None else self._ruled_at(last)
+        if (
+            last is None
+            or ruled is None
+            or ruled.rows is not None
+            or ruled.positions(last.output) != 1
+            or math.prod(last.output.shape) != self.outputs.size
+        ):
             raise ValueError(
                 "`model` does not end in a dense layer that gives its outputs, expected a readout "
                 "such as `zoo.Dense` or `equinox.nn.Linear`."
             )
-        return self.ruled[last.layer].layer, lambda x: self._run(None, self.rest, x)[1][-1]
+
+        def hidden(x: PyTree) -> Array:
+            return ruled.rule.patches(ruled.layer, self._run(None, self.rest, x)[1][-1])[0]
+
+        return ruled.layer, hidden
 
     def zero_tangent(self) -> Tangent:
         """Zero shifts and pulls, and the parameters as they are."""

@@ -246,4 +246,4 @@ def test_higher_kernels_and_operators_are_those_of_the_jacobian(name):
         np.testing.assert_allclose(kernel(model, x), expected, **tolerance)
     g = jr.normal(jr.key(7), (2, 2))
     expected = jnp.einsum("ikjl,jl->ik", ntk(model, x, method="jacobian"), g)
-    np.testing.assert_allclose(NTKOperator(model, x).mv(g), expected, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(NTKOperator(model, x).mv(g), expected, rtol=rtol, atol=rtol)
