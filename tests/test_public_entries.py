@@ -47,6 +47,9 @@ ANY = {  # what needs no derivatives, or those of reverse mode alone
     "activation_distance": lambda m, x, y: corrections.activation_distance(
         m, _moved(m), x, preactivations=lambda m, x: m(x)
     ),
+    "contraction_summary": lambda m, x, y: np.array(
+        [row.parameters for row in corrections.contraction_summary(m, x).rows]
+    ),
     "error_barrier": lambda m, x, y: (
         corrections.error_barrier(m, _moved(m), x, y, risk=LOSS, points=2).risks
     ),

@@ -105,7 +105,7 @@ MODEL, X = tanh_mlp(width=4), inputs(N)
 OF_MODELS = {
     name: of_model(call)
     for name, call in (CALLING | OF_PARAMETERS).items()
-    if name not in ("initial_state", "interpolate")
+    if name not in ("contraction_summary", "initial_state", "interpolate")
 }
 OF_MODELS["interpolate"] = of_model(
     lambda m, x, y: jax.tree.leaves(
@@ -131,8 +131,14 @@ FORWARD = {
 """Their loops are as long as they need: forward derivatives only."""
 FROZEN = {"taylorize"}
 """Derivatives in the parameters that move, and none in those that it is expanded about."""
-NOTHING_TO_TRANSFORM = {"training_phase", "initial_state", "log_spaced", "scale_by_metric"}
-"""A word, a list, or what does nothing with arrays yet."""
+NOTHING_TO_TRANSFORM = {
+    "contraction_summary",
+    "training_phase",
+    "initial_state",
+    "log_spaced",
+    "scale_by_metric",
+}
+"""A word, a list, a table, or what does nothing with arrays yet."""
 FAST = {"ntk", "kernel_target_alignment", "catapult_map"}
 
 NAMES = [pytest.param(n, marks=() if n in FAST else pytest.mark.long) for n in sorted(CALLS)]

@@ -227,6 +227,7 @@ CALLS: dict[str, Call] = {
     "scaled": _twin(read=_on(VECTORS), degrees={"alpha": 1}, passes=("model",)),
     "with_output": _twin(read=_on(VECTORS), passes=("model",)),
     # corrections
+    "contraction_summary": _twin(read=lambda found, given: found.contracted),
     "linearity_bound": _twin(
         unit=1e-3,
         read=lambda found, given: (found.deviation, found.bound, found.hessian.value),

@@ -15,11 +15,11 @@ pytest.importorskip("flax")
 import flax.linen as nn
 from flax import nnx
 
-from corrections import ntk, NTKOperator, o3, o4
+from corrections import contraction_summary, nngp, ntk, NTKOperator, o3, o4
 from corrections.contraction.gradient_factors import GradientFactors
 from tests.foreign_models import jacobian
 from tests.zoo.adapters.flax_models import FLOAT64
-from zoo import centered, from_flax, parameters
+from zoo import centered, ContractionRule, from_flax, parameters, register_contraction_rule
 
 
 @pytest.fixture(autouse=True)
@@ -247,3 +247,73 @@ def test_higher_kernels_and_operators_are_those_of_the_jacobian(name):
     g = jr.normal(jr.key(7), (2, 2))
     expected = jnp.einsum("ikjl,jl->ik", ntk(model, x, method="jacobian"), g)
     np.testing.assert_allclose(NTKOperator(model, x).mv(g), expected, rtol=rtol, atol=rtol)
+
+
+class Scaled(nn.Module):
+    """A layer of one's own, with a fixed factor."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("table", nn.initializers.normal(1.0), shape, float)
+        bias = self.param("bias", nn.initializers.normal(1.0), (1, self.features), float)
+        return 0.5 * (x @ kernel) + bias
+
+
+class WithOwn(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2, **FLOAT64)(nn.tanh(Scaled(4)(x)))
+
+
+def test_classes_of_one_s_own_are_registered():
+    model, x = linen(WithOwn(), vectors), vectors(3)
+    expected = ntk(model, x, method="jacobian")
+    assert contracted(model, jax.eval_shape(lambda: x[0])) == 1
+    rule = ContractionRule(
+        lambda layer, a: a.reshape(-1, a.shape[-1]), lambda layer: (0.5, 1.0), channel_axis=-1
+    )
+    register_contraction_rule(Scaled, rule)
+    assert contracted(model, jax.eval_shape(lambda: x[0])) == 2
+    jax.clear_caches()
+    np.testing.assert_allclose(ntk(model, x, method="structured"), expected, rtol=1e-12)
+
+
+def squared(lhs, rhs, *args, **options):
+    return jax.lax.dot_general(lhs, rhs**2, *args, **options)
+
+
+@pytest.mark.parametrize("options", [{"dot_general": squared}, {"dtype": jnp.float32}])
+def test_layers_with_products_of_their_own_take_the_jacobian(options):
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.tanh(nn.Dense(4, **(FLOAT64 | options))(x)).astype(float)
+            return nn.Dense(2, **FLOAT64)(x)
+
+    model, x = linen(Network(), vectors), vectors(3)
+    assert contracted(model, jax.eval_shape(lambda: x[0])) == 1
+    expected = ntk(model, x, method="jacobian")
+    np.testing.assert_allclose(ntk(model, x), expected, rtol=1e-6)
+
+
+def test_the_last_hidden_representation():
+    model, x = linen(MLP(), vectors), vectors(3)
+    hidden = x
+    for name in ("Dense_0", "Dense_1"):
+        hidden = jnp.tanh(hidden @ model.params[name]["kernel"] + model.params[name]["bias"][None])
+    np.testing.assert_allclose(nngp(model, x), hidden @ hidden.T / 5, rtol=1e-12)
+
+
+def test_the_summary_names_layers_as_flax_does():
+    model, x = linen(Images(), images), images(1)
+    rows = {row.path: row for row in contraction_summary(model, x).rows}
+    first, third = rows[".layers['Conv_0']"], rows[".layers['Conv_2']"]
+    assert (first.kind, first.parameters, first.positions) == ("Conv", 4 * 3 * 2 * 4 + 4, 3 * 4)
+    assert third.positions is None
+    assert (
+        third.reason
+        == "Jacobian: it has options, parameters or a metric that its rule does not cover"
+    )
