@@ -21,9 +21,15 @@ def run(name: str, count: int) -> str:
     return page
 
 
-def test_the_page_on_networks_runs(float32, unchecked, capsys):
+def test_the_page_on_own_models_runs(float32, unchecked, capsys):
     pytest.importorskip("flax")
-    page = run("networks", 9)
+    page = run("own_models", 4)
+    (shown,) = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+    assert capsys.readouterr().out == shown
+
+
+def test_the_page_on_networks_runs(float32, unchecked, capsys):
+    page = run("networks", 6)
     (shown,) = (text for text in re.findall(r"```text\n(.*?)```", page, re.DOTALL) if "CNN" in text)
     assert capsys.readouterr().out == shown
 

@@ -31,6 +31,8 @@ from zoo.adapters.flax_layers import (
 from zoo.common.examples import described
 from zoo.common.hashing import is_hashable
 from zoo.layers.frozen import Frozen
+from zoo.limits.rule import LimitRule
+from zoo.limits.widths import LimitWidths, NoLimitError
 
 _Options = tuple[tuple[str, Any], ...]
 
@@ -75,6 +77,15 @@ class FlaxModel(eqx.Module):
                 "batch axis use `from_flax(..., batched=False)`."
             )
         return outputs[0]
+
+    def limit_rule(self, widths: LimitWidths) -> LimitRule:
+        """**Raises:** `NoLimitError`: nothing is known of how Flax's layers scale with width."""
+        raise NoLimitError(
+            f"`model{widths.path}` is a network of Flax, whose layers have no rule for infinite "
+            "width, expected its counterpart in the zoo: `MLP`, `CNN`, `WideResNet`, or "
+            "`Sequential` and `Residual` of `Dense`, `Conv` and activations, with "
+            "`parameterization=STANDARD` for Flax's."
+        )
 
     def layers(self, x: PyTree) -> dict[Path, Any]:
         """The layers that have a rule, by their paths among the parameters."""

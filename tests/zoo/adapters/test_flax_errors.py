@@ -23,6 +23,7 @@ from tests.zoo.adapters.flax_models import (
     nnx_mlp,
     NNXUnhashable,
 )
+from zoo import limit, NoLimitError
 from zoo.adapters.flax import from_flax
 
 
@@ -93,3 +94,9 @@ def test_a_missing_flax_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "flax", None)
     with pytest.raises(ImportError, match=r"`from_flax` needs Flax.*finite-width\[flax\]"):
         from_flax(None)
+
+
+def test_a_network_of_flax_has_no_limit():
+    model = from_flax(*linen_mlp())
+    with pytest.raises(NoLimitError, match=r"`model` is a network of Flax.*expected its counterp"):
+        limit(model)
