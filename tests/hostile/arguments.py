@@ -269,6 +269,7 @@ ARGUMENTS: dict[str, tuple[str, Callable[[], Any]]] = {
     "patches": ("other", lambda: lambda layer, a: a[None]),
     "multipliers": ("other", lambda: lambda layer: (1.0, 1.0)),
     "applies": ("other", lambda: lambda layer: True),
+    "rows": ("other", lambda: lambda layer: 3),
     "matrix": ("other", lambda: lambda layer, matrix: matrix),
     "transposed": ("other", lambda: _transposed()),
     "rule": ("other", lambda: zoo.ContractionRule(lambda layer, a: a[None])),

@@ -133,8 +133,15 @@ def exposing(model: PyTree, x: PyTree) -> Callable[[PyTree], PyTree]:
 
     if not any(_is_flax(node) for node in jax.tree.leaves(model, is_leaf=_is_end)):
         return lambda tree: tree
-    eqx.filter_eval_shape(jax.tree.map(watched, model, is_leaf=_is_end), x)
-    return lambda tree: jax.tree.map(exposed, tree, is_leaf=_is_end)
+    def expose(tree: PyTree) -> PyTree:
+        return jax.tree.map(exposed, tree, is_leaf=_is_end)
+
+    try:
+        eqx.filter_eval_shape(jax.tree.map(watched, model, is_leaf=_is_end), x)
+        eqx.filter_eval_shape(expose(model), x)
+    except Exception:  # a model that counts on the tree of its parameters, as a Taylor model does
+        return lambda tree: tree
+    return expose
 
 
 def _is_flax(node: Any) -> bool:
