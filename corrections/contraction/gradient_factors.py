@@ -156,15 +156,23 @@ class GradientFactors:
     # --- one example ---------------------------------------------------------------------------
 
     @jax.named_scope("gradient_factors")
-    def factors(self, x: PyTree, tangent: Tangent | None = None) -> Factors:
-        """The factors of one example, where its calls move along a tangent."""
+    def factors(
+        self,
+        x: PyTree,
+        tangent: Tangent | None = None,
+        basis: Float[Array, "j k"] | None = None,
+    ) -> Factors:
+        """The factors of one example, where its calls move along a tangent; of sums of its outputs
+        with the weights `basis` (default: of each output).
+        """
         shifts, pulls, rest = (None, None, self.rest) if tangent is None else tangent
         shifts = self.zero_tangent().shifts if shifts is None else shifts
 
         def outputs(shifts: list[Array], rest: Array) -> tuple[Array, list[Array]]:
             return self._run(shifts, rest, x)
 
-        basis = jnp.eye(*self.outputs.shape, dtype=self.outputs.dtype)
+        if basis is None:
+            basis = jnp.eye(*self.outputs.shape, dtype=self.outputs.dtype)
         if pulls is None:
             _, vjp, inputs = jax.vjp(outputs, shifts, rest, has_aux=True)
             deltas, jacobian = jax.vmap(vjp)(basis)
@@ -207,9 +215,9 @@ class GradientFactors:
 
         return ruled.layer, hidden
 
-    def zero_tangent(self) -> Tangent:
-        """Zero shifts and pulls, and the parameters as they are."""
-        k = self.outputs.shape
+    def zero_tangent(self, outputs: int | None = None) -> Tangent:
+        """Zero shifts and pulls for so many outputs (default: all), the parameters as they are."""
+        k = self.outputs.shape if outputs is None else (outputs,)
         return Tangent(
             [jnp.zeros(call.output.shape, call.output.dtype) for call in self.calls],
             [jnp.zeros((*k, *call.input.shape), call.input.dtype) for call in self.calls],
@@ -221,7 +229,7 @@ class GradientFactors:
         has a rule for that: (k, positions, size).
         """
         unfolded = []
-        for ruled, call, places in self._calls_with_places():
+        for ruled, call, places in self.calls_with_places():
             rule = ruled.transposed
             if rule is None:
                 unfolded.append(None)
@@ -257,7 +265,7 @@ class GradientFactors:
         directions = [Direction(a, delta, ruled.rows) for a, delta, ruled in factors]
         shifts, pulls = [], []
         for (ruled, call, places), unfolded_cotangents in zip(
-            self._calls_with_places(), unfolded, strict=True
+            self.calls_with_places(), unfolded, strict=True
         ):
             direction, delta = directions[call.layer], at.cotangents[call.layer]
             weight, bias = ruled.metrics(delta.dtype)
@@ -280,7 +288,7 @@ class GradientFactors:
         """The layer of a call, its rule being one of the axes that the call has."""
         return self.ruled[call.layer].under(call.depth)
 
-    def _calls_with_places(self) -> list[tuple[RuledLayer, Call, slice]]:
+    def calls_with_places(self) -> list[tuple[RuledLayer, Call, slice]]:
         """Each call with its layer, and its positions among those of all calls of that layer."""
         used, found = [0] * len(self.ruled), []
         for call in self.calls:

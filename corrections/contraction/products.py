@@ -44,9 +44,12 @@ class Term(eqx.Module):
     @property
     def entering(self) -> Float[Array, "n positions size"]:
         """What enters each position, in numbers."""
-        if self.rows is None:
-            return self.input
-        return jax.nn.one_hot(self.input[..., 0].astype(int), self.rows, dtype=self.input.dtype)
+        return entering(self.input, self.rows)
+
+
+def entering(a: Float[Array, "*n size"], rows: int | None) -> Float[Array, "*n entries"]:
+    """What enters positions, in numbers: of a lookup in so many rows one-hot rows."""
+    return a if rows is None else jax.nn.one_hot(a[..., 0].astype(int), rows, dtype=a.dtype)
 
 
 class Materialized(NamedTuple):
@@ -137,7 +140,7 @@ def _product_by_channels(
     """
     sets = [first] if second is first else [first, second]
     (n1, k1, _, out), (n2, k2) = first.cotangent.shape, second.cotangent.shape[:2]
-    channels, entering = _channels_at_once(sets), [term.entering for term in sets]
+    channels, inputs = _channels_at_once(sets), [term.entering for term in sets]
 
     def gradients(term: Term, a: Array, start: Array) -> tuple[Array, Array]:
         part = jax.lax.dynamic_slice_in_dim(term.cotangent, start, channels, axis=3)
@@ -152,7 +155,7 @@ def _product_by_channels(
     blocks = [(upper, upper), (upper, lower), (lower, lower)] if half else [(lower, lower)]
 
     def add(total: list[Array], start: Array) -> tuple[list[Array], None]:
-        parts = [gradients(*one, start) for one in zip(sets, entering, strict=True)]
+        parts = [gradients(*one, start) for one in zip(sets, inputs, strict=True)]
         (rows, row_biases), (columns, column_biases) = parts[0], parts[-1]
         added = []
         for so_far, (of_rows, of_columns) in zip(total, blocks, strict=True):

@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree, Shaped
 
+from corrections.contraction.gradient_factors import GradientFactors
+from corrections.contraction.hessian import FactorHessian, hessian_size
 from corrections.loss_function import target_array
-from corrections.operators.krylov import CYCLE, extreme_eigenpairs
+from corrections.operators.krylov import extreme_eigenpairs
 from corrections.operators.linear_operator import flat_operator
 from corrections.operators.metric_coordinates import MetricCoordinates
 from corrections.operators.ntk_operator import NTKOperator
@@ -228,23 +230,29 @@ def _jacobian_norm(
     return NormEstimate(value, residual, found.converged[0])
 
 
+_CYCLE = 24
+"""Products between two restarts for the Hessian of an output: its vectors are short."""
+
+
 @eqx.filter_jit
 def hessian_norms(
     model: Model, x: PyTree, metric: Metric | None, matvecs: int, rtol: float, key: PRNGKeyArray
 ) -> NormEstimate:
     """`hessian_norm`, of arguments that fit."""
-    flat = MetricCoordinates(model, metric)
-    (k,) = _outputs_shape(flat.apply, flat.params, x)
-    size = flat.vector.shape[0]
-    start = jr.normal(key, (1, size), flat.vector.dtype)
+    factored = GradientFactors(model, one_of(x), metric)
+    (k,), dtype = factored.outputs.shape, factored.outputs.dtype
+    outputs = jnp.eye(k, dtype=dtype)
+    size = hessian_size(factored, one_of(x))
 
     def of_output(item: tuple[PyTree, Array]) -> NormEstimate:
-        product = flat.hessian_product(_weighted, jax.tree.map(lambda a: a[None], item))
-        found = extreme_eigenpairs(product, start, which="magnitude", matvecs=matvecs, rtol=rtol)
+        hessian = FactorHessian(factored, *item)
+        start = jr.normal(key, (1, hessian.size), dtype)
+        found = extreme_eigenpairs(
+            hessian.product, start, which="magnitude", matvecs=matvecs, rtol=rtol, cycle=_CYCLE
+        )
         return NormEstimate(jnp.abs(found.values[0]), found.residuals[0], found.converged[0])
 
-    outputs = jnp.eye(k, dtype=flat.vector.dtype)
-    stored = CYCLE * size * start.dtype.itemsize
+    stored = (_CYCLE * size + 4 * factored.sizes()[1]) * dtype.itemsize
     at_most = max(1, working_bytes() // stored)
 
     def of_example(x: PyTree) -> NormEstimate:
@@ -327,11 +335,6 @@ def _weighted(apply: Apply, params: Params, item: Any) -> Array:
     """The weighted outputs w . f(x)."""
     x, weights = item
     return jnp.vdot(weights, apply(params, x))
-
-
-def _outputs_shape(apply: Apply, params: Params, x: PyTree) -> tuple[int, ...]:
-    """The shape (k,) of the outputs."""
-    return jax.eval_shape(apply, params, one_of(x)).shape
 
 
 def checked_estimate(

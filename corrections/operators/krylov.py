@@ -98,6 +98,7 @@ def extreme_eigenpairs(
     matvecs: int,
     rtol: float,
     known: Float[Array, "m size"] | None = None,
+    cycle: int | None = None,
 ) -> Eigenpairs:
     """Extreme eigenpairs of a symmetric operator, one after the other: each in the
     space that is orthogonal to those before, so that multiple eigenvalues are found as well.
@@ -110,10 +111,11 @@ def extreme_eigenpairs(
     - `matvecs`: the most products that are taken for each pair; fewer where its residual comes
       below `rtol` times the largest magnitude among the Ritz values.
     - `known`: orthonormal eigenvectors that are not wanted again, or rows of zeros.
+    - `cycle`: products between two restarts, as many vectors being stored (default: `CYCLE`).
     """
     product, unit = _in_units(product, starts[0])
     size = starts.shape[1]
-    steps = max(1, min(size, CYCLE, matvecs - 1))
+    steps = max(1, min(size, CYCLE if cycle is None else cycle, matvecs - 1))
 
     def next_pair(
         carry: tuple[Array, Array], start: Array
@@ -123,7 +125,7 @@ def extreme_eigenpairs(
         def outside(vector: Array) -> Array:
             return vector - (found @ vector) @ found
 
-        def cycle(start: Array) -> _Estimate:
+        def improved(start: Array) -> _Estimate:
             ritz = _lanczos(lambda v: outside(product(outside(v))), outside(start), steps)
             best = jnp.argmax(_priority(ritz.values, which, ritz.exists))
             # Outside once more: of what was found before rounding has left some in the basis.
@@ -140,11 +142,11 @@ def extreme_eigenpairs(
             return more & (estimate.products + steps < matvecs)
 
         def again(estimate: _Estimate) -> _Estimate:
-            new = cycle(estimate.vector)
+            new = improved(estimate.vector)
             scale = jnp.maximum(new.scale, estimate.scale)
             return new._replace(scale=scale, products=estimate.products + steps + 1)
 
-        done = jax.lax.while_loop(unfinished, again, cycle(start))
+        done = jax.lax.while_loop(unfinished, again, improved(start))
         found = found.at[place].set(done.vector)
         return (found, place + 1), (done.value, done.residual, done.scale)
 

@@ -133,6 +133,7 @@ def exposing(model: PyTree, x: PyTree) -> Callable[[PyTree], PyTree]:
 
     if not any(_is_flax(node) for node in jax.tree.leaves(model, is_leaf=_is_end)):
         return lambda tree: tree
+
     def expose(tree: PyTree) -> PyTree:
         return jax.tree.map(exposed, tree, is_leaf=_is_end)
 
