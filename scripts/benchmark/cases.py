@@ -3,6 +3,7 @@
 from scripts.benchmark.convolution import convolution
 from scripts.benchmark.dynamics import dynamics
 from scripts.benchmark.flows import flows, hierarchy
+from scripts.benchmark.foreign import foreign
 from scripts.benchmark.growth import growth
 from scripts.benchmark.kernels import kernels
 from scripts.benchmark.limits import limits
@@ -15,6 +16,7 @@ PARTS = {
     "kernels": kernels,
     "tensors": tensors,
     "operators": operators,
+    "foreign": foreign,
     "growth": growth,
     "taylor": taylor,
     "flows": flows,

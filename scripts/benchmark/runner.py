@@ -22,8 +22,8 @@ class BenchmarkConfig:
 
     parts: tuple[str, ...] = tuple(PARTS)
     """What to time: kernels, dynamics and limits (against neural-tangents, if `make peer` has been
-    run), tensors (O_3, O_4), operators, growth, taylor, flows, hierarchy, convolution, solves (with
-    their errors)."""
+    run), tensors (O_3, O_4), operators, foreign (Flax, a transformer, Hessians), growth, taylor,
+    flows, hierarchy, convolution, solves (with their errors)."""
     repeats: int = 5
     """Counted calls, of which the median is shown."""
     precision: runtime.Precision = "float32"
