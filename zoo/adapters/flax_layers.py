@@ -6,7 +6,7 @@ node, and its calls become that node's: of linen by `flax.linen.intercept_method
 modules of a subclass of the layer's own type.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -194,12 +194,20 @@ def replacing(layers: Layers) -> Callable[..., Any]:
     return interceptor
 
 
+def _modules(module: Any) -> Iterable[tuple[Path, Any]]:
+    """The modules of an NNX network and their paths, each once."""
+    from flax import nnx
+
+    iter_modules = getattr(nnx, "iter_modules", None)
+    return module.iter_modules() if iter_modules is None else iter_modules(module)
+
+
 def nnx_kinds(module: Any) -> dict[Path, NNXKind]:
     """The layers of an NNX network that have a rule."""
     from flax import nnx
 
     kinds = {}
-    for path, node in nnx.iter_modules(module):
+    for path, node in _modules(module):
         if registered_rule(type(node)) is None:
             continue
         graph, params, others = nnx.split(node, nnx.Param, ...)
@@ -212,10 +220,11 @@ def nnx_kinds(module: Any) -> dict[Path, NNXKind]:
 
 def replace_in(module: Any, layers: Layers) -> None:
     """Makes layers of an NNX network call their stand-ins, where there are any."""
-    from flax import nnx
-
-    for path, node in list(nnx.iter_modules(module)):
-        layer = layers.get(named(path))
-        if layer is not None and type(layer) is not FlaxLayer:
+    stand_ins = {path: layer for path, layer in layers.items() if type(layer) is not FlaxLayer}
+    if not stand_ins:
+        return
+    for path, node in list(_modules(module)):
+        layer = stand_ins.get(named(path))
+        if layer is not None:
             calls = {"__call__": lambda _, *args, layer=layer, **options: layer(*args, **options)}
             node.__class__ = type(type(node).__name__, (type(node),), calls)
