@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from corrections import ddntk, ntk, o3, o4
+from corrections.kernels import curvature, ntk as tangent_kernels
 from tests import oracles
 from tests.corrections.contraction.test_gradient_factors import (
     batches,
@@ -80,9 +81,9 @@ def test_is_its_definition_for_every_kind_of_model(name):
 @pytest.fixture
 def smallest_tiles(monkeypatch):
     """One direction and one example at a time."""
-    for module in ("curvature", "kernel"):
-        monkeypatch.setattr(f"corrections.{module}.working_bytes", lambda: 1)
-        monkeypatch.setattr(f"corrections.{module}.STORED_BYTES", 1)
+    for module in (curvature, tangent_kernels):
+        monkeypatch.setattr(module, "working_bytes", lambda: 1)
+        monkeypatch.setattr(module, "STORED_BYTES", 1)
     jax.clear_caches()
     yield
     jax.clear_caches()
