@@ -230,7 +230,7 @@ def _jacobian_norm(
     return NormEstimate(value, residual, found.converged[0])
 
 
-_CYCLE = 24
+_CYCLE = 32
 """Products between two restarts for the Hessian of an output: its vectors are short."""
 
 
