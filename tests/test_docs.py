@@ -21,6 +21,7 @@ def run(name: str, count: int) -> str:
     return page
 
 
+@pytest.mark.long
 def test_the_page_on_own_models_runs(float32, unchecked, capsys):
     pytest.importorskip("flax")
     page = run("own_models", 4)
@@ -28,6 +29,7 @@ def test_the_page_on_own_models_runs(float32, unchecked, capsys):
     assert capsys.readouterr().out == shown
 
 
+@pytest.mark.long
 def test_the_page_on_networks_runs(float32, unchecked, capsys):
     page = run("networks", 6)
     (shown,) = (text for text in re.findall(r"```text\n(.*?)```", page, re.DOTALL) if "CNN" in text)
@@ -39,6 +41,7 @@ def test_the_page_on_infinite_width_runs(float32, unchecked):
     run("infinite_width", 5)
 
 
+@pytest.mark.long
 def test_the_page_on_kernels_runs(float32, unchecked):
     run("kernels", 4)
 
@@ -48,6 +51,7 @@ def test_the_page_on_linearity_runs(float32, unchecked):
     run("linearity", 6)
 
 
+@pytest.mark.long
 def test_the_page_on_dynamics_runs(float32, unchecked):
     run("dynamics", 2)
 

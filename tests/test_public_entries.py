@@ -327,7 +327,11 @@ class Shaped(Net):
 
 @pytest.mark.parametrize("shape", [(), pytest.param((1, 2, 1), marks=pytest.mark.long)])
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.long if n in LONG else ()) for n in CALLING]
+    "name",
+    [
+        pytest.param(n, marks=() if n in ("ntk", "o3", "train") else pytest.mark.long)
+        for n in CALLING
+    ],
 )
 def test_outputs_of_any_shape_are_a_vector(name, shape):
     """A number is one output; of more axes the outputs are those in a row, and so are targets."""
@@ -467,6 +471,7 @@ def test_taylor_models_without_forward_mode_are_refused_where_they_train():
         solvers.train(taylor, X, Y, loss=LOSS, optimizer=SGD, steps=1)
 
 
+@pytest.mark.long
 def test_stored_kernels_of_order_2_do_without_forward_mode():
     options = {"loss": LOSS, "order": 2, "method": "dense"}
     found, expected = (

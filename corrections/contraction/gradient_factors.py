@@ -80,9 +80,10 @@ class GradientFactors:
     - `method`: "jacobian" puts all parameters into the rest; "structured" insists on the rule of
       every layer that has one.
 
-    What it knows of the model: `nodes`, the path of each layer or array, what it is and whether the
-    outputs have derivatives in it; the `places` of the ruled layers among them; and for layers that
-    have a rule and are not contracted why they are `refused`.
+    What it knows of the model: `nodes`, the path of each layer or array, what it is, how many
+    parameters it has and whether the outputs have derivatives in it; the `places` of the ruled
+    layers among them; and for layers that have a rule and are not contracted why they are
+    `refused`.
     """
 
     def __init__(self, model: Model, x: Any, metric: Metric | None, *, method: Method = "auto"):
@@ -97,8 +98,8 @@ class GradientFactors:
         candidates = [i for i in ruled if applicable_rule(nodes[i], metrics[i]) is not None]
         found = program.contractible([] if method == "jacobian" else candidates)
         self.nodes = [
-            (jax.tree_util.keystr(path), node, any(jax.tree.leaves(used)))
-            for (path, node), used in zip(paths, program.used, strict=True)
+            (jax.tree_util.keystr(path), node, _count(node, of_node), any(jax.tree.leaves(used)))
+            for (path, node), of_node, used in zip(paths, metrics, program.used, strict=True)
         ]
         self.refused = {i: _NO_RULE for i in ruled if i not in candidates} | found.refused
         if method == "structured":
@@ -438,6 +439,14 @@ def _insist_on_none(refused: Iterable[str]) -> None:
 
 def _is_end(node: Any) -> bool:
     return has_contraction_rule(node) or isinstance(node, Frozen)
+
+
+def _count(node: Any, metric: Any) -> int:
+    """How many parameters a node has, by the metric of each: what has none is no parameter."""
+    sizes = jax.tree.map(
+        lambda m, part: 0 if m is None else part.size, metric, node, is_leaf=lambda m: m is None
+    )
+    return sum(jax.tree.leaves(sizes))
 
 
 def _placed(metric: Metric | None, model: Model) -> PyTree:

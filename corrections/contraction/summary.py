@@ -4,12 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
-import jax
 from jaxtyping import Array, PyTree, Shaped
 
 from corrections.contraction.gradient_factors import GradientFactors
 from corrections.parameters import check_metric, check_model, Metric, Model
-from zoo import Frozen, parameters
 from zoo.common import checks
 from zoo.common.examples import one_of
 from zoo.contraction_rule import has_contraction_rule
@@ -94,9 +92,7 @@ def _rows(factored: GradientFactors) -> list[ContractionRow]:
     sizes, _ = factored.sizes()
     positions = {place: size[0] for place, size in zip(factored.places, sizes, strict=True)}
     rows = []
-    for i, (path, node, used) in enumerate(factored.nodes):
-        arrays = [] if isinstance(node, Frozen) else jax.tree.leaves(parameters(node))
-        count = sum(array.size for array in arrays)
+    for i, (path, node, count, used) in enumerate(factored.nodes):
         if count == 0:
             continue
         ruled = has_contraction_rule(node)

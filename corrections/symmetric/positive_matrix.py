@@ -154,12 +154,12 @@ def _is_resolved(matrix: Array, factor: Array, shift: Array) -> Bool[Array, ""]:
     a pivot; else the smallest eigenvalue that a few steps of inverse iteration find has to be told
     from zero.
     """
-    unit = largest_eigenvalue_bound(matrix)
     of_pivot = len(matrix) ** 0.5 * rounding(jnp.max(jnp.diagonal(matrix)))
     shifted = (shift > of_pivot) & jnp.all(jnp.isfinite(jnp.diagonal(factor)))
-    unit = jnp.where(unit > 0, unit, 1)
 
     def by_iteration() -> Bool[Array, ""]:
+        unit = largest_eigenvalue_bound(matrix)  # which reads all of the matrix: only where needed
+        unit = jnp.where(unit > 0, unit, 1)
         vectors = jr.normal(jr.key(0), (len(matrix), _PROBES), matrix.dtype)
         growth = jnp.zeros((), matrix.dtype)
         for _ in range(_ITERATIONS):

@@ -25,6 +25,7 @@ def test_every_part_runs_and_compares_like_with_like(part):
         assert math.isnan(row.theirs) if missing else row.theirs > 0
 
 
+@pytest.mark.long
 def test_infinite_limits_are_measured_in_a_process_of_their_own(monkeypatch):
     monkeypatch.setattr(limits, "PEER", ("no-such-python",))
     case = limits.Case("CNN", "CNN", {"width": 2, "depth": 1, "out_size": 1}, (3, 2, 4, 4))

@@ -20,6 +20,7 @@ def run(tmp_path, **options):
     return found, out.getvalue()
 
 
+@pytest.mark.long
 def test_infinite_networks_read_digits(tmp_path):
     """Chance is 0.1; on disk is what was returned."""
     found, printed = run(tmp_path, n_train=60, n_test=60, architectures=("mlp",), depth=1)

@@ -77,6 +77,7 @@ def interrupted_at(monkeypatch, at, error):
     monkeypatch.setattr(workers, "compute", interrupted)
 
 
+@pytest.mark.long
 def test_what_was_interrupted_goes_on_to_the_same_results(tmp_path, monkeypatch, whole):
     interrupted_at(monkeypatch, 1, KeyboardInterrupt)
     console = quiet()
@@ -94,6 +95,7 @@ def test_what_was_interrupted_goes_on_to_the_same_results(tmp_path, monkeypatch,
     assert [session["cells"] for session in sessions] == [1, 1]
 
 
+@pytest.mark.long
 def test_the_journal_holds_what_is_not_in_the_results_yet(tmp_path, monkeypatch, whole):
     """As after a kill between the two: what the journal has is not computed again."""
     monkeypatch.setattr(Store, "write", lambda self: None)
@@ -112,6 +114,7 @@ def test_the_journal_holds_what_is_not_in_the_results_yet(tmp_path, monkeypatch,
     assert not (folder / "unfinished").exists()
 
 
+@pytest.mark.long
 def test_a_disk_that_is_full_leaves_the_former_results(tmp_path, monkeypatch, whole):
     write = results.write
     calls = []
@@ -279,6 +282,7 @@ def test_a_folder_of_something_else_is_refused_and_untouched(tmp_path):
     assert [file.name for file in folder.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.long
 def test_a_target_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "file").write_text("in the way")
     code, _, stderr = run_command(tmp_path / "file")

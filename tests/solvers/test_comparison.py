@@ -104,6 +104,7 @@ def test_in_steps_the_network_is_trained_by_descent():
         found.errors()
 
 
+@pytest.mark.long
 def test_momentum_is_that_of_the_network_and_of_its_predictions():
     """A network that is linear in its parameters is its Taylor model, and its kernel stays."""
     model, x, y = eqx.nn.Linear(3, 2, key=jr.key(0)), inputs(4), one_hot(4, 2)

@@ -74,7 +74,7 @@ def test_bad_smoothing_is_named(unchecked, smoothing):
         (jnp.array([[2.0, -1.0], [1, 0]]), ValueError, "`y` does not hold labels for CrossEntropy"),
         (jnp.ones((3, 2)) / 2, ValueError, "`y` has shape (3, 2), expected (2, 2)"),
         (jnp.array([0, -1]), ValueError, "`y` holds the label -1 (at index 1), expected labels"),
-        (jnp.array([0.0, 1.0]), ValueError, "`y` has shape (2,), expected (2, 1)"),
+        (jnp.ones((2, 3, 2)), ValueError, "`y` has shape (2, 3, 2), expected (2, "),
         (jnp.ones((2, 1)), ValueError, "`y` has shape (2, 1), expected a column for each of at"),
         (jnp.array([[jnp.nan, 1], [1, 0]]), ValueError, "`y` has 1 entries out of 4 that are not"),
     ],

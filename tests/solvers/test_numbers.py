@@ -131,6 +131,7 @@ def test_many_numbers_at_once():
         np.testing.assert_allclose(density, expected, rtol=1e-12)
 
 
+@pytest.mark.long
 def test_half_of_the_largest_rate_is_a_rate():
     rate = 0.5 * max_learning_rate(KERNEL)
     found = gradient_descent(KERNEL, Y, [3], loss=MeanSquaredError(), learning_rate=rate)

@@ -60,6 +60,7 @@ def convolutions(draw):
     return tuple(space), tuple(kernel), tuple(stride), channels, padding
 
 
+@pytest.mark.long
 @settings(max_examples=15, deadline=None)
 @given(convolutions(), st.sampled_from(["float32", "float64"]), st.integers(0, 2**31 - 1))
 def test_convolution_is_the_sum_of_its_definition(case, dtype, seed):
@@ -151,6 +152,7 @@ def test_bad_arguments_are_named(unchecked, arguments, message):
         Conv(**options, key=jr.key(0))
 
 
+@pytest.mark.long
 @settings(max_examples=8, deadline=None)
 @given(
     st.lists(st.integers(1, 6), min_size=1, max_size=2),

@@ -53,6 +53,7 @@ def test_ntk_and_standard_from_one_key_are_the_same_function():
     assert not any(np.allclose(a, b) for a, b in zip(*leaves, strict=True))
 
 
+@pytest.mark.long
 @settings(max_examples=20, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 6), min_size=2, max_size=5),

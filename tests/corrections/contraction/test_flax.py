@@ -268,6 +268,7 @@ class WithOwn(nn.Module):
         return nn.Dense(2, **FLOAT64)(nn.tanh(Scaled(4)(x)))
 
 
+@pytest.mark.long
 def test_classes_of_one_s_own_are_registered():
     model, x = linen(WithOwn(), vectors), vectors(3)
     expected = ntk(model, x, method="jacobian")

@@ -170,6 +170,7 @@ def test_activations_with_derivatives_of_their_own_do_not_hide_layers(activation
     assert tapped_layers(functions, jnp.zeros(3)) == 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("make", "shape", "tapped"), CASES)
 def test_structured_kernels_are_their_definition(make, shape, tapped):
     """Rectangular sets, random metric: 1e-12."""

@@ -78,6 +78,7 @@ def test_norms_are_those_of_dense_hessians(name):
     np.testing.assert_allclose(found.value, np.abs(eigenvalues).max(-1), rtol=1e-10)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["MLP", pytest.param("mixer", marks=pytest.mark.long)])
 def test_the_space_holds_the_whole_spectrum(name):
     """Of fewer dimensions than there are parameters, and what it leaves out is zero."""

@@ -51,6 +51,7 @@ def sets(shape):
     return (*batches(shape), jnp.flip(next(batches(shape)), 0)[:1])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [

@@ -34,6 +34,7 @@ def test_two_layer_linear_network_is_exact_on_three_different_sets():
     np.testing.assert_allclose(result[:, 0, :, 0, :, 0], expected, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.long
 def test_equals_nested_gradients_of_single_triples():
     """Grad (grad f_1 . M grad f_2) . M grad f_3, one scalar at a time, with a metric."""
     model = tanh_mlp()
@@ -58,6 +59,7 @@ def test_equals_nested_gradients_of_single_triples():
             np.testing.assert_allclose(result[i, k, 1 - i, 0, i, 1 - k], expected, rtol=1e-11)
 
 
+@pytest.mark.long
 def test_is_the_rate_at_which_the_kernel_moves():
     """D Theta / dt = - sum_c O_3(., ., c) g_c along theta' = - J^T g, by central differences."""
     model, x = tanh_mlp(width=16), inputs(3)
@@ -83,6 +85,7 @@ def test_only_the_first_two_slots_are_exchangeable():
     assert float(jnp.max(jnp.abs(kernel - jnp.transpose(kernel, (0, 1, 4, 5, 2, 3))))) > 0.1 * scale
 
 
+@pytest.mark.long
 def test_missing_sets_are_the_first_one():
     model, x, other = tanh_mlp(), inputs(2), inputs(3, seed=11)
     np.testing.assert_allclose(o3(model, x), o3(model, x, x, x), rtol=1e-12, atol=1e-14)

@@ -57,6 +57,7 @@ def deviations(make, width, n_samples, parameterization):
     return (found.ntk - exact.ntk) / found.ntk_error, found, exact
 
 
+@pytest.mark.long
 def test_mean_and_errors_are_those_of_the_draws():
     make = mlp(8)
     draws = [make(key=key) for key in jr.split(jr.key(1), 3)]

@@ -39,6 +39,7 @@ def test_they_are_the_stored_kernels_times_the_residual(case):
         np.testing.assert_allclose(got, whole[1:, :, :2], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.long
 def test_the_first_is_how_the_kernel_of_the_network_starts_to_move():
     """By the kernels that gradient flow shows, a short time after the start."""
     model, x, metric = cases()[2]

@@ -15,6 +15,7 @@ from tests.corrections.taylor.test_taylor_model import displaced
 from tests.models import inputs, tanh_mlp
 
 
+@pytest.mark.long
 def test_deviation_is_below_the_bound_of_a_fine_sample():
     model, x = tanh_mlp(), inputs(3)
     d = displaced(model, 1.5)
@@ -50,6 +51,7 @@ def test_bound_is_attained_by_a_quadratic_model_along_its_eigenvector():
     np.testing.assert_allclose(found.bound, [[6.0]], rtol=1e-6)
 
 
+@pytest.mark.long
 def test_gradient_steps_lie_in_the_row_space_and_normal_ones_do_not():
     model, x = tanh_mlp(), inputs(3)
     metric = random_metric(model)

@@ -64,6 +64,7 @@ def test_norms_are_those_of_dense_matrices(name, with_metric):
         np.testing.assert_allclose(by_batches.value, expected, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_two_layer_linear_network_is_known():
     """With f = n^{-1/2} v . u x: the Hessian has the eigenvalues +-|x| n^{-1/2}."""
     model, x = TwoLayerLinear(16, 1, key=jr.key(0)), jnp.array([[1.0], [-3.0]])
@@ -86,6 +87,7 @@ def test_short_runs_of_kappa_say_so():
     assert float(found.residual) > 0
 
 
+@pytest.mark.long
 def test_short_runs_say_so():
     model, x = tanh_mlp(width=12), inputs(2)
     for found in (hessian_norm(model, x, matvecs=3), jacobian_norm(model, x, matvecs=2)):
@@ -124,6 +126,7 @@ def test_kappa_scales_and_does_not_count_examples_twice():
     np.testing.assert_allclose(again.distance, 7 * 2**0.5 * found.distance, rtol=1e-12)
 
 
+@pytest.mark.long
 def test_in_32_bits():
     model, x = astype(tanh_mlp(), "float32"), inputs(2).astype("float32")
     found = hessian_norm(model, x, rtol=1e-3)
@@ -138,6 +141,7 @@ def test_under_jit():
     np.testing.assert_allclose(found.value, hessian_norm(model, x).value, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_kinks_warn_and_a_linear_network_has_no_curvature():
     x = inputs(2)
     with pytest.warns(KinkWarning, match="relu, which has fewer than 2 continuous"):

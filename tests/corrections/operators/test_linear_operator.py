@@ -37,6 +37,7 @@ def operator_named(name):
     return kernel.coefficient([direction], 1) if name == "coefficient" else kernel
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_what_lineax_makes_of_an_operator_is_what_it_makes_of_its_matrix(name):
     operator = operator_named(name)
@@ -80,6 +81,7 @@ def test_lineax_solves_with_a_kernel(name):
     np.testing.assert_allclose(found.ravel(), expected, atol=1e-9)
 
 
+@pytest.mark.long
 def test_spectra_and_rates_take_any_operator_of_lineax():
     model = tanh_mlp(width=3)
     dense = ntk(model, X)

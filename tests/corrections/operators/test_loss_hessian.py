@@ -42,6 +42,7 @@ def gauss_newton(model, loss):
     return jnp.einsum("nkp,nkl,nlq->pq", jacobian, curvature, jacobian) / len(X)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", LOSSES)
 def test_is_the_hessian_of_the_mean_loss_and_the_sum_of_its_parts(name):
     model, loss = tanh_mlp(width=4), LOSSES[name]
@@ -84,6 +85,7 @@ def test_extreme_eigenvalues_are_those_of_the_dense_matrix(which):
     assert jax.tree.structure(first) == jax.tree.structure(split(model)[0])
 
 
+@pytest.mark.long
 def test_gauss_newton_of_squared_loss_has_the_eigenvalues_of_the_kernel_over_n():
     """Gradient descent of the linearised network is stable below 2 n / lambda_max(Theta)."""
     model = tanh_mlp()

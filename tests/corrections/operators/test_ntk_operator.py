@@ -34,6 +34,7 @@ def test_is_the_kernel(batch_size):
     assert same.transpose() is same
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batch_size", [None, 2])
 def test_coefficients_are_those_of_the_kernel_along_the_path(batch_size):
     model = tanh_mlp()

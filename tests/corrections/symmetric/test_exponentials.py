@@ -45,6 +45,7 @@ def test_matrix_exponential_at_60_digits(order, kind):
         assert abs(float(found) - expected) <= 1e-13 * (1 + nodes.max() * t) * expected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("nodes", [(0.7, 0.7), (0.0, 0.3), (0.2, 0.2 + 1e-9), (1.0, 30.0)])
 def test_derivatives_in_nodes_and_time(nodes):
     def of(a, b, t):

@@ -152,6 +152,7 @@ def test_third_derivatives_are_refused_in_every_nesting():
             jax.jit(third)(jnp.zeros(2))
 
 
+@pytest.mark.long
 def test_what_cannot_be_told_from_zero_is_left_out_and_counted():
     """A matrix of rank 2 is inverted in its range; derivatives are those of that inverse."""
     features = inputs(6, 2, seed=7)
@@ -217,6 +218,7 @@ def test_scale_does_not_matter():
         assert bool(scaled.positive)
 
 
+@pytest.mark.long
 def test_zero_is_a_matrix():
     basis = eigenbasis(jnp.zeros((3, 3)))
     assert bool(basis.positive)

@@ -71,6 +71,7 @@ def test_error_falls_with_the_next_power_of_the_displacement(order):
     assert slope == pytest.approx(order + 1, abs=0.1)
 
 
+@pytest.mark.long
 def test_terms_are_finite_differences():
     """Term j is the coefficient of s^j of f(theta + s d): by central differences in s."""
     model, x = tanh_mlp(), inputs(2)
@@ -95,6 +96,7 @@ def test_terms_are_finite_differences():
         np.testing.assert_allclose(terms[order], total / divisor, rtol=3e-4, atol=3e-5)
 
 
+@pytest.mark.long
 def test_terms_are_the_jacobian_and_hessian_contractions():
     model, x = tanh_mlp(), inputs(3)
     d = displaced(model, 0.5)
@@ -183,6 +185,7 @@ def test_cost_grows_by_two_forward_passes_an_order(name):
         assert flops(taylorize(model, order), x) <= (2 * order + spare) * forward
 
 
+@pytest.mark.long
 def test_batch_norm_keeps_its_statistics_in_evaluation_and_takes_the_batchs_in_training():
     model, xs = batch_norm_network(), jr.normal(jr.key(2), (5, 1, 4, 4))
     _, model = forward_train(model, 2 * xs + 1)

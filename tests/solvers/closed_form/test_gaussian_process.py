@@ -127,6 +127,7 @@ def test_iterative_is_exact(name):
     assert float(found.stats["error"]) < 1e-7
 
 
+@pytest.mark.long
 def test_iterative_on_a_network_couples_outputs():
     """The NTK-GP of a finite network, whose kernel is never formed on the training points."""
     model, x, x_test, y = tanh_mlp(), inputs(5), inputs(2, seed=4), one_hot(5, 2)

@@ -102,6 +102,7 @@ def test_flow_of_blocks_is_that_of_the_stored_kernel(blocks):
     np.testing.assert_allclose(found.train[-1], start["f0"] + image, atol=1e-10)
 
 
+@pytest.mark.long
 def test_flow_of_a_network_is_that_of_its_stored_kernel():
     """Outputs are coupled here: one Krylov space for all of them."""
     model, x, x_test, times = tanh_mlp(depth=1), inputs(6), inputs(3, seed=4), [2.0, 50.0]

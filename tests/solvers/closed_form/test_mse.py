@@ -136,6 +136,7 @@ def test_small_steps_are_the_flow_and_tiny_eigenvalues_keep_their_digits():
     np.testing.assert_allclose(found.train[0, :, 0], exact, rtol=1e-9)
 
 
+@pytest.mark.long
 def test_parameters_follow_and_reach_the_minimum_norm_solution():
     model, x, y = tanh_mlp(depth=1), inputs(3), one_hot(3, 2)
     metric = random_metric(model)

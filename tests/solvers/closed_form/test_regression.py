@@ -42,6 +42,7 @@ def test_is_the_limit_of_training_the_first_taylor_model():
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("outputs", ["full", "mean"])
 @pytest.mark.parametrize("offset", ["model", "zero"])
 def test_is_its_formula(offset, outputs):

@@ -155,6 +155,7 @@ def test_stagnated_posterior_says_rounding_and_its_best_iterate_is_reachable(nam
     assert bool(posterior(*map(jnp.asarray, wide), rtol=rtol, **options).successful)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", STAGNANT)
 def test_stagnated_flow_says_rounding_and_its_best_iterate_is_reachable(name):
     """At finite times, by Lanczos' method, and in the limit."""
@@ -228,6 +229,7 @@ def test_solve_of_too_few_steps_advises_more_or_a_preconditioner():
     assert "`preconditioner_rank`" not in text
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_default_tolerance_can_be_reached(dtype):
     """Of six points, and of a network on clusters."""
@@ -384,6 +386,7 @@ def test_derivatives_of_the_limit_of_a_flow():
     np.testing.assert_allclose(jax.grad(limit)(4.0), jax.grad(exact)(4.0), atol=1e-8)
 
 
+@pytest.mark.long
 def test_solves_can_be_batched():
     """Each with its own steps."""
     lengths = jnp.array([1.0, 8.0])

@@ -88,6 +88,7 @@ def test_an_operator_is_its_matrix():
     np.testing.assert_allclose(lineax.train, dense.train, atol=1e-9)
 
 
+@pytest.mark.long
 def test_blocks_and_an_operator_on_single_outputs_are_the_kernel_of_each_output():
     options = {"loss": CrossEntropy(), "f0": F0, "f0_test": F0_TEST, **TIGHT}
     x, x_test = FEATURES[:N], FEATURES[N:]
@@ -134,6 +135,7 @@ def test_the_limit_with_friction_is_that_without():
     np.testing.assert_allclose(found.test, exact.test, atol=1e-3)
 
 
+@pytest.mark.long
 def test_the_limit_of_squared_loss_is_the_closed_form():
     ts = [0.0, 1.0, jnp.inf]
     found = gradient_flow(KERNEL, Y, ts, loss=MeanSquaredError(), f0=F0, **TEST)
@@ -144,6 +146,7 @@ def test_the_limit_of_squared_loss_is_the_closed_form():
     assert found.valid.all()
 
 
+@pytest.mark.long
 def test_the_limit_of_smoothed_cross_entropy_reproduces_its_targets():
     """Theta > 0: softmax f = (1 - s) y + s / k, and Theta (x) I_k keeps the sum of the outputs."""
     found = gradient_flow(KERNEL, Y, [jnp.inf], loss=CrossEntropy(0.1), f0=F0)
@@ -152,6 +155,7 @@ def test_the_limit_of_smoothed_cross_entropy_reproduces_its_targets():
     np.testing.assert_allclose(found.train[0], logits + shift[:, None], atol=1e-4)
 
 
+@pytest.mark.long
 def test_slow_outputs_have_the_time_to_reach_the_limit():
     """A gap of six decades between eigenvalues: the fast ones rest long before."""
     kernel = jnp.diag(jnp.array([1.0, 1.0, 1.0, 1e-6]))
@@ -190,6 +194,7 @@ def test_integer_labels_are_one_hot_rows():
         gradient_flow(KERNEL, jnp.array([0, 2, 1, 0]), [1.0], loss=CrossEntropy(), f0=F0)
 
 
+@pytest.mark.long
 def test_stops_at_a_loss_at_its_very_time():
     loss = CrossEntropy()
     options = {"loss": loss, "f0": F0, **TIGHT}
@@ -205,6 +210,7 @@ def test_stops_at_a_loss_at_its_very_time():
     np.testing.assert_array_equal(at_once.final[0], F0)
 
 
+@pytest.mark.long
 def test_stops_at_an_accuracy_and_where_nothing_moves():
     options = {"f0": -3 * Y}
     found = gradient_flow(KERNEL, Y, [1e3], loss=CrossEntropy(), stop=AtAccuracy(1.0), **options)

@@ -173,6 +173,7 @@ def test_at_kinks_it_works_almost_everywhere_and_warns():
     assert np.max(np.abs(frozen - solved[0])) > 1e-4
 
 
+@pytest.mark.long
 def test_order_2_is_the_frozen_kernel():
     model, x, y = tanh_mlp(), inputs(4), one_hot(4, 2)
     solved = hierarchy_flow(
@@ -187,6 +188,7 @@ def test_order_2_is_the_frozen_kernel():
     np.testing.assert_allclose(solved.kernel[-1], kernel, rtol=1e-12)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("order", [2, 3, 4, 5])
 def test_error_grows_with_the_order_th_power_of_time(order):
     """Against the exact flow of a two-layer linear network: t^p in f, t^(p-1) in the kernel."""
@@ -250,6 +252,7 @@ def test_breakdown_is_noticed_and_marked(method):
         hierarchy_flow(*arguments, **options)
 
 
+@pytest.mark.long
 def test_late_times_without_breakdown_reach_the_targets():
     model, x, y = tanh_mlp(width=256), inputs(3), inputs(3, 2, seed=20)
     solved = hierarchy_flow(model, x, y, [1e3], loss=MeanSquaredError(), method="dense")
@@ -274,7 +277,7 @@ def test_late_times_without_breakdown_reach_the_targets():
         ({"ts": [-1.0]}, "`ts` has the negative time -1.0"),
         ({"y": one_hot(4, 3)}, "`y` has shape (4, 3), expected (4, 2)"),
         ({"x_test": inputs(2, d=5)}, "`model` does not take an example of `x_test`"),
-        ({"x_test": inputs(2).reshape(2, 3, 1)}, "`x_test` holds examples of shape (3, 1), expect"),
+        ({"x_test": inputs(2).reshape(2, 3, 1)}, "`x_test` holds examples of shape (3, 1) and"),
         ({"metric": jnp.nan}, "`metric` has 1 entries out of 1 that are not finite"),
     ],
 )

@@ -107,6 +107,7 @@ def test_every_solver_gives_the_same(method):
     np.testing.assert_allclose(solved.train[0], expected, atol=1e-7)
 
 
+@pytest.mark.long
 def test_compact_kernels_stand_for_block_diagonal_ones():
     """(n, n) is Theta (x) I_k; (n, n, k) is one kernel for each output."""
     each = jnp.stack([kernel_of(N, M, seed=s) for s in range(K)], axis=-1)
@@ -239,6 +240,7 @@ def test_too_few_steps_are_marked():
         gradient_flow(kernel, y, [0.0, 10.0], loss=MeanSquaredError(), max_steps=20)
 
 
+@pytest.mark.long
 def test_runs_under_jit_and_vmap():
     kernels = jnp.stack([kernel_of(N, seed=s) for s in range(3)])
     y, ts = one_hot(N, K), jnp.array([0.0, 2.0])

@@ -11,6 +11,7 @@ from zoo import centered, scaled
 ALPHA = 1e4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("order", [2, pytest.param(3, marks=pytest.mark.long), None])
 def test_outputs_keep_the_tolerance_where_parameters_hardly_move(order):
     """Parameters of a network scaled by 1e4 move by 1e-4, so that errors of 1e-8, the default

@@ -91,6 +91,7 @@ def test_linearised_network_follows_the_frozen_kernel():
     np.testing.assert_allclose(in_parameters.test, in_functions.test, atol=1e-8)
 
 
+@pytest.mark.long
 def test_is_the_limit_of_small_gradient_descent_steps():
     """Error of eta-steps falls like eta: slope 1."""
     model, x, y, loss = tanh_mlp(), inputs(4), one_hot(4, 2), CrossEntropy()
@@ -154,6 +155,7 @@ def test_parameters_with_zero_metric_stay():
     assert not np.allclose(trained.layers[-1].weight, model.layers[-1].weight)
 
 
+@pytest.mark.long
 def test_float32_keeps_small_displacements(float32):
     """Displacements are integrated, not parameters: the outputs' change keeps its digits."""
     model = tanh_mlp(width=64)
@@ -168,6 +170,7 @@ def test_float32_keeps_small_displacements(float32):
     )
 
 
+@pytest.mark.long
 def test_failures_carry_the_trajectory():
     model, x, y = tanh_mlp(), inputs(4), one_hot(4, 2)
     with pytest.raises(SolverError, match="Try increasing `max_steps`") as caught:
@@ -202,6 +205,7 @@ def test_bad_arguments_are_named(unchecked, arguments, message):
         parameter_flow(**(defaults | arguments))
 
 
+@pytest.mark.long
 def test_it_shows_how_far_the_parameters_and_the_kernel_have_come():
     """Against the trained model itself; and order 2 moves the parameters as the linear model."""
     key = jr.key(2)

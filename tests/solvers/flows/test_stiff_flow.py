@@ -53,6 +53,7 @@ def radau(kernel, ts, smoothing):
     return solution.y.T.reshape(-1, N, K)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize(
     ("condition", "scale", "last"),
@@ -79,6 +80,7 @@ def test_cross_entropy_is_right_to_ten_tolerances_or_fails(smoothing, condition,
     )
 
 
+@pytest.mark.long
 def test_the_stabilised_method_takes_over_and_saves_right_hand_sides():
     kernel = kernel_of_condition(1e4)
     ts = [1e5, 1e6]
@@ -136,6 +138,7 @@ def test_steps_that_need_too_many_stages_are_taken_smaller():
     assert int(many.stats["num_accepted_steps"]) < int(few.stats["num_accepted_steps"])
 
 
+@pytest.mark.long
 def test_in_32_bits(float32):
     kernel = kernel_of_condition(1e4).astype("float32")
     f0 = jnp.asarray(F0, "float32")

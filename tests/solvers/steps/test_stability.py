@@ -36,6 +36,7 @@ def test_descent_converges_below_and_not_above(momentum, nesterov):
     assert largest_error(kernel, 1.02 * edge, momentum, nesterov) > 1e3 * start
 
 
+@pytest.mark.long
 def test_all_forms_of_a_kernel():
     model, x = tanh_mlp(), inputs(4)
     kernel = ntk(model, x)

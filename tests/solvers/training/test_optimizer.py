@@ -53,6 +53,7 @@ def test_gradients_that_are_gathered_over_steps_are_their_mean():
     assert eqx.tree_equal(child.state, found.state)
 
 
+@pytest.mark.long
 def test_line_searches_are_given_the_loss():
     lbfgs = optax.lbfgs(memory_size=3)
     params, state, rows = PARAMS, lbfgs.init(PARAMS), jnp.arange(N)

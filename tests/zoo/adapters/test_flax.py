@@ -63,6 +63,7 @@ def test_an_nnx_mlp_is_a_model_with_its_parameters_and_kernel():
     np.testing.assert_allclose(ntk(model, x), expected, rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.long
 def test_a_linen_cnn_takes_its_gathered_statistics_and_does_not_count_them():
     module, variables = linen_cnn()
     model, x = from_flax(module, variables, train=False), images()
@@ -109,6 +110,7 @@ def test_the_same_network_in_flax_and_in_the_zoo_has_the_same_corrections_and_dy
     assert not np.allclose(expected["quadratic"], expected["outputs"])
 
 
+@pytest.mark.long
 def test_a_network_with_statistics_and_noise_trains_and_taylorizes():
     model, x, y = from_flax(nnx_cnn()), images(), one_hot(3, 2)
     trained = parameter_flow(model, x, y, [5.0], loss=MeanSquaredError()).final

@@ -1,10 +1,12 @@
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings, strategies as st
 
 from zoo.common.tiles import in_tiles, shards_of, sum_in_tiles, Tiling
 
 
+@pytest.mark.long
 @settings(deadline=None, max_examples=15)
 @given(st.integers(1, 7), st.integers(1, 4), st.integers(1, 12))
 def test_tiles_hold_every_example_and_join_in_order(per_shard, shards, at_most):

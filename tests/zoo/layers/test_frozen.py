@@ -143,6 +143,7 @@ def test_optimisers_and_learning_rates_leave_a_frozen_layer_alone():
     assert summary(model, (3,)).frozen == 25
 
 
+@pytest.mark.long
 def test_infinitely_wide_networks_are_those_that_finite_ones_approach():
     limits = limit(with_a_frozen_layer()).kernels(X)
     drawn = monte_carlo_kernels(
@@ -197,6 +198,7 @@ def test_frozen_weights_need_no_tangent_kernel():
     np.testing.assert_array_equal(limit(shapes).ntk(X), found)
 
 
+@pytest.mark.long
 def test_frozen_copies_make_no_second_readout_and_others_do():
     model = with_a_frozen_layer()
     plain = limit(model).kernels(X)

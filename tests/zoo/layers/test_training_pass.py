@@ -50,6 +50,7 @@ def test_statistics_converge_to_the_training_pass():
     np.testing.assert_allclose(jax.vmap(model)(xs), outputs, rtol=1e-10)
 
 
+@pytest.mark.long
 def test_parameters_do_not_move():
     model = resnet()
     _, moved = forward_train(model, images())

@@ -105,6 +105,7 @@ def activation(name):
     return monomial(3) if name == "monomial_3" else ACTIVATIONS[name]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [

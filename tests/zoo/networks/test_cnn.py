@@ -58,6 +58,7 @@ def networks(draw):
     }
 
 
+@pytest.mark.long
 @settings(max_examples=6, deadline=None)
 @given(networks(), st.sampled_from(["float32", "float64"]), st.integers(0, 2**31 - 1))
 def test_any_shape_works_batched_and_compiled(options, dtype, seed):

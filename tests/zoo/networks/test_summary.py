@@ -34,6 +34,7 @@ def test_scales_are_those_of_the_parameterization():
     assert [t.init_std for t in weights] == pytest.approx([2 / 3**0.5, 2 / 4, 2 / 16])
 
 
+@pytest.mark.long
 def test_norms_start_at_one_and_zero_and_statistics_are_frozen():
     model = WideResNet((1, 4, 4), 2, base_channels=4, norm="batch", key=jr.key(0))
     found = summary(model, (1, 4, 4))

@@ -70,6 +70,7 @@ def test_examples_may_be_trees():
     np.testing.assert_array_equal(outputs, model.layer(call.input))
 
 
+@pytest.mark.long
 def test_transforms_and_residuals_are_looked_into():
     model = WideResNet((1, 4, 4), 2, base_channels=2, key=jr.key(0))
     x = jr.normal(jr.key(1), (1, 4, 4))

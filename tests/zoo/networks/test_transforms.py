@@ -22,6 +22,7 @@ from zoo import (
 )
 
 
+@pytest.mark.long
 def test_centered_starts_at_zero_with_the_same_kernels():
     model, x = tanh_mlp(), inputs(3)
     transformed = centered(model)
@@ -30,6 +31,7 @@ def test_centered_starts_at_zero_with_the_same_kernels():
     np.testing.assert_allclose(o3(transformed, x), o3(model, x), rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.long
 def test_the_copy_of_a_centered_model_is_never_trained():
     model, x = tanh_mlp(), inputs(4)
     trained = parameter_flow(

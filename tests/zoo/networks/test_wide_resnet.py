@@ -69,6 +69,7 @@ def test_without_widening_the_first_group_has_no_projection():
     assert [shape[:2] for shape in kernels if shape[-1] == 1] == [(8, 4), (16, 8)]
 
 
+@pytest.mark.long
 def test_forward_pass_is_the_formula():
     """Depth 10, written out: the projection starts from the activated input."""
     model, x = small(bias_std=0.3, weight_std=1.1), jr.normal(jr.key(1), (2, 8, 8))
@@ -168,6 +169,7 @@ def test_a_wrong_example_is_named(unchecked):
         small()(jnp.ones((8, 8, 2)))
 
 
+@pytest.mark.long
 def test_a_sequence_of_one_axis():
     """Everything but `in_shape` is the same for sequences."""
     for model in (
