@@ -156,20 +156,17 @@ def _is_resolved(matrix: Array, factor: Array, shift: Array) -> Bool[Array, ""]:
     """
     of_pivot = len(matrix) ** 0.5 * rounding(jnp.max(jnp.diagonal(matrix)))
     shifted = (shift > of_pivot) & jnp.all(jnp.isfinite(jnp.diagonal(factor)))
-
-    def by_iteration() -> Bool[Array, ""]:
-        unit = largest_eigenvalue_bound(matrix)  # which reads all of the matrix: only where needed
-        unit = jnp.where(unit > 0, unit, 1)
-        vectors = jr.normal(jr.key(0), (len(matrix), _PROBES), matrix.dtype)
-        growth = jnp.zeros((), matrix.dtype)
-        for _ in range(_ITERATIONS):
-            vectors = vectors / jnp.linalg.norm(vectors, axis=0, keepdims=True)
-            vectors = unit * cho_solve((factor, True), vectors)
-            growth = jnp.max(jnp.linalg.norm(vectors, axis=0))
-        # In units of the largest eigenvalue; False for NaN.
-        return growth * ZERO * jnp.finfo(matrix.dtype).eps < 1
-
-    return jax.lax.cond(shifted, lambda: jnp.asarray(True), by_iteration)
+    unit = largest_eigenvalue_bound(matrix)
+    unit = jnp.where(unit > 0, unit, 1)
+    vectors = jr.normal(jr.key(0), (len(matrix), _PROBES), matrix.dtype)
+    growth = jnp.zeros((), matrix.dtype)
+    # Always: handed to a branch, the factor is copied twice, which takes longer than this.
+    for _ in range(_ITERATIONS):
+        vectors = vectors / jnp.linalg.norm(vectors, axis=0, keepdims=True)
+        vectors = unit * cho_solve((factor, True), vectors)
+        growth = jnp.max(jnp.linalg.norm(vectors, axis=0))
+    # In units of the largest eigenvalue; False for NaN.
+    return shifted | (growth * ZERO * jnp.finfo(matrix.dtype).eps < 1)
 
 
 @jax.custom_jvp
