@@ -269,7 +269,7 @@ def _descended(descent: _Dense | _MatrixFree, counts: Array, eta: Array) -> tupl
 
 @eqx.filter_jit
 def _smallest_eigenvalue(
-    model: Model, x: Array, metric: Metric | None, batch_size: int | None
+    model: Model, x: PyTree, metric: Metric | None, batch_size: int | None
 ) -> Array:
     """Of Theta_0 on the training points; 0 where it cannot be told from that."""
     kernel = tangent_kernel(model, x, metric=metric, batch_size=batch_size)

@@ -22,6 +22,7 @@ from solvers.expansion.divided_differences import discount, phi_1, w2
 from solvers.expansion.matrix_free import kernel1, kernel1_times, norm_of_kernel1
 from solvers.expansion.quadrature import gauss
 from solvers.flows.jet_products import JetProducts
+from zoo.common.examples import count
 
 
 class Modes(eqx.Module):
@@ -144,7 +145,7 @@ class PathForcing(eqx.Module):
 
     @property
     def _rows(self) -> int:
-        return len(self.network.sets[0])
+        return count(self.network.sets[0])
 
     def _first(self, modes: Modes, s: Array) -> PyTree:
         a = modes.coefficients(s).reshape(self._rows, -1)
