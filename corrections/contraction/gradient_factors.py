@@ -37,6 +37,7 @@ from corrections.contraction.rules import applicable_rule, ruled_layer, RuledLay
 from corrections.parameters import as_vector, Method, Metric, Model
 from zoo import Frozen, parameters
 from zoo.adapters.flax import exposing
+from zoo.adapters.flax_layers import class_name
 from zoo.contraction_rule import has_contraction_rule
 
 
@@ -104,7 +105,7 @@ class GradientFactors:
         self.refused = {i: _NO_RULE for i in ruled if i not in candidates} | found.refused
         if method == "structured":
             _insist_on_none(
-                f"{type(nodes[i]).__name__} `model{self.nodes[i][0]}` {self.refused[i]}"
+                f"{class_name(nodes[i])} `model{self.nodes[i][0]}` {self.refused[i]}"
                 for i in sorted(self.refused)
             )
         self.outputs, self.calls = program.outputs, found.calls

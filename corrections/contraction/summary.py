@@ -1,13 +1,13 @@
 """A table of a model for people: which of its layers are contracted, and why others are not."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import equinox as eqx
 from jaxtyping import Array, PyTree, Shaped
 
 from corrections.contraction.gradient_factors import GradientFactors
 from corrections.parameters import check_metric, check_model, Metric, Model
+from zoo.adapters.flax_layers import class_name
 from zoo.common import checks
 from zoo.common.examples import one_of
 from zoo.contraction_rule import has_contraction_rule
@@ -96,7 +96,7 @@ def _rows(factored: GradientFactors) -> list[ContractionRow]:
         if count == 0:
             continue
         ruled = has_contraction_rule(node)
-        kind = _kind(node) if ruled else ""
+        kind = class_name(node) if ruled else ""
         reason = None
         if i not in positions:
             reason = "Jacobian" if used else "no output depends on it"
@@ -104,8 +104,3 @@ def _rows(factored: GradientFactors) -> list[ContractionRow]:
             reason = f"Jacobian: it {factored.refused[i]}"
         rows.append(ContractionRow(path, kind, count, positions.get(i), reason))
     return rows
-
-
-def _kind(layer: Any) -> str:
-    kind = getattr(layer, "kind", None)
-    return type(layer).__name__ if kind is None else kind.of.__name__

@@ -101,6 +101,11 @@ class FlaxLayer(eqx.Module):
         return rule
 
 
+def class_name(layer: Any) -> str:
+    """What the class of a layer is called, in Flax where it is of Flax."""
+    return (layer.kind.of if isinstance(layer, FlaxLayer) else type(layer)).__name__
+
+
 Layers = Mapping[str, FlaxLayer]
 """By their paths, written as `named` writes them."""
 

@@ -313,6 +313,8 @@ def test_the_summary_names_layers_as_flax_does():
     rows = {row.path: row for row in contraction_summary(model, x).rows}
     first, third = rows[".layers['Conv_0']"], rows[".layers['Conv_2']"]
     assert (first.kind, first.parameters, first.positions) == ("Conv", 4 * 3 * 2 * 4 + 4, 3 * 4)
+    with pytest.raises(ValueError, match=r"Conv `model\.layers\['Conv_2'\]` has options"):
+        ntk(model, x, method="structured")
     assert third.positions is None
     assert (
         third.reason

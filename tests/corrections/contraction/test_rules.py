@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import pytest
 
-from corrections import ntk, o3
+from corrections import contraction_summary, ntk, o3
 from corrections.contraction.gradient_factors import GradientFactors
 from tests import oracles
 from tests.corrections.contraction.test_gradient_factors import close, random_metric
@@ -136,6 +136,24 @@ def test_a_layer_of_another_library_is_registered():
     jax.clear_caches()
     close(ntk(model, TOKENS, method="structured"), before)
     agrees(model, TOKENS)
+
+
+class Kinds(eqx.Module):
+    """Has a field of a name that other layers have too."""
+
+    weight: jax.Array
+    kind: str = eqx.field(static=True, default="dense")
+
+    def __call__(self, a):
+        return self.weight @ a
+
+    def contraction_rule(self):
+        return ContractionRule(lambda layer, a: a[None])
+
+
+def test_the_summary_calls_a_layer_by_its_class():
+    (row,) = contraction_summary(Kinds(jnp.ones((2, 3))), jnp.ones((1, 3))).rows
+    assert (row.kind, row.path, row.parameters, row.positions) == ("Kinds", "", 6, 1)
 
 
 def test_a_rule_that_is_inherited_does_not_count():
