@@ -22,6 +22,7 @@ from zoo.convolution import (
     outside_loops,
     PADDINGS,
     pads_of,
+    window_patches,
 )
 
 
@@ -208,3 +209,18 @@ def test_large_kernels_take_few_operations(space, kernel, stride):
         image, weight
     )
     assert len(program.eqns) < 8 * sum(kernel)
+
+
+@pytest.mark.parametrize(
+    ("space", "kernel", "stride", "dilation"),
+    [((7, 6), (2, 3), (2, 1), (3, 2)), ((30, 29), (12, 11), (3, 1), (2, 2))],
+)
+def test_windows_of_entries_that_are_apart(space, kernel, stride, dilation):
+    """Few positions of a kernel, and many, which are taken axis by axis."""
+    image = jr.normal(jr.key(0), (2, *space))
+    found = window_patches(image, kernel=kernel, stride=stride, dilation=dilation)
+    expected = jax.lax.conv_general_dilated_patches(
+        image[None], kernel, stride, "VALID", rhs_dilation=dilation
+    )[0]  # (channels, *kernel) first, then space
+    entries = expected.reshape(2, *kernel, -1)
+    np.testing.assert_allclose(found, jnp.moveaxis(entries, 0, 2).reshape(found.shape[1], -1).T)

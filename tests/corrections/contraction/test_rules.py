@@ -189,6 +189,8 @@ def test_bad_rules_are_refused(unchecked):
             ContractionRule(**{"patches": patches, name: None})
     with pytest.raises(TypeError, match="`channel_axis` is 'last', expected an axis"):
         ContractionRule(patches, channel_axis="last")
+    with pytest.raises(TypeError, match="`rows` is 3, expected a function of a layer"):
+        ContractionRule(patches, rows=3)
     with pytest.raises(TypeError, match=r"`transposed` is <function.*expected a `zoo.Transposed`"):
         ContractionRule(patches, transposed=patches)
     for name in ("patches", "matrix", "applies"):
