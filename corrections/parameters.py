@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from corrections.forward_mode import check_forward_mode, ForwardModeError
 from zoo import parameters
 from zoo.common import checks
-from zoo.common.examples import count, described, one_of
+from zoo.common.examples import checked_batch, count, described, one_of
 from zoo.common.trainable import partitioned
 
 Model = Callable[[Any], Array]
@@ -188,7 +188,7 @@ def check_pairs(model: Model, pairs: Any) -> Pairs | None:
         return None
     if not isinstance(pairs, tuple | list) or len(pairs) != 2:
         raise ValueError(f"`kernel_pairs` is {pairs!r}, expected two batches of examples (x1, x2).")
-    x1, x2 = (checks.batch(f"kernel_pairs[{i}]", x) for i, x in enumerate(pairs))
+    x1, x2 = (checked_batch(f"kernel_pairs[{i}]", x) for i, x in enumerate(pairs))
     for i, x in enumerate((x1, x2)):
         check_model(model, f"kernel_pairs[{i}]", x)
     return x1, x2

@@ -7,8 +7,7 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from corrections.parameters import check_metric, check_model, Metric, Model
 from solvers.losses import check_targets, LossFunction
 from solvers.result import check_times
-from zoo.common import checks
-from zoo.common.examples import count, joined
+from zoo.common.examples import checked_batch, count, joined, like_examples
 
 
 class Problem(NamedTuple):
@@ -48,7 +47,7 @@ def check_problem(
     **Raises:** `ValueError` / `TypeError` that names the argument which does not fit.
     """
     ts = check_times(ts)
-    x = checks.batch("x", x)
+    x = checked_batch("x", x)
     outputs = check_model(model, "x", x, forward_mode=forward_mode)
     (k,) = outputs.shape
     y = check_targets(
@@ -58,9 +57,9 @@ def check_problem(
         because="a row for each example of `x`, a column for each output of `model`",
     )
     if x_test is not None:
-        x_test = checks.batch("x_test", x_test)
+        x_test = checked_batch("x_test", x_test)
         check_model(model, "x_test", x_test, outputs=outputs)
-        checks.like_examples("x_test", x_test, "x", x)
+        like_examples("x_test", x_test, "x", x)
     check_metric(model, metric)
     return Problem(x=x, y=y.astype(outputs.dtype), x_test=x_test, ts=ts)
 

@@ -12,7 +12,7 @@ derivative of this one expression. No custom rules, no interpreters: tree surger
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -22,6 +22,7 @@ from jaxtyping import Array, Float, PyTree
 
 from corrections.contraction.capture import Call, Capture
 from corrections.contraction.contractible import Program
+from corrections.contraction.factors import Factors, Tangent
 from corrections.contraction.products import (
     Deferred,
     Direction,
@@ -39,32 +40,6 @@ from zoo import Frozen, parameters
 from zoo.adapters.flax import exposing
 from zoo.adapters.flax_layers import class_name
 from zoo.contraction_rule import has_contraction_rule
-
-
-class Factors(NamedTuple):
-    """The gradients of an example's k outputs, in factors. `vmap` adds axes in front.
-
-    - `inputs`: for each ruled layer a, (positions, in), times the weight's multiplier.
-    - `cotangents`: for each ruled layer delta, (k, positions, out); without k for one output.
-    - `rest`: the Jacobian of the parameters that no rule covers, (k, parameters), likewise.
-    """
-
-    inputs: tuple[Array, ...]
-    cotangents: tuple[Array, ...]
-    rest: Array
-
-
-class Tangent(NamedTuple):
-    """What moving the parameters does to the calls of an example. `vmap` adds axes in front.
-
-    - `shifts`: of the outputs of the calls.
-    - `pulls`: on the cotangents of their inputs, for each output of the model.
-    - `rest`: the parameters that no rule covers, or a direction of them.
-    """
-
-    shifts: list[Array]
-    pulls: list[Array]
-    rest: Array
 
 
 class GradientFactors:
@@ -400,14 +375,11 @@ def _pulled(
     unfolded_cotangents: Float[Array, "k in_positions size"] | None,
 ) -> Float[Array, "k ..."]:
     """v^T of the cotangents of a call: those of its input."""
-    if ruled.rows is not None:
-        return jnp.zeros((len(delta), *call.input.shape), call.input.dtype)
     rule = ruled.transposed
     if unfolded_cotangents is not None and rule is not None and direction.matrix is not None:
         pulled = unfolded_cotangents @ rule.matrix(ruled.layer, direction.matrix)
         return jax.vmap(lambda p: ruled.from_positions(p, call.input))(pulled)
-    scatter = jax.linear_transpose(lambda a: ruled.rule.patches(ruled.layer, a), call.input)
-    return jax.vmap(lambda p: scatter(p)[0])(direction.pull(delta))
+    return jax.vmap(lambda p: ruled.scattered(p, call.input))(direction.pull(delta))
 
 
 def _deferred(terms: list[Term]) -> Deferred:

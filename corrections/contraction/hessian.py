@@ -15,13 +15,13 @@ coordinates C = G Q, D = R^T G (1 - Q Q^T). Exact: what is left out is in the ke
 """
 
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from corrections.contraction.gradient_factors import Factors, GradientFactors, Tangent
+from corrections.contraction.factors import Factors, Tangent
+from corrections.contraction.gradient_factors import GradientFactors
 from corrections.contraction.products import entering
 from corrections.contraction.rules import RuledLayer
 
@@ -67,7 +67,9 @@ class FactorHessian:
         for ruled, call, places in self._factored.calls_with_places():
             direction = directions[call.layer]
             shifts.append(ruled.from_positions(direction.shift[places], call.output))
-            pulls.append(ruled.multiplier * _scattered(ruled, direction.pull[places], call)[None])
+            pulls.append(
+                ruled.multiplier * ruled.scattered(direction.pull[places], call.input)[None]
+            )
         return Tangent(shifts, pulls, rest)
 
     def _coordinates(self, dot: Factors) -> Array:
@@ -89,14 +91,6 @@ def hessian_size(factored: GradientFactors, x: PyTree[jax.ShapeDtypeStruct]) -> 
 
     jax.eval_shape(look, x)
     return sizes[0]
-
-
-def _scattered(ruled: RuledLayer, pull: Float[Array, "positions size"], call: Any) -> Array:
-    """A cotangent of what enters each position as one of the input of a call."""
-    if ruled.rows is not None:
-        return jnp.zeros(call.input.shape, call.input.dtype)
-    scatter = jax.linear_transpose(lambda a: ruled.rule.patches(ruled.layer, a), call.input)
-    return scatter(pull)[0]
 
 
 class _Direction:

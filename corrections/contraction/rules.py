@@ -108,6 +108,15 @@ class RuledLayer(NamedTuple):
         """What enters each position, with the multiplier of the weight, where `a` enters a call."""
         return self.rule.patches(self.layer, a if self.rows is not None else self.multiplier * a)
 
+    def scattered(self, pull: Array, like: jax.ShapeDtypeStruct) -> Array:
+        """A cotangent of what enters each position, without the multiplier, as one of the input of
+        a call. A lookup has none: it is zero.
+        """
+        if self.rows is not None:
+            return jnp.zeros(like.shape, like.dtype)
+        scatter = jax.linear_transpose(lambda a: self.rule.patches(self.layer, a), like)
+        return scatter(pull)[0]
+
     @property
     def transposed(self) -> Transposed | None:
         """How W^T acts, where the rule of this layer says."""

@@ -8,8 +8,7 @@ from jaxtyping import Array, PyTree, Shaped
 from corrections.contraction.gradient_factors import GradientFactors
 from corrections.parameters import check_metric, check_model, Metric, Model
 from zoo.adapters.flax_layers import class_name
-from zoo.common import checks
-from zoo.common.examples import one_of
+from zoo.common.examples import checked_batch, one_of
 from zoo.contraction_rule import has_contraction_rule
 
 
@@ -76,7 +75,7 @@ def contraction_summary(
 
     **Raises:** `ValueError` / `TypeError` for a model, examples or a metric that `ntk` refuses.
     """
-    x = checks.batch("x", x)
+    x = checked_batch("x", x)
     check_model(model, "x", x)
     check_metric(model, metric)
     rows: list[ContractionRow] = []

@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from corrections.contraction.gradient_factors import Factors, GradientFactors, Tangent
+from corrections.contraction.factors import Factors, Tangent
+from corrections.contraction.gradient_factors import GradientFactors
 from corrections.contraction.products import Gradients
 from zoo.common.examples import count
 from zoo.common.tiles import in_tiles, STORED_BYTES, Tiling, working_bytes

@@ -26,7 +26,7 @@ from corrections.parameters import (
 )
 from corrections.smoothness import warn_at_kinks
 from zoo.common import checks
-from zoo.common.examples import count, one_of
+from zoo.common.examples import checked_batch, count, one_of
 from zoo.common.memory import check_fits
 from zoo.common.precision import full_precision
 from zoo.common.tiles import shards_of
@@ -237,7 +237,7 @@ def _checked(
     checks.choice("method", method, METHODS)
     batch_size = checks.integer_or_none("batch_size", batch_size)
     batches = tuple(
-        None if x is None and slot > 1 else checks.batch(f"x{slot}", x)
+        None if x is None and slot > 1 else checked_batch(f"x{slot}", x)
         for slot, x in enumerate(sets, start=1)
     )
     check_parameters(model)

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 from corrections.kernels.ntk import nngp, ntk
 from corrections.parameters import check_metric, check_model, check_parameters, Metric, Model
 from zoo.common import checks
+from zoo.common.examples import checked_batch
 from zoo.common.records import short_repr
 
 
@@ -77,7 +78,7 @@ def monte_carlo_kernels(
         if not callable(fn) and not (name == "metric_fn" and fn is None):
             raise TypeError(f"`{name}` is {fn!r}, expected a function.")
     checks.key("key", key)
-    x1 = checks.batch("x1", x1)
+    x1 = checked_batch("x1", x1)
     moments = None
     for count, sample_key in enumerate(jr.split(key, n_samples), start=1):
         model = model_fn(sample_key)

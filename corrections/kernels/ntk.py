@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, PyTree, Shaped
 
-from corrections.contraction.gradient_factors import Factors, GradientFactors
+from corrections.contraction.factors import Factors
+from corrections.contraction.gradient_factors import GradientFactors
 from corrections.contraction.products import Deferred, Gradients, LayerGradients, Materialized, Term
 from corrections.parameters import (
     check_metric,
@@ -27,7 +28,7 @@ from corrections.parameters import (
 )
 from zoo import ParameterizedLayer
 from zoo.common import checks
-from zoo.common.examples import count, one_of
+from zoo.common.examples import checked_batch, count, one_of
 from zoo.common.memory import check_fits
 from zoo.common.precision import full_precision
 from zoo.common.tiles import (
@@ -88,8 +89,8 @@ def ntk(
 
     Source: Jacot, Gabriel & Hongler (2018), section 4; for the metric docs/theory.md, section 1.
     """
-    x1 = checks.batch("x1", x1)
-    x2 = None if x2 is None else checks.batch("x2", x2)
+    x1 = checked_batch("x1", x1)
+    x2 = None if x2 is None else checked_batch("x2", x2)
     check_parameters(model)
     check_metric(model, metric)
     kernel = tangent_kernel(model, x1, x2, metric, outputs, method, batch_size)
@@ -144,8 +145,8 @@ def nngp(
 
     Source: Neal (1996); Lee et al. (2018), "Deep neural networks as Gaussian processes".
     """
-    x1 = checks.batch("x1", x1)
-    x2 = None if x2 is None else checks.batch("x2", x2)
+    x1 = checked_batch("x1", x1)
+    x2 = None if x2 is None else checked_batch("x2", x2)
     check_parameters(model)
     inner, factor = without_transforms(model)
     kernel = factor * _nngp(inner, x1, x2)

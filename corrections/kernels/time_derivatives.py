@@ -26,7 +26,7 @@ from corrections.parameters import (
 from corrections.smoothness import warn_at_kinks
 from corrections.taylor.taylor_model import taylor_coefficients
 from zoo.common import checks
-from zoo.common.examples import count
+from zoo.common.examples import checked_batch, count
 from zoo.common.precision import full_precision
 from zoo.common.records import short_repr
 
@@ -77,7 +77,7 @@ def kernel_rates(
 
     Source: Huang & Yau (2020), eqs. 1.9-1.11; Dyer & Gur-Ari (2020).
     """
-    x = checks.batch("x", x)
+    x = checked_batch("x", x)
     outputs = check_model(model, "x", x, forward_mode=True)
     (k,) = outputs.shape
     g = checks.real_array("g", g, expected="a number for each output of each example, (n, k)")

@@ -29,6 +29,7 @@ from corrections.parameters import (
 from corrections.smoothness import warn_at_kinks
 from corrections.symmetric.positive_matrix import positive_matrix
 from zoo.common import checks
+from zoo.common.examples import checked_batch
 from zoo.common.precision import full_precision
 from zoo.common.records import short_repr
 
@@ -128,7 +129,7 @@ def row_space_fraction(
     **Raises:** as `ntk`; `ValueError` for a displacement of another structure than the parameters,
     one that is all zero, or one that moves what the metric holds.
     """
-    x = checks.batch("x", x)
+    x = checked_batch("x", x)
     check_model(model, "x", x, forward_mode=True)
     check_metric(model, metric)
     displacement = _checked(model, displacement, metric)

@@ -31,7 +31,7 @@ from corrections.parameters import (
 )
 from zoo import Activation, parameters, record
 from zoo.common import checks
-from zoo.common.examples import count, one_of
+from zoo.common.examples import checked_batch, count, one_of
 from zoo.common.norms import norm
 from zoo.common.precision import full_precision
 from zoo.common.tiles import in_tiles
@@ -251,7 +251,7 @@ def smallest_ntk_eigenvalue(
     checks.sequence("models", models, "a sequence of models, the points of a path")
     if len(models) == 0:
         raise ValueError("`models` is empty, expected at least one point of a path.")
-    x = checks.batch("x", x)
+    x = checked_batch("x", x)
     for i, model in enumerate(models):
         check_model(model, "x", x, called=f"models[{i}]")
         check_metric(model, metric)
@@ -270,7 +270,7 @@ def _checked_pair(
 ) -> tuple[PyTree, int]:
     """The batch and how many examples are taken at once, where both models take them."""
     batch_size = checks.integer_or_none("batch_size", batch_size)
-    x = checks.batch("x", x)
+    x = checked_batch("x", x)
     outputs = check_model(first, "x", x, called="first")
     check_model(second, "x", x, called="second")
     check_model(second, "x", x, outputs=outputs, called="second")

@@ -33,7 +33,7 @@ from corrections.parameters import (
 )
 from corrections.smoothness import warn_at_kinks
 from zoo.common import checks
-from zoo.common.examples import count, one_of
+from zoo.common.examples import checked_batch, count, one_of
 from zoo.common.norms import norm
 from zoo.common.precision import full_precision
 from zoo.common.records import short_repr
@@ -90,7 +90,7 @@ def jacobian_norm(
     matvecs = checks.integer("matvecs", matvecs)
     checks.nonnegative_number("rtol", rtol, strictly=True)
     key = checks.key_or_default("key", key)
-    x = checks.batch("x", x)
+    x = checked_batch("x", x)
     operator = NTKOperator(model, x, metric=metric, batch_size=batch_size)
     with jax.numpy_dtype_promotion("standard"):
         return _jacobian_norm(operator, matvecs, rtol, key)
@@ -348,7 +348,7 @@ def checked_estimate(
     """The batch, the count and the key, where all arguments of an estimate fit."""
     matvecs = checks.integer("matvecs", matvecs)
     checks.nonnegative_number("rtol", rtol, strictly=True)
-    x = checks.batch("x", x)
+    x = checked_batch("x", x)
     check_model(model, "x", x, forward_mode=True)
     check_metric(model, metric)
     return x, matvecs, checks.key_or_default("key", key)

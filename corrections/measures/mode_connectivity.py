@@ -29,7 +29,7 @@ from corrections.parameters import (
 )
 from zoo import Frozen
 from zoo.common import checks
-from zoo.common.examples import count
+from zoo.common.examples import checked_batch, count
 from zoo.common.precision import full_precision
 from zoo.common.records import short_repr
 from zoo.common.tiles import in_tiles
@@ -104,7 +104,7 @@ def error_barrier(
     """
     points = checks.integer("points", points, least=2)
     batch_size = checks.integer_or_none("batch_size", batch_size)
-    x = checks.batch("x", x)
+    x = checked_batch("x", x)
     outputs = check_model(first, "x", x, called="first")
     check_parameters(second, "second")
     y = target_array(y, (count(x), outputs.shape[0]), because="a row for each example of `x`")

@@ -33,7 +33,7 @@ from corrections.parameters import (
 from corrections.smoothness import warn_at_kinks
 from zoo import parameters
 from zoo.common import checks
-from zoo.common.examples import count
+from zoo.common.examples import checked_batch, count
 from zoo.common.precision import full_precision
 
 Part = Literal["full", "gauss_newton", "residual"]
@@ -85,7 +85,7 @@ class LossHessian(LinearOperator):
         """
         checks.choice("part", part, PARTS)
         batch_size = checks.integer_or_none("batch_size", batch_size)
-        self.x = checks.batch("x", x)
+        self.x = checked_batch("x", x)
         outputs = check_model(model, "x", self.x, forward_mode=True)
         shape = (count(self.x), outputs.shape[0])
         because = "a row for each example of `x`, a column for each output of `model`"

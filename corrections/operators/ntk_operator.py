@@ -29,7 +29,7 @@ from corrections.parameters import (
 from corrections.taylor.linearization import linearization, LinearizedKernel
 from corrections.taylor.taylor_model import taylor_coefficients
 from zoo.common import checks
-from zoo.common.examples import count
+from zoo.common.examples import checked_batch, count
 from zoo.common.precision import full_precision
 
 
@@ -129,8 +129,8 @@ class NTKOperator(KernelOperator):
         below 1.
         """
         batch_size = checks.integer_or_none("batch_size", batch_size)
-        self.x1 = checks.batch("x1", x1)
-        self.x2_given = None if x2 is None else checks.batch("x2", x2)
+        self.x1 = checked_batch("x1", x1)
+        self.x2_given = None if x2 is None else checked_batch("x2", x2)
         self.outputs = outputs = check_model(model, "x1", self.x1, forward_mode=True)
         if self.x2_given is not None:
             check_model(model, "x2", self.x2_given, outputs=outputs)

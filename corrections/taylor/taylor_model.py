@@ -28,7 +28,7 @@ from corrections.smoothness import warn_at_kinks
 from corrections.taylor.jets import coefficients_along, hoist_barrier, jet
 from zoo import forward_train, parameters
 from zoo.common import checks
-from zoo.common.examples import one_of
+from zoo.common.examples import checked_batch, one_of
 from zoo.common.precision import full_precision
 from zoo.common.trainable import partitioned
 from zoo.layers.frozen import Frozen
@@ -197,7 +197,7 @@ def taylor_terms(
     `KinkWarning` as `taylorize`.
     """
     order = checks.integer("order", order, least=0)
-    x = checks.batch("x", x)
+    x = checked_batch("x", x)
     check_model(model, "x", x, forward_mode=order > 0)
     params, apply = split(model)
     displacement = direction("displacement", displacement, params)

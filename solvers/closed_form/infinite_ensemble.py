@@ -26,9 +26,8 @@ from solvers.frozen_kernel.frozen_kernel import check_ridge, Ridge, RidgeScale, 
 from solvers.frozen_kernel.kernel_blocks import kernel_between, KernelFunction
 from solvers.losses import check_targets, MeanSquaredError
 from solvers.result import as_times, check_times, ends_at_infinity, last_valid, RESULTS, Times
-from zoo.common import checks
 from zoo.common.checks import Number
-from zoo.common.examples import count, joined
+from zoo.common.examples import checked_batch, count, joined, like_examples
 from zoo.common.memory import check_fits
 from zoo.common.precision import full_precision
 
@@ -119,15 +118,15 @@ def ensemble(
     Source: Lee et al. (2019), eqs. 13-16; docs/theory.md, section 7.
     """
     ts = check_times(ts, infinite=True)
-    x = checks.batch("x", x)
+    x = checked_batch("x", x)
     if np.ndim(y) != 2:
         raise ValueError(f"`y` has shape {np.shape(y)}, expected targets (n, k).")
     shape = (count(x), np.shape(y)[1])
     y = check_targets(MeanSquaredError(), y, shape, because="a row for each example of `x`")
     both = x
     if x_test is not None:
-        x_test = checks.batch("x_test", x_test)
-        checks.like_examples("x_test", x_test, "x", x)
+        x_test = checked_batch("x_test", x_test)
+        like_examples("x_test", x_test, "x", x)
         both = joined(x, x_test)
     ridge = check_ridge(diag_reg, diag_reg_scale)
     check_fits("the covariance at all times", (len(ts), count(both), count(both)), y.dtype)

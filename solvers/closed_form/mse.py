@@ -46,7 +46,7 @@ from solvers.steps.stability import SMALLER_STEPS
 from solvers.steps.step_counts import check_steps, StepCounts
 from zoo.common import checks
 from zoo.common.checks import Number
-from zoo.common.examples import count
+from zoo.common.examples import checked_batch, count
 from zoo.common.precision import full_precision
 
 
@@ -179,7 +179,7 @@ def linearized_model(
 
     **Raises:** `ValueError` / `TypeError` for arguments that do not fit.
     """
-    x = checks.batch("x", x)
+    x = checked_batch("x", x)
     outputs = check_model(model, "x", x)
     check_metric(model, metric)
     a = checks.real_array("coefficients", coefficients, expected="an array (n, k)")

@@ -20,7 +20,7 @@ from solvers.frozen_kernel.frozen_kernel import Ridge, StoredKernel
 from solvers.losses import check_targets, MeanSquaredError
 from zoo.common import checks
 from zoo.common.checks import Number
-from zoo.common.examples import count
+from zoo.common.examples import checked_batch, count
 from zoo.common.norms import norm
 from zoo.common.precision import full_precision
 from zoo.common.records import short_repr
@@ -89,14 +89,14 @@ def kernel_regression(
     checks.choice("offset", offset, ("model", "zero"))
     checks.choice("outputs", outputs, ("full", "mean"))
     added = Ridge(checks.nonnegative_scalar("ridge", ridge), False)
-    x = checks.batch("x", x)
+    x = checked_batch("x", x)
     found = check_model(model, "x", x)
     shape = (count(x), found.shape[0])
     because = "a row for each example of `x`, a column for each output of `model`"
     y = check_targets(MeanSquaredError(), y, shape, because=because).astype(found.dtype)
     points = [x]
     if x_test is not None:
-        points.append(checks.batch("x_test", x_test))
+        points.append(checked_batch("x_test", x_test))
         check_model(model, "x_test", points[1], outputs=found)
     check_metric(model, metric)
     options = {"metric": metric, "outputs": outputs, "batch_size": batch_size}

@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree, Shaped
 from corrections.operators.linear_operator import LinearOperator
 from corrections.symmetric.layouts import check_symmetric
 from zoo.common import checks
-from zoo.common.examples import count, described, rows_of
+from zoo.common.examples import checked_batch, count, described, rows_of
 from zoo.common.precision import full_precision
 from zoo.common.tiles import over_pairs, Tiling
 
@@ -62,8 +62,8 @@ class KernelBlocks(LinearOperator):
         """
         batch_size = checks.integer("batch_size", batch_size)
         self.kernel_fn, self.batch_size = kernel_fn, batch_size
-        self.x1 = checks.batch("x1", x1)
-        self.x2_given = None if x2 is None else checks.batch("x2", x2)
+        self.x1 = checked_batch("x1", x1)
+        self.x2_given = None if x2 is None else checked_batch("x2", x2)
         row, column = (rows_of(x, slice(batch_size)) for x in (self.x1, self.x2))
         first = kernel_between("kernel_fn", kernel_fn, row, column, self.symmetric)
         self.dtype = first.dtype

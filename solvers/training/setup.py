@@ -14,7 +14,7 @@ from solvers.training.callbacks import Callbacks, check_callbacks
 from solvers.training.loop import Examples, TrainingProblem, TrainingState
 from solvers.training.optimizer import as_transformation, Optimizer
 from zoo.common import checks
-from zoo.common.examples import count
+from zoo.common.examples import checked_batch, count
 
 
 def log_spaced(steps: int, *, per_decade: int = 10) -> Int[np.ndarray, " r"]:
@@ -134,7 +134,7 @@ def _check_test(
 ) -> Examples | None:
     """The test examples; those without targets serve where outputs are recorded."""
     if y is None and x is not None and alone:
-        x = checks.batch("x_test", x)
+        x = checked_batch("x_test", x)
         check_model(model, "x_test", x, outputs=outputs, called=called)
         return Examples(x, None)
     if (x is None) != (y is None):
@@ -158,7 +158,7 @@ def _check_examples(
     called: str,
 ) -> tuple[PyTree, Array, jax.ShapeDtypeStruct]:
     """Examples and their targets, and the outputs of `model` on one of them."""
-    x = checks.batch(name, x)
+    x = checked_batch(name, x)
     outputs = check_model(model, name, x, outputs=outputs, called=called)
     because = f"a row for each example of `{name}`, a column for each output of `{called}`"
     try:

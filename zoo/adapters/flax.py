@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
 from zoo.adapters.flax_layers import (
     FlaxLayer,
+    is_hashable,
     Layers,
     linen_kinds,
     nnx_kinds,
@@ -29,7 +30,6 @@ from zoo.adapters.flax_layers import (
     watching,
 )
 from zoo.common.examples import described
-from zoo.common.hashing import is_hashable
 from zoo.layers.frozen import Frozen
 from zoo.limits.rule import LimitRule
 from zoo.limits.widths import LimitWidths, NoLimitError

@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from zoo.common.hashing import is_hashable
 from zoo.contraction_rule import ContractionRule, registered_rule
 
 Path = tuple[Any, ...]
@@ -104,6 +103,15 @@ class FlaxLayer(eqx.Module):
 def class_name(layer: Any) -> str:
     """What the class of a layer is called, in Flax where it is of Flax."""
     return (layer.kind.of if isinstance(layer, FlaxLayer) else type(layer)).__name__
+
+
+def is_hashable(value: Any) -> bool:
+    """Whether JAX can hold a value static."""
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 Layers = Mapping[str, FlaxLayer]

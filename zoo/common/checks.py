@@ -11,9 +11,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int, PyTree
-
-from zoo.common.examples import described, one_of
+from jaxtyping import Array, ArrayLike, Float, Int
 
 Number = Float[ArrayLike, ""] | Int[ArrayLike, ""]
 """A number, or an array of one, which may be traced."""
@@ -209,116 +207,6 @@ def example(x: Any, expected: tuple[int, ...]) -> jax.Array:
             f"`x` has shape {array.shape}, expected {text}. For a batch use `jax.vmap(model)(xs)`."
         )
     return array
-
-
-def examples(name: str, x: Any, *, half: Half = "float32") -> PyTree[jax.Array]:
-    """`x` as a batch of examples, whatever their values: an array (n, ...), or a dictionary, tuple
-    or other PyTree of such arrays with as many rows each. A list is an array, as NumPy reads it.
-
-    Only parameters are differentiated: integers (tokens, say) and booleans stay what they are, and
-    a model that cannot take them says so.
-
-    **Raises:** `TypeError` where it holds no real numbers; `ValueError` where it is empty, has no
-    batch axis, or leaves of different lengths.
-    """
-    if not _is_tree(x):
-        return _examples_array(name, x, half)
-    paths, structure = jax.tree_util.tree_flatten_with_path(x, is_leaf=_is_numbers)
-    names = [f"{name}{jax.tree_util.keystr(path)}" for path, _ in paths]
-    arrays = [
-        _examples_array(leaf, value, half) for leaf, (_, value) in zip(names, paths, strict=True)
-    ]
-    for leaf, array in zip(names, arrays, strict=True):
-        if len(array) != len(arrays[0]):
-            raise ValueError(
-                f"`{name}` has {len(arrays[0])} rows in `{names[0]}` and {len(array)} in `{leaf}`, "
-                "expected a row for each example in every leaf."
-            )
-    return jax.tree.unflatten(structure, arrays)
-
-
-def example_arrays(name: str, x: Any) -> PyTree[jax.Array]:
-    """`x` as one example of any model, an array or a PyTree of arrays.
-
-    **Raises:** `TypeError` where it is none.
-    """
-    if not _is_tree(x):
-        return as_array(name, x, "one example")
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: as_array(f"{name}{jax.tree_util.keystr(path)}", leaf, "one example"),
-        x,
-        is_leaf=_is_numbers,
-    )
-
-
-def _is_numbers(node: Any) -> bool:
-    """Whether a node is an array written in numbers: `[[0.5, 1.0], [2.0, 0.0]]`."""
-    return isinstance(node, list) and all(
-        isinstance(leaf, int | float) for leaf in jax.tree.leaves(node)
-    )
-
-
-def _is_tree(x: Any) -> bool:
-    """Whether examples are a PyTree of arrays, and not one array."""
-    if isinstance(x, list) or jax.tree_util.all_leaves([x]):
-        return False
-    return not all(isinstance(leaf, int | float) for leaf in jax.tree.leaves(x))
-
-
-def _examples_array(name: str, x: Any, half: Half) -> jax.Array:
-    expected = "a batch of examples (n, ...)"
-    array = as_array(name, x, expected)
-    if jnp.issubdtype(array.dtype, jnp.floating):
-        array = real_array(name, array, expected=expected, half=half)
-    kinds = (jnp.floating, jnp.integer, jnp.bool_)
-    if not any(jnp.issubdtype(array.dtype, kind) for kind in kinds):
-        raise TypeError(
-            f"`{name}` has dtype {array.dtype}, expected real numbers, integers or booleans: "
-            f"{expected}."
-        )
-    if array.ndim < 1 or array.size == 0:
-        raise ValueError(
-            f"`{name}` has shape {array.shape}, expected a batch of at least one example (n, ...)."
-        )
-    return array
-
-
-def batch(name: str, x: Any) -> PyTree[jax.Array]:
-    """As `examples`, of finite numbers.
-
-    **Raises:** as that; `ValueError` where it holds NaN or infinity.
-    """
-    xs = examples(name, x)
-    for path, array in jax.tree_util.tree_leaves_with_path(xs):
-        finite(f"{name}{jax.tree_util.keystr(path)}", array)
-    return xs
-
-
-def floating_batch(name: str, x: Any) -> jax.Array:
-    """`x` as a batch of examples that is one array of finite floating-point numbers.
-
-    **Raises:** as `batch`; `TypeError` for a PyTree, integers or booleans.
-    """
-    expected = "a batch of examples (n, ...)"
-    if _is_tree(x):
-        raise TypeError(f"`{name}` is of type {type(x).__name__}, expected one array: {expected}.")
-    array = _examples_array(name, real_array(name, x, expected=expected), "float32")
-    finite(name, array)
-    return array
-
-
-def like_examples(name: str, x: PyTree[jax.Array], of: str, others: PyTree[jax.Array]) -> None:
-    """**Raises:** `ValueError` where the examples of a batch have another structure or other shapes
-    than those of the batch `of`.
-    """
-    found, expected = one_of(x), one_of(others)
-    same = jax.tree.structure(found) == jax.tree.structure(expected)
-    shapes = [[leaf.shape for leaf in jax.tree.leaves(one)] for one in (found, expected)]
-    if not same or shapes[0] != shapes[1]:
-        raise ValueError(
-            f"`{name}` holds examples of {described(found)}, expected those of `{of}`: "
-            f"{described(expected)}."
-        )
 
 
 def choice(name: str, value: Any, choices: Collection[Any]) -> None:

@@ -6,6 +6,7 @@ import jax
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from zoo.common import checks
+from zoo.common.examples import checked_examples
 from zoo.layers.frozen import Frozen
 from zoo.layers.normalization import BatchNorm
 
@@ -38,7 +39,7 @@ def forward_train(
     `xs` holds no real numbers; `ValueError` for an empty batch.
     """
     checks.function("model", model, "a callable PyTree")
-    xs = checks.examples("xs", xs, half="kept")
+    xs = checked_examples("xs", xs, half="kept")
     run: Any = getattr(model, "forward_train", None)
     if run is not None:
         return run(xs)

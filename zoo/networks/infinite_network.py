@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, ArrayLike, Float
 
 from zoo.common import checks
+from zoo.common.examples import floating_batch
 from zoo.common.memory import check_fits
 from zoo.common.precision import full_precision
 from zoo.common.records import short_repr
@@ -146,14 +147,14 @@ class InfiniteNetwork(eqx.Module):
     def _kernels(
         self, x1: Any, x2: Any, batch_size: int | None, *, tangent: bool
     ) -> tuple[Array, Array | None]:
-        x1 = checks.floating_batch("x1", x1)
+        x1 = floating_batch("x1", x1)
         if x1.ndim < 2:
             raise ValueError(
                 f"`x1` has shape {x1.shape}, expected a batch of vectors (n, d) or of "
                 "channel-first images (n, channels, ...)."
             )
         if x2 is not None:
-            x2 = checks.floating_batch("x2", x2).astype(x1.dtype)
+            x2 = floating_batch("x2", x2).astype(x1.dtype)
             checks.shape("x2", x2, ("n2", *x1.shape[1:]), because="examples as those of `x1`")
         batch_size = checks.integer_or_none("batch_size", batch_size)
         shards = shards_of(x1)

@@ -15,6 +15,7 @@ from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from zoo.common import checks
+from zoo.common.examples import example_arrays
 from zoo.layers.activations import Activation
 from zoo.layers.frozen import Frozen
 from zoo.layers.structure import Flatten, GlobalAveragePool
@@ -50,7 +51,7 @@ def record(
     are of subclasses of the layers' types.
     """
     checks.function("model", model, "a callable PyTree")
-    x = checks.example_arrays("x", x)
+    x = example_arrays("x", x)
     arrays, static = eqx.partition(model, eqx.is_array)
 
     def program(tape: list[LayerCall] | None) -> ClosedJaxpr:
