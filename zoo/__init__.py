@@ -1,6 +1,7 @@
 """What is the network? Parameterizations, layers, architectures and data sets."""
 
 from zoo.adapters.flax import FlaxModel as FlaxModel, from_flax as from_flax
+from zoo.common.memory import memory_limit as memory_limit
 from zoo.common.trainable import parameters as parameters
 from zoo.contraction_rule import (
     ContractionRule as ContractionRule,

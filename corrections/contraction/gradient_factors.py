@@ -27,11 +27,11 @@ from corrections.contraction.products import (
     Deferred,
     Direction,
     Gradients,
-    gram,
-    layer_product,
     LayerGradients,
     materialized,
+    Metrics,
     pairs_are_cheaper,
+    product,
     Term,
 )
 from corrections.contraction.rules import applicable_rule, ruled_layer, RuledLayer
@@ -63,6 +63,7 @@ class GradientFactors:
     """
 
     def __init__(self, model: Model, x: Any, metric: Metric | None, *, method: Method = "auto"):
+        self._unit_metric = metric is None
         self._precision = jnp.result_type(*jax.tree.leaves(parameters(model)))
         x = jax.eval_shape(self._precise, x)
         expose = exposing(model, x)
@@ -351,20 +352,14 @@ class GradientFactors:
             layers.append([*(moving if i in self._moving else []), still])
         return _gradients(layers, ddot.rest, materialize)
 
-    @jax.named_scope("kernel_products")
+    def metrics(self) -> Metrics:
+        """The metric, as products of gradients take it."""
+        of_layers = [ruled.metrics(self.outputs.dtype) for ruled in self.ruled]
+        return Metrics(of_layers, None if self._unit_metric else self.rest_metric)
+
     def product(self, first: Gradients, second: Gradients) -> Float[Array, "n1 k n2 l"]:
         """<g_1, g_2>_M for all pairs of examples and outputs of two batches."""
-        copies = first.rest.shape[-1] // max(self.rest.size, 1)
-        metric = jnp.tile(self.rest_metric, copies)
-        total = gram(first.rest * metric[None, None], second.rest)
-        for ruled, layer1, layer2 in zip(self.ruled, first.layers, second.layers, strict=True):
-            if isinstance(layer1, Deferred):
-                # One after the other: two of them at a time get in each other's way in the caches.
-                same = layer2 is layer1
-                total, layer1 = jax.lax.optimization_barrier((total, layer1))
-                layer2 = layer1 if same else layer2
-            total += layer_product(layer1, layer2, *ruled.metrics(self.outputs.dtype))
-        return total
+        return product(self.metrics(), first, second)
 
 
 def _pulled(

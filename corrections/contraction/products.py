@@ -111,25 +111,60 @@ def materialized(terms: list[Term]) -> Materialized:
     return Materialized(weight.reshape(*weight.shape[:2], -1), bias)  # pyright: ignore
 
 
-def layer_product(
-    first: LayerGradients, second: LayerGradients, weight: Any, bias: Any
-) -> Float[Array, "n1 k n2 l"] | float:
-    """The products of two sets' gradients, for all pairs of examples and outputs.
+class Metrics(NamedTuple):
+    """The metric of every parameter, as products of gradients take it.
 
-    `weight` and `bias` are the metrics of the two tensors, the bias's with its multiplier squared;
-    a bias of None is a layer without one.
+    - `layers`: for each ruled layer that of its weight and of its bias, the latter with the square
+      of its multiplier; None for a layer without bias.
+    - `rest`: of each parameter that no rule covers; None where it is 1.
     """
+
+    layers: list[tuple[Any, Any]]
+    rest: Float[Array, " parameters"] | None
+
+
+@jax.named_scope("kernel_products")
+def product(
+    metrics: Metrics, first: Gradients, second: Gradients, *, diagonal: bool = False
+) -> Float[Array, "n1 ..."]:
+    """<g_1, g_2>_M for all pairs of examples and outputs of two batches, (n1, k, n2, l);
+    `diagonal`: of equal outputs only, (n1, n2, k).
+    """
+    rest = first.rest
+    if metrics.rest is not None:
+        rest = rest * repeated(metrics.rest, first)[None, None]
+    total = gram(rest, second.rest, diagonal)
+    for metric, layer1, layer2 in zip(metrics.layers, first.layers, second.layers, strict=True):
+        if isinstance(layer1, Deferred):
+            # One after the other: two of them at a time get in each other's way in the caches.
+            same = layer2 is layer1
+            total, layer1 = jax.lax.optimization_barrier((total, layer1))
+            layer2 = layer1 if same else layer2
+        total += layer_product(layer1, layer2, *metric, diagonal=diagonal)
+    return total
+
+
+def repeated(metric: Array, gradients: Gradients) -> Array:
+    """The metric of the rest, once for each output that is on its axis."""
+    return jnp.tile(metric, gradients.rest.shape[-1] // max(metric.size, 1))
+
+
+def layer_product(
+    first: LayerGradients, second: LayerGradients, weight: Any, bias: Any, *, diagonal: bool = False
+) -> Float[Array, "n1 ..."] | float:
+    """The products of two sets' gradients of one layer, as `product`; its metrics as `Metrics`."""
     if isinstance(first, Materialized):
         assert isinstance(second, Materialized)
-        product = weight * gram(first.weight, second.weight)
+        total = weight * gram(first.weight, second.weight, diagonal)
         if bias is not None:
-            product += bias * gram(first.bias, second.bias)
-        return product
+            total += bias * gram(first.bias, second.bias, diagonal)
+        return total
     if isinstance(first, Deferred):
         assert isinstance(second, Deferred)
+        assert not diagonal
         return _product_by_channels(first.term, second.term, weight, bias)
     assert isinstance(second, list)
-    return sum(_pairs_product(t1, t2, weight, bias) for t1 in first for t2 in second)
+    return sum(_pairs_product(t1, t2, weight, bias, diagonal) for t1 in first for t2 in second)
 
 
 def _product_by_channels(
@@ -184,15 +219,19 @@ def _channels_at_once(sets: list[Term]) -> int:
 
 
 def gram(
-    first: Float[Array, "n1 k size"], second: Float[Array, "n2 l size"]
-) -> Float[Array, "n1 k n2 l"]:
-    """All inner products of two sets of vectors: one product of two matrices."""
+    first: Float[Array, "n1 k size"], second: Float[Array, "n2 l size"], diagonal: bool = False
+) -> Float[Array, "n1 ..."]:
+    """All inner products of two sets of vectors: one product of two matrices, (n1, k, n2, l), or
+    one for each k, (n1, n2, k).
+    """
+    if diagonal:
+        return jnp.einsum("nks,mks->nmk", first, second)
     rows, columns = (rearrange(v, "n k size -> (n k) size") for v in (first, second))
     of_each = {"k": first.shape[1], "l": second.shape[1]}
     return rearrange(rows @ columns.T, "(n1 k) (n2 l) -> n1 k n2 l", **of_each)
 
 
-def _pairs_product(first: Term, second: Term, weight: Any, bias: Any) -> Array:
+def _pairs_product(first: Term, second: Term, weight: Any, bias: Any, diagonal: bool) -> Array:
     if first.rows is None:
         inputs = weight * gram(first.input, second.input)
     else:
@@ -200,12 +239,15 @@ def _pairs_product(first: Term, second: Term, weight: Any, bias: Any) -> Array:
         inputs = weight * places.astype(first.input.dtype)
     if bias is not None and first.to_bias and second.to_bias:
         inputs += bias
+    if diagonal:
+        cotangents = jnp.einsum("nkpo,mkqo->knpmq", first.cotangent, second.cotangent)
+        return jnp.moveaxis(jnp.sum(inputs[None] * cotangents, axis=(2, 4)), 0, -1)
     merged = [
         rearrange(term.cotangent, "n k positions out -> n (k positions) out")
         for term in (first, second)
     ]
     cotangents = rearrange(
-        gram(*merged),
+        gram(merged[0], merged[1]),
         "n1 (k p) n2 (l q) -> n1 k p n2 l q",
         k=first.cotangent.shape[1],
         l=second.cotangent.shape[1],

@@ -22,7 +22,7 @@ from corrections.contraction.factors import Factors, Tangent
 from corrections.contraction.gradient_factors import GradientFactors
 from corrections.contraction.products import Gradients
 from zoo.common.examples import count
-from zoo.common.tiles import in_tiles, STORED_BYTES, Tiling, working_bytes
+from zoo.common.tiles import in_tiles, Tiling, working_bytes
 
 _Third = Float[Array, "n1 k n2 k n3 k"]
 _Fourth = Float[Array, "n1 k n2 k n3 k n4 k"]
@@ -37,12 +37,20 @@ class Curvature:
     - `partners`: examples of the second set, which share the cost of forming gradients.
     - `batch_size`: the most examples of each set that are taken at once; None: what fits.
     - `shards`: of the first set.
+    - `memory`: bytes that may be kept on each device.
     """
 
     def __init__(
-        self, factored: GradientFactors, *, partners: int, batch_size: int | None, shards: int
+        self,
+        factored: GradientFactors,
+        *,
+        partners: int,
+        batch_size: int | None,
+        shards: int,
+        memory: int,
     ):
         self._factored, self._batch_size, self._shards = factored, batch_size, shards
+        self._memory = memory
         self._k = factored.outputs.shape[0]
         self._materialize = factored.materialize(pairs=self._k**2, partners=partners)
         self._stored, self._working = factored.bytes_per_example(self._materialize)
@@ -134,7 +142,7 @@ class Curvature:
     def _rows(self, fn: Callable[[PyTree], Array], x1: PyTree) -> Array:
         """`fn` of tiles of the first set, its axis in front."""
         shards = self._shards if count(x1) % self._shards == 0 else 1
-        at_most = self._batch_size or shards * STORED_BYTES // (8 * self._working)
+        at_most = self._batch_size or max(1, shards * self._memory // (8 * self._working))
         return in_tiles(fn, x1, at_most, shards, batched=True)
 
     def _over_gradients(self, x2: PyTree) -> Callable[[Callable[[Gradients], Array]], Array]:
@@ -143,10 +151,11 @@ class Curvature:
         def gradients(x: PyTree) -> Gradients:
             return self._factored.gradients(jax.vmap(self._factored.factors)(x), self._materialize)
 
-        at_most = self._batch_size or max(1, STORED_BYTES // self._stored)
+        at_most = max(1, self._memory // (2 * self._stored))
         tiling = Tiling(count(x2), at_most)
         if tiling.count == 1:
-            stored = in_tiles(gradients, x2, working_bytes() // self._working, batched=True)
+            tile = self._batch_size or working_bytes() // self._working
+            stored = in_tiles(gradients, x2, tile, batched=True)
             return lambda fn: fn(stored)
         tiles = tiling.split(x2)
 

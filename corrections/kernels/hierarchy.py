@@ -27,7 +27,7 @@ from corrections.parameters import (
 from corrections.smoothness import warn_at_kinks
 from zoo.common import checks
 from zoo.common.examples import checked_batch, count, one_of
-from zoo.common.memory import check_fits
+from zoo.common.memory import check_fits, kept_bytes
 from zoo.common.precision import full_precision
 from zoo.common.tiles import shards_of
 
@@ -184,6 +184,7 @@ class _Options(NamedTuple):
     method: Method
     batch_size: int | None
     shards: int
+    memory: int
 
 
 def _computed(name: str, model: Model, sets: tuple[PyTree | None, ...], options: _Options) -> Array:
@@ -208,12 +209,13 @@ def _contracted(
     shape = tuple(size for x in xs for size in (count(x), *outputs.shape))
     counts = " x ".join(str(count(x)) for x in xs)
     check_fits(f"the kernel of {counts} examples", shape, outputs.dtype, options.shards)
-    metric, method, batch_size, shards = options
+    metric, method, batch_size, shards, memory = options
     curvature = Curvature(
         GradientFactors(model, one_of(first), metric, method=method),
         partners=count(xs[1]),
         batch_size=batch_size,
         shards=shards,
+        memory=memory,
     )
     found: dict[tuple[Any, ...], Array] = {}
     total: Any = 0
@@ -242,4 +244,4 @@ def _checked(
     )
     check_parameters(model)
     check_metric(model, metric)
-    return batches, _Options(metric, method, batch_size, shards_of(batches[0]))
+    return batches, _Options(metric, method, batch_size, shards_of(batches[0]), kept_bytes())

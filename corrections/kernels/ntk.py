@@ -6,17 +6,17 @@ r"""The neural tangent kernel of a finite network.
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, PyTree, Shaped
 
 from corrections.contraction.factors import Factors
 from corrections.contraction.gradient_factors import GradientFactors
-from corrections.contraction.products import Deferred, Gradients, LayerGradients, Materialized, Term
+from corrections.contraction.products import Gradients, Metrics, product
+from corrections.kernels.panels import block_of_kernel, kernel_in_panels, Outputs, Plan, plan
 from corrections.parameters import (
     check_metric,
     check_outputs,
@@ -29,7 +29,7 @@ from corrections.parameters import (
 from zoo import ParameterizedLayer
 from zoo.common import checks
 from zoo.common.examples import checked_batch, count, one_of
-from zoo.common.memory import check_fits
+from zoo.common.memory import check_fits, kept_bytes
 from zoo.common.precision import full_precision
 from zoo.common.tiles import (
     Blocks,
@@ -37,14 +37,11 @@ from zoo.common.tiles import (
     in_tiles,
     over_pairs,
     shards_of,
-    STORED_BYTES,
     Tiling,
     working_bytes,
 )
 from zoo.convolution import outside_loops
 from zoo.networks.transforms import without_transforms
-
-Outputs = Literal["full", "mean", "diagonal"]
 
 
 @full_precision
@@ -75,11 +72,14 @@ def ntk(
       (`corrections.contraction.contractible`). "structured" insists that every dense layer and
       convolution has its rule; "jacobian" takes the Jacobian of all parameters. All give the same
       numbers, to rounding.
-    - `batch_size`: computes tiles of so many examples of `x1` against so many of `x2`: memory is
-      then that of two tiles, beside the kernel itself. Of a symmetric kernel only the tiles on and
-      above the diagonal are computed. Default: all at once where the gradients of all examples
-      take less than 1 GiB, else tiles that do. Where also what is needed to compute them takes no
-      more, and nothing is traced (by a `jit`, `grad` or `scan` around), there are no loops at all.
+    - `batch_size`: the most examples whose gradients are computed in one step, which bounds what
+      that needs; default: what stays in the caches, and all at once where everything is small.
+
+    What is kept beside the kernel is set by `zoo.memory_limit`, not by `batch_size`: gradients of
+    as many rows as fit, past which the columns stream, so that those of every example are computed
+    once where all fit, and about once for each n / rows where they do not. Of a symmetric kernel
+    half is computed. Inside the user's own `jit`, `grad` or `scan`, and on several devices, tiles
+    of a quarter of that memory take the place of rows.
 
     **Raises:** `ValueError` / `TypeError` for an input that is empty, not finite or not real,
     a model that does not give a vector, a metric that does not fit, an unknown `outputs` or
@@ -114,8 +114,19 @@ def tangent_kernel(
     checks.choice("outputs", outputs, ("full", "mean", "diagonal"))
     checks.choice("method", method, METHODS)
     batch_size = checks.integer_or_none("batch_size", batch_size)
-    traced = checks.is_traced((model, x1, x2, metric))
-    return _ntk(model, x1, x2, metric, outputs, method, batch_size, shards_of(x1), traced)
+    options = _Options(outputs, method, batch_size, kept_bytes())
+    shards = shards_of(x1)
+    if shards > 1 or checks.is_traced((model, x1, x2, metric)):
+        return _in_one_program(model, x1, x2, metric, options, shards)
+    found = _at_once(model, x1, x2, metric, options)
+    if not isinstance(found, _TooLarge):
+        return found
+
+    def of_tile(x: PyTree, start: Array, size: int) -> Gradients:
+        return _of_tile(model, x, start, size, metric, options, found.partners)
+
+    ns = count(x1), count(x1 if x2 is None else x2)
+    return kernel_in_panels(of_tile, found.metrics, (x1, x2), ns, found.plan, outputs, found.k)
 
 
 @full_precision
@@ -178,75 +189,151 @@ def _nngp(model: Model, x1: PyTree, x2: PyTree | None) -> Array:
     return weight * (hidden1 @ hidden2.T) / hidden1.shape[1] + bias
 
 
+_AT_ONCE = 32
+"""A kernel is computed at once where all that it needs takes no more than so many tiles."""
+
+
+class _Options(NamedTuple):
+    outputs: Outputs
+    method: Method
+    batch_size: int | None
+    memory: int
+
+
+class _TooLarge(NamedTuple):
+    """What there is to know of a kernel that is not computed at once."""
+
+    plan: Plan
+    metrics: Metrics
+    k: int
+    partners: int
+
+
+class _Taken(NamedTuple):
+    """A model taken apart for a kernel of n1 x n2 examples."""
+
+    factored: GradientFactors
+    materialize: list[bool]
+    stored: int
+    working: int
+
+    def gradients(self, x: PyTree, outputs: Outputs, *, deferred: bool = False) -> Gradients:
+        """Those of a batch; for "mean" of all outputs as one."""
+        at = jax.vmap(self.factored.factors)(x)
+        at = _outputs_as_one(at) if outputs == "mean" else at
+        return self.factored.gradients(at, self.materialize, deferred=deferred)
+
+
+def _taken(
+    model: Model, x: PyTree, metric: Metric | None, options: _Options, partners: int
+) -> _Taken:
+    factored = GradientFactors(model, one_of(x), metric, method=options.method)
+    k = factored.outputs.shape[0]
+    pairs = k * k if options.outputs == "full" else k
+    materialize = factored.materialize(pairs=pairs, partners=partners)
+    return _Taken(factored, materialize, *factored.bytes_per_example(materialize))
+
+
+def _checked_sizes(
+    model: Model, x1: PyTree, x2: PyTree | None, outputs: Outputs, shards: int
+) -> tuple[int, int]:
+    of_model = check_outputs(model, "x1", x1)
+    if x2 is not None:
+        check_outputs(model, "x2", x2, outputs=of_model)
+    ns = count(x1), count(x1 if x2 is None else x2)
+    _check_kernel_fits(ns, of_model.shape[0], of_model.dtype, outputs, shards)
+    return ns
+
+
 @eqx.filter_jit
-def _ntk(
+def _at_once(
+    model: Model, x1: PyTree, x2: PyTree | None, metric: Metric | None, options: _Options
+) -> Array | _TooLarge:
+    """The kernel in one program without loops, where all that it needs is small."""
+    outputs, _, batch_size, memory = options
+    n1, n2 = _checked_sizes(model, x1, x2, outputs, 1)
+    taken = _taken(model, x1, metric, options, n2)
+    k, metrics = taken.factored.outputs.shape[0], taken.factored.metrics()
+    examples = n1 if x2 is None else n1 + n2
+    at_most = min(memory, _AT_ONCE * working_bytes())
+    deferred = outputs != "diagonal"
+    needed = taken.working + (0 if deferred else taken.stored)
+    if batch_size is not None or examples * needed > at_most:
+        chosen = plan(
+            rows=n1,
+            columns=None if x2 is None else n2,
+            stored=taken.stored,
+            working=taken.working,
+            tile=batch_size,
+            memory=memory,
+        )
+        return _TooLarge(chosen, metrics, k, n2)
+    with outside_loops():
+        g1 = taken.gradients(x1, outputs, deferred=deferred)
+        g2 = None if x2 is None else taken.gradients(x2, outputs, deferred=deferred)
+    return block_of_kernel(metrics, g1, g2, outputs, k)
+
+
+@eqx.filter_jit
+def _of_tile(
+    model: Model,
+    x: PyTree,
+    start: Array,
+    size: int,
+    metric: Metric | None,
+    options: _Options,
+    partners: int,
+) -> Gradients:
+    """The gradients of so many examples of a batch, without loops."""
+    with outside_loops():
+        tile = jax.tree.map(lambda a: jax.lax.dynamic_slice_in_dim(a, start, size), x)
+        return _taken(model, x, metric, options, partners).gradients(tile, options.outputs)
+
+
+@eqx.filter_jit
+def _in_one_program(
     model: Model,
     x1: PyTree,
     x2: PyTree | None,
     metric: Metric | None,
-    outputs: Outputs,
-    method: Method,
-    batch_size: int | None,
+    options: _Options,
     shards: int,
-    traced: bool,
 ) -> Array:
-    of_model = check_outputs(model, "x1", x1)
-    if x2 is not None:
-        check_outputs(model, "x2", x2, outputs=of_model)
-    n1, n2, k = count(x1), count(x1 if x2 is None else x2), of_model.shape[0]
-    _check_kernel_fits((n1, n2), k, of_model.dtype, outputs, shards)
-    factored = GradientFactors(model, one_of(x1), metric, method=method)
-    pairs = k * k if outputs == "full" else k
-    partners = min(batch_size or n2, n2)
-    materialize = factored.materialize(pairs=pairs, partners=partners)
-    stored, working = factored.bytes_per_example(materialize)
-    product = _product(factored, outputs)
-
-    def of_batch(x: PyTree, *, deferred: bool = False) -> Gradients:
-        at = jax.vmap(factored.factors)(x)
-        at = _outputs_as_one(at) if outputs == "mean" else at
-        return factored.gradients(at, materialize, deferred=deferred)
-
-    examples = n1 if x2 is None else n1 + n2
-    once = batch_size is None and shards == 1 and not traced
-    if once and examples * working <= STORED_BYTES:
-        with outside_loops():
-            g1 = of_batch(x1, deferred=True)
-            return product(g1, g1 if x2 is None else of_batch(x2, deferred=True))
+    """The same where the kernel is a part of the user's program, and on several devices."""
+    outputs, _, batch_size, memory = options
+    n1, n2 = _checked_sizes(model, x1, x2, outputs, shards)
+    factored, _, stored, working = taken = _taken(model, x1, metric, options, n2)
+    tile, k, metrics = (
+        batch_size or working_bytes() // working,
+        *factored.outputs.shape,
+        factored.metrics(),
+    )
 
     def gradients(x: PyTree, shards: int) -> Gradients:
-        return in_tiles(of_batch, x, working_bytes() // working, shards, batched=True)
+        return in_tiles(lambda x: taken.gradients(x, outputs), x, tile, shards, batched=True)
 
-    if batch_size is None and examples * stored > STORED_BYTES * shards:
-        batch_size = max(1, STORED_BYTES * shards // (4 * stored))
-    if batch_size is None:
+    def block(g1: Gradients, g2: Gradients) -> Array:
+        return _block(metrics, g1, g2, outputs, k)
+
+    if (n1 if x2 is None else n1 + n2) * stored <= memory * shards:
         g1 = gradients(x1, shards)
-        return product(g1, g1 if x2 is None else gradients(x2, 1))
-    rows = columns = Tiling(n1, batch_size, shards)
+        return block(g1, g1 if x2 is None else gradients(x2, 1))
+    at_most = max(1, memory * shards // (4 * stored))
+    rows = columns = Tiling(n1, at_most, shards)
     if x2 is not None:
-        columns = Tiling(n2, batch_size)
-    return _in_tiles(gradients, product, (x1, x2), (rows, columns))
+        columns = Tiling(n2, at_most)
+    return _in_tiles(gradients, block, (x1, x2), (rows, columns))
+
+
+def _block(metrics: Metrics, g1: Gradients, g2: Gradients, outputs: Outputs, k: int) -> Array:
+    """The part of the kernel between two batches, from gradients of the outputs, or of "mean" with
+    all k as one.
+    """
+    found = product(metrics, g1, g2, diagonal=outputs == "diagonal")
+    return found[:, 0, :, 0] / k if outputs == "mean" else found
 
 
 Products = Callable[[Gradients, Gradients], Array]
-
-
-def _product(factored: GradientFactors, outputs: Outputs) -> Products:
-    """The part of the kernel between two batches, from their gradients."""
-    if outputs == "full":
-        return factored.product
-    if outputs == "mean":
-        k = factored.outputs.shape[0]
-        return lambda g1, g2: factored.product(g1, g2)[:, 0, :, 0] / k
-
-    def diagonal(g1: Gradients, g2: Gradients) -> Array:
-        def of_one_output(i: Array) -> Array:
-            one = _one_output(g1, i)
-            return factored.product(one, one if g2 is g1 else _one_output(g2, i))[:, 0, :, 0]
-
-        return jax.vmap(of_one_output, out_axes=-1)(jnp.arange(factored.outputs.shape[0]))
-
-    return diagonal
 
 
 def _outputs_as_one(at: Factors) -> Factors:
@@ -255,23 +342,6 @@ def _outputs_as_one(at: Factors) -> Factors:
         rearrange(delta, "n k positions out -> n 1 positions (k out)") for delta in at.cotangents
     )
     return Factors(at.inputs, cotangents, rearrange(at.rest, "n k rest -> n 1 (k rest)"))
-
-
-def _one_output(gradients: Gradients, i: Array) -> Gradients:
-    """The gradients of output `i` alone."""
-
-    def slice_of(array: Array) -> Array:
-        return jax.lax.dynamic_slice_in_dim(array, i, 1, axis=1)
-
-    def of_terms(terms: list[Term]) -> list[Term]:
-        return [Term(term.input, slice_of(term.cotangent), term.to_bias) for term in terms]
-
-    def of_layer(layer: LayerGradients) -> LayerGradients:
-        if isinstance(layer, Materialized):
-            return Materialized(slice_of(layer.weight), slice_of(layer.bias))
-        return Deferred(*of_terms([layer.term])) if isinstance(layer, Deferred) else of_terms(layer)
-
-    return Gradients([of_layer(layer) for layer in gradients.layers], slice_of(gradients.rest))
 
 
 def _in_tiles(

@@ -7,6 +7,7 @@ from scripts.benchmark.foreign import foreign
 from scripts.benchmark.growth import growth
 from scripts.benchmark.kernels import kernels
 from scripts.benchmark.limits import limits
+from scripts.benchmark.many import many
 from scripts.benchmark.operators import operators
 from scripts.benchmark.solves import solves
 from scripts.benchmark.taylor import taylor
@@ -14,6 +15,7 @@ from scripts.benchmark.tensors import tensors
 
 PARTS = {
     "kernels": kernels,
+    "many": many,
     "tensors": tensors,
     "operators": operators,
     "foreign": foreign,

@@ -37,7 +37,7 @@ def kernels(repeats: int) -> Iterator[Comparison]:
         x = jnp.asarray(np.random.default_rng(0).normal(size=shape))
         ours = median_seconds(lambda m=model, x=x: ntk(m, x), repeats)
         yield Comparison(
-            f"NTK, {name}, n = {shape[0]}", ours, *_peer(network, options, shape, repeats)
+            f"NTK, {name}, n = {shape[0]}", ours, *fastest_of_peer(network, options, shape, repeats)
         )
 
 
@@ -49,15 +49,28 @@ def model_of(network: str, options: dict[str, Any], shape: Sequence[int]) -> Any
     return built.make(shape, options["out_size"], key=jr.key(0), **biases, **sizes)
 
 
-def _peer(
-    network: str, options: dict[str, Any], shape: tuple[int, ...], repeats: int
+def fastest_of_peer(
+    network: str,
+    options: dict[str, Any],
+    shape: tuple[int, ...],
+    repeats: int,
+    *,
+    trace: bool = False,
 ) -> tuple[str, float]:
-    """Which of its implementations is the fastest, and its seconds."""
+    """Which of its implementations is the fastest, and its seconds; `trace`: of the kernel that is
+    averaged over outputs.
+    """
     if not PEER_PYTHON.exists():
         return "neural-tangents (not here: make peer)", float("nan")
     n, *rest = shape
     last = (n, *rest[1:], rest[0]) if len(rest) > 1 else shape
-    case = {"network": network, "options": options, "shape": last, "repeats": repeats}
+    case = {
+        "network": network,
+        "options": options,
+        "shape": last,
+        "repeats": repeats,
+        "trace": trace,
+    }
     command = [str(PEER_PYTHON), str(_PEER), json.dumps([case])]
     done = subprocess.run(
         command, capture_output=True, encoding="utf-8", errors="replace", check=False
@@ -65,5 +78,7 @@ def _peer(
     if done.returncode:
         return f"neural-tangents failed: {done.stderr.strip().splitlines()[-1]}", float("nan")
     (times,) = json.loads(done.stdout)
+    if not times:
+        return "neural-tangents failed in each implementation", float("nan")
     fastest = min(times, key=lambda implementation: times[implementation])
     return f"neural-tangents, implementation {fastest}", times[fastest]

@@ -21,9 +21,9 @@ class BenchmarkConfig:
     """Times the library against the naive way in the same run; prints medians and ratios."""
 
     parts: tuple[str, ...] = tuple(PARTS)
-    """What to time: kernels, dynamics and limits (against neural-tangents, if `make peer` has been
-    run), tensors (O_3, O_4), operators, foreign (Flax, a transformer, Hessians), growth, taylor,
-    flows, hierarchy, convolution, solves (with their errors)."""
+    """What to time: kernels, many (examples), dynamics and limits (against neural-tangents, if
+    `make peer` has been run), tensors (O_3, O_4), operators, foreign (Flax, a transformer,
+    Hessians), growth, taylor, flows, hierarchy, convolution, solves (with their errors)."""
     repeats: int = 5
     """Counted calls, of which the median is shown."""
     precision: runtime.Precision = "float32"

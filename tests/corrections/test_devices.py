@@ -60,7 +60,7 @@ jax.config.update("jax_enable_x64", True)
 import equinox as eqx, jax.numpy as jnp, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from corrections import ntk, NTKOperator, o3, o4
-from corrections.kernels.ntk import _ntk
+from corrections.kernels import ntk as of_tangent
 from corrections.operators.ntk_operator import _compiled
 from corrections.kernels.hierarchy import _contracted, _Options
 from tests.models import inputs, tanh_mlp
@@ -88,15 +88,16 @@ def flops(lower):
     return (found[0] if isinstance(found, list) else found)["flops"]
 
 def of_ntk(model, x, shards):
-    return flops(_ntk.lower(model, x, None, None, "full", "auto", None, shards, False))
+    options = of_tangent._Options("full", "auto", None, 2**30)
+    return flops(of_tangent._in_one_program.lower(model, x, None, None, options, shards))
 
 def of_o3(model, x, shards):
     sets = (x, None, None)
-    return flops(_contracted.lower("o3", model, sets, _Options(None, "auto", None, shards)))
+    return flops(_contracted.lower("o3", model, sets, _Options(None, "auto", None, shards, 2**30)))
 
 def of_o4(model, x, shards):
     sets = (x[:4] if shards == 1 else jax.device_put(x[:4], cut.sharding), None, None, None)
-    return flops(_contracted.lower("o4", model, sets, _Options(None, "auto", None, shards)))
+    return flops(_contracted.lower("o4", model, sets, _Options(None, "auto", None, shards, 2**30)))
 
 def of_operator(model, x, shards):
     g = jnp.ones((16, 2)) if shards == 1 else jax.device_put(jnp.ones((16, 2)), cut.sharding)

@@ -225,6 +225,7 @@ ARGUMENTS: dict[str, tuple[str, Callable[[], Any]]] = {
     "activation": ("name", lambda: "tanh"),
     "load.name": ("name", lambda: "digits"),
     "root": ("other", lambda: "."),
+    "memory_limit.size": ("count", lambda: 2**30),
     "image": ("name", lambda: "image"),
     "label": ("name", lambda: "label"),
     "classes": ("labels", lambda: [0, 1]),

@@ -197,6 +197,10 @@ CALLS: dict[str, Call] = {
         given={"n_train": 3, "n_test": 2},
         settings={("root",): {"name": "mnist"}},
     ),
+    "memory_limit": Call(
+        why_none="nothing is computed: a setting, tests/zoo/common",
+        takes=frozenset({("size", "huge")}),
+    ),
     "astype": Call(why_none="nothing is computed: numbers are rounded to the type asked for"),
     "from_flax": Call(why_none="a network of Flax is called as it is"),
     "Frozen": Call(why_none="holds what it is given"),

@@ -23,13 +23,17 @@ CACHE_BYTES = 2**25
 DEVICE_BYTES = 2**28
 """The same on an accelerator, where larger products are faster."""
 
-STORED_BYTES = 2**30
-"""What gradients of all examples may take where no `batch_size` is given."""
-
 
 def working_bytes() -> int:
     """What the intermediate values of one tile may take on the default device."""
     return CACHE_BYTES if jax.default_backend() == "cpu" else DEVICE_BYTES
+
+
+def step_bytes() -> int:
+    """The same of a step that runs in no loop: larger ones have fewer steps, each of which costs
+    what it takes to begin.
+    """
+    return 4 * working_bytes()
 
 
 def shards_of(xs: PyTree) -> int:

@@ -82,11 +82,11 @@ def test_is_its_definition_for_every_kind_of_model(name):
 @pytest.fixture
 def smallest_tiles(monkeypatch):
     """One direction and one example at a time."""
-    for module in (curvature, tangent_kernels):
+    for module in (curvature, tangent_kernels, tiles, blocked_products):
         monkeypatch.setattr(module, "working_bytes", lambda: 1)
-        monkeypatch.setattr(module, "STORED_BYTES", 1)
     jax.clear_caches()
-    yield
+    with memory_limit(1):
+        yield
     jax.clear_caches()
 
 
