@@ -1,5 +1,6 @@
 """What is the network? Parameterizations, layers, architectures and data sets."""
 
+from zoo.adapters import equinox_rules as equinox_rules  # which registers them
 from zoo.adapters.flax import FlaxModel as FlaxModel, from_flax as from_flax
 from zoo.common.memory import memory_limit as memory_limit
 from zoo.common.trainable import parameters as parameters

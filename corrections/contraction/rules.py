@@ -1,6 +1,6 @@
 """The layers that the structured contraction takes apart, by their rules.
 
-What a layer says of itself is in its `zoo.ContractionRule`; those of Equinox's layers are here.
+What a layer says of itself is in its `zoo.ContractionRule`.
 """
 
 import math
@@ -18,10 +18,8 @@ from zoo.contraction_rule import (
     ContractionRule,
     has_contraction_rule,
     Patches,
-    register_contraction_rule,
     Transposed,
 )
-from zoo.convolution import window_patches
 
 
 def applicable_rule(node: Any, metric: Any) -> ContractionRule | None:
@@ -158,44 +156,3 @@ def ruled_layer(node: Any, metric: Any) -> RuledLayer:
 def _cast(metric: Any, dtype: Any) -> Any:
     """Python numbers promote nothing; arrays might."""
     return metric if isinstance(metric, int | float) else jnp.asarray(metric, dtype)
-
-
-def _as_position(_: Any, a: Array) -> Array:
-    return a[None]
-
-
-def _equinox_conv_patches(layer: eqx.nn.Conv, a: Array) -> Array:
-    padding = layer.padding
-    if isinstance(padding, str):
-        padding = jax.lax.padtype_to_pads(a.shape[1:], layer.kernel_size, layer.stride, padding)
-    mode = {"ZEROS": "constant", "REFLECT": "reflect", "REPLICATE": "edge", "CIRCULAR": "wrap"}
-    padded = jnp.pad(a, ((0, 0), *padding), mode[layer.padding_mode])
-    return window_patches(padded, kernel=layer.kernel_size, stride=layer.stride)
-
-
-def _plain(layer: eqx.nn.Conv) -> bool:
-    return layer.groups == 1 and set(layer.dilation) == {1}
-
-
-def _place(layer: eqx.nn.Embedding, a: Array) -> Array:
-    """Of the row that indexing with `a` gives: from the end if it is negative, and never beyond."""
-    place = jnp.where(a < 0, a + layer.num_embeddings, a)
-    return jnp.clip(place, 0, layer.num_embeddings - 1)[None, None]
-
-
-def _countable(layer: eqx.nn.Embedding) -> bool:
-    """Whether places are exact as numbers of the table's type."""
-    return layer.num_embeddings < 2 / float(jnp.finfo(layer.weight.dtype).eps)
-
-
-def _vector_to_vector(layer: eqx.nn.Linear) -> bool:
-    return "scalar" not in (layer.in_features, layer.out_features)
-
-
-register_contraction_rule(
-    eqx.nn.Embedding,
-    ContractionRule(_place, applies=_countable, rows=lambda layer: layer.num_embeddings),
-)
-register_contraction_rule(eqx.nn.Linear, ContractionRule(_as_position, applies=_vector_to_vector))
-for _conv in (eqx.nn.Conv, eqx.nn.Conv1d, eqx.nn.Conv2d, eqx.nn.Conv3d):
-    register_contraction_rule(_conv, ContractionRule(_equinox_conv_patches, applies=_plain))

@@ -248,7 +248,13 @@ def hessian_norms(
         hessian = FactorHessian(factored, *item)
         start = jr.normal(key, (1, hessian.size), dtype)
         found = extreme_eigenpairs(
-            hessian.product, start, which="magnitude", matvecs=matvecs, rtol=rtol, cycle=_CYCLE
+            hessian.product,
+            start,
+            which="magnitude",
+            matvecs=matvecs,
+            rtol=rtol,
+            cycle=_CYCLE,
+            orthogonal=False,
         )
         return NormEstimate(jnp.abs(found.values[0]), found.residuals[0], found.converged[0])
 

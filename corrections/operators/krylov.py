@@ -73,8 +73,11 @@ def _in_units(product: Product, vector: Float[Array, " size"]) -> tuple[Product,
     return lambda v: product(v) / unit, unit
 
 
-def _lanczos(product: Product, start: Float[Array, " size"], steps: int) -> Ritz:
-    found = decomp.tridiag_sym(steps, custom_vjp=False)(product, start)
+def _lanczos(
+    product: Product, start: Float[Array, " size"], steps: int, *, orthogonal: bool = True
+) -> Ritz:
+    reortho = "full" if orthogonal else "none"
+    found = decomp.tridiag_sym(steps, custom_vjp=False, reortho=reortho)(product, start)
     tridiagonal = jnp.asarray(found.J_small)
     corner, off = tridiagonal[0, 0], jnp.diagonal(tridiagonal, 1)
     # |A q|, whatever comes of the rounding after the end of the space.
@@ -99,6 +102,7 @@ def extreme_eigenpairs(
     rtol: float,
     known: Float[Array, "m size"] | None = None,
     cycle: int | None = None,
+    orthogonal: bool = True,
 ) -> Eigenpairs:
     """Extreme eigenpairs of a symmetric operator, one after the other: each in the
     space that is orthogonal to those before, so that multiple eigenvalues are found as well.
@@ -112,6 +116,8 @@ def extreme_eigenpairs(
       below `rtol` times the largest magnitude among the Ritz values.
     - `known`: orthonormal eigenvectors that are not wanted again, or rows of zeros.
     - `cycle`: products between two restarts, as many vectors being stored (default: `CYCLE`).
+    - `orthogonal`: whether vectors are orthogonalised against all before. Without that rounding
+      makes copies of Ritz values that have converged, which are no harm to one pair.
     """
     product, unit = _in_units(product, starts[0])
     size = starts.shape[1]
@@ -126,7 +132,10 @@ def extreme_eigenpairs(
             return vector - (found @ vector) @ found
 
         def improved(start: Array) -> _Estimate:
-            ritz = _lanczos(lambda v: outside(product(outside(v))), outside(start), steps)
+            inside = outside(start)
+            ritz = _lanczos(
+                lambda v: outside(product(outside(v))), inside, steps, orthogonal=orthogonal
+            )
             best = jnp.argmax(_priority(ritz.values, which, ritz.exists))
             # Outside once more: of what was found before rounding has left some in the basis.
             vector = outside(ritz.vectors[:, best] @ ritz.basis)

@@ -13,7 +13,7 @@ from jaxtyping import Array
 from zoo.common import checks
 from zoo.common.trainable import parameters as parameters_of
 from zoo.layers.activations import Activation
-from zoo.networks.tape import record
+from zoo.networks.tape import record, ZOO_LAYERS
 from zoo.parameterized_layer import ParameterizedLayer
 
 
@@ -103,7 +103,11 @@ def summary(model: Callable[[Array], Array], in_shape: Sequence[int]) -> Summary
 
     def traced(model: Callable[[Array], Array], x: Array) -> Array:
         outputs, calls = record(model, x)
-        rows.extend(_row(call.path, call.layer, call.output.shape) for call in calls)
+        rows.extend(
+            _row(call.path, call.layer, call.output.shape)
+            for call in calls
+            if isinstance(call.layer, ZOO_LAYERS)
+        )
         return outputs
 
     arrays = jax.tree.leaves(eqx.filter_eval_shape(eqx.filter, model, eqx.is_array))

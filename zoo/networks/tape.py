@@ -1,8 +1,8 @@
 """What goes into each layer of a network, and what comes out.
 
-Every layer of the zoo inside a model is replaced by a stand-in (`zoo.tracing.stand_in`) that writes
-on a tape, which lives inside one trace. Any model that calls zoo layers can be recorded, whatever
-holds them together.
+Every layer that the library knows inside a model is replaced by a stand-in (`zoo.tracing.stand_in`)
+that writes on a tape, which lives inside one trace. Any model that calls such layers can be
+recorded, whatever holds them together.
 """
 
 from collections.abc import Callable
@@ -14,8 +14,10 @@ import jax
 from jax.extend.core import ClosedJaxpr
 from jaxtyping import Array, Float, PyTree, Shaped
 
+from zoo.adapters.flax import exposing
 from zoo.common import checks
 from zoo.common.examples import example_arrays
+from zoo.contraction_rule import has_contraction_rule
 from zoo.layers.activations import Activation
 from zoo.layers.frozen import Frozen
 from zoo.layers.structure import Flatten, GlobalAveragePool
@@ -23,7 +25,7 @@ from zoo.parameterized_layer import ParameterizedLayer
 from zoo.tracing.programs import same_program
 from zoo.tracing.stand_in import stand_in
 
-_LAYERS = ParameterizedLayer | Activation | Flatten | GlobalAveragePool
+ZOO_LAYERS = ParameterizedLayer | Activation | Flatten | GlobalAveragePool
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,11 @@ class LayerCall:
 def record(
     model: Callable[[Any], Array], x: PyTree[Shaped[Array, "..."]]
 ) -> tuple[Float[Array, "..."], list[LayerCall]]:
-    """The outputs of `model` for one example, and its calls of zoo layers in their order.
+    """The outputs of `model` for one example, and its calls of layers in their order.
+
+    Layers are those of the zoo, and those with a `ContractionRule`: of Equinox (`Linear`, `Conv`,
+    `Embedding`), of Flax networks (whose `layer` is called as Flax's, with the batch axis that the
+    network is given; its `module` has the options) and your own.
 
     The arrays of a call are values of the same trace: return them from the function that is
     transformed, as in `jax.vmap(lambda x: [call.output for call in record(model, x)[1]])(xs)`.
@@ -52,6 +58,7 @@ def record(
     """
     checks.function("model", model, "a callable PyTree")
     x = example_arrays("x", x)
+    model = exposing(model, x)(model)
     arrays, static = eqx.partition(model, eqx.is_array)
 
     def program(tape: list[LayerCall] | None) -> ClosedJaxpr:
@@ -78,14 +85,18 @@ _ANOTHER = (
 )
 
 
+def _is_layer(node: Any) -> bool:
+    return isinstance(node, ZOO_LAYERS) or has_contraction_rule(node)
+
+
 def _recording(model: Any, tape: list[LayerCall]) -> Any:
     """The model with stand-ins for its layers, which write on `tape`."""
 
     def is_end(node: Any) -> bool:
-        return isinstance(node, _LAYERS | Frozen)
+        return _is_layer(node) or isinstance(node, Frozen)
 
     def recorded(path: Any, node: Any) -> Any:
-        if not isinstance(node, _LAYERS):
+        if not _is_layer(node):
             return node
 
         def on_call(layer: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:

@@ -4,9 +4,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 import pytest
 
-from corrections import contraction_summary, ntk, o3
+from corrections import contraction_summary, nngp, ntk, o3
 from corrections.contraction.gradient_factors import GradientFactors
 from tests import oracles
 from tests.corrections.contraction.test_gradient_factors import close, random_metric
@@ -54,7 +55,12 @@ CONVOLUTIONS = {
         2,
     ),
     "2d, groups": (eqx.nn.Conv2d(2, 4, 3, groups=2, key=KEY), (2, 4, 4), 1),
-    "2d, dilated": (eqx.nn.Conv2d(1, 2, 2, dilation=2, key=KEY), (1, 4, 4), 1),
+    "2d, dilated": (eqx.nn.Conv2d(1, 2, 2, dilation=2, key=KEY), (1, 4, 4), 2),
+    "2d, dilated, SAME": (
+        eqx.nn.Conv2d(1, 2, (2, 3), dilation=(2, 1), padding="SAME", key=KEY),
+        (1, 5, 4),
+        2,
+    ),
 }
 
 
@@ -200,3 +206,26 @@ def test_bad_rules_are_refused(unchecked):
         TypeError, match=r"(?s)`StatesNothing.contraction_rule\(\)` is .*expected a"
     ):
         ntk(of_tokens(StatesNothing), TOKENS)
+
+
+class OneOutput(eqx.Module):
+    """A scalar as a vector of one entry."""
+
+    model: eqx.nn.MLP
+
+    def __call__(self, x):
+        return self.model(x)[None]
+
+
+@pytest.mark.parametrize(("in_size", "shape"), [(3, (3,)), ("scalar", ())])
+def test_equinox_networks_of_scalars(in_size, shape):
+    """Inputs and outputs without an axis, as `equinox.nn.Linear` has them."""
+    model = eqx.nn.MLP(in_size, "scalar", 4, 2, activation=jnp.tanh, key=KEY)
+    x = jr.normal(jr.key(1), (3, *shape))
+    assert tapped(model, x) == 3
+    close(ntk(model, x), oracles.kernel(OneOutput(model), x, x))
+    close(o3(model, x), oracles.third(OneOutput(model), x, x, x))
+    hidden = np.asarray(x).reshape(3, -1)
+    for layer in model.layers[:-1]:
+        hidden = np.tanh(hidden @ np.asarray(layer.weight).T + np.asarray(layer.bias))
+    close(nngp(model, x), hidden @ hidden.T / 4)

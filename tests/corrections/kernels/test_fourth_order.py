@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from corrections import ddntk, ntk, o3, o4
+from corrections.contraction import blocked_products
 from corrections.kernels import curvature, ntk as tangent_kernels
 from tests import oracles
 from tests.corrections.contraction.test_gradient_factors import (
@@ -19,6 +20,8 @@ from tests.corrections.contraction.test_gradient_factors import (
     random_metric,
 )
 from tests.models import inputs, tanh_mlp, TwoLayerLinear
+from zoo import memory_limit
+from zoo.common import tiles
 
 
 def test_scalar_two_layer_linear_network_is_exact():

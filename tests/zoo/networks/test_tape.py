@@ -102,3 +102,20 @@ def test_models_that_look_at_types_are_recorded_as_they_are_or_refused():
     for is_dense in (lambda layer: type(layer) is Dense, lambda layer: len(vars(layer)) == fields):
         with pytest.raises(ValueError, match="`model` computes something else where its layers"):
             record(Dispatching(layers, is_dense), x)
+
+
+class Perceptron(eqx.Module):
+    layers: list[eqx.nn.Linear]
+
+    def __call__(self, x):
+        return self.layers[1](jnp.tanh(self.layers[0](x)))
+
+
+def test_layers_of_equinox_are_recorded():
+    layers = [eqx.nn.Linear(3, 4, key=jr.key(0)), eqx.nn.Linear(4, 2, key=jr.key(1))]
+    model, x = Perceptron(layers), inputs(1)[0]
+    outputs, calls = record(model, x)
+    assert [call.path for call in calls] == [".layers[0]", ".layers[1]"]
+    np.testing.assert_array_equal(calls[0].input, x)
+    np.testing.assert_allclose(calls[0].output, model.layers[0](x), rtol=1e-13)
+    np.testing.assert_array_equal(calls[1].output, outputs)
