@@ -43,7 +43,11 @@ def _flax_over_equinox(mlp: Any, repeats: int) -> Iterator[Comparison]:
     yield _compared("NTK", _MLP, ntk, (in_flax, x), (mlp, x), repeats)
     yield _compared("O_3", _MLP, o3, (in_flax, small), (mlp, small), repeats)
     yield _compared("Theta g", _MLP, _product, (in_flax, x), (mlp, x), repeats)
-    yield _compared("NTK", _CNN, ntk, (images_in_flax, last), (images, pixels), repeats)
+    of_images = (images_in_flax, last), (images, pixels)
+    yield _compared("NTK", _CNN, ntk, *of_images, repeats)
+    yield _compared("Theta g", _CNN, _product, *of_images, repeats)
+    few = (images_in_flax, last[:2]), (images, pixels[:2])
+    yield _compared("O_3", _CNN, o3, *few, repeats)
 
 
 def _compared(
@@ -65,12 +69,16 @@ def _of_a_transformer(repeats: int) -> Iterator[Comparison]:
     model = Transformer(128, blocks=2, key=jr.key(0))
     x = jr.normal(jr.key(1), (32, 32, 128))
     seconds = medians_in_turn([lambda: ntk(model, x), lambda: plain_kernel(model, x)], repeats)
-    yield Comparison(
-        "NTK, transformer of width 128, 2 blocks, 32 tokens, n = 32",
-        seconds[0],
-        "J J^T",
-        seconds[1],
+    name = "transformer of width 128, 2 blocks, 32 tokens"
+    yield Comparison(f"NTK, {name}, n = 32", seconds[0], "J J^T", seconds[1])
+    few, operator = x[:2], NTKOperator(model, x)
+    g = jnp.ones(operator.in_structure().shape)
+    seconds = medians_in_turn(
+        [lambda: o3(model, few), lambda: o3(model, few, method="jacobian")], repeats
     )
+    yield Comparison(f"O_3, {name}, n = 2", seconds[0], 'method="jacobian"', seconds[1])
+    seconds = medians_in_turn([lambda: operator.mv(g), lambda: plain_product(model, x, g)], repeats)
+    yield Comparison(f"Theta g, {name}, n = 32", seconds[0], "a JVP along a VJP", seconds[1])
 
 
 def _jacobian_path(model: Any, repeats: int) -> Iterator[Comparison]:
@@ -136,6 +144,18 @@ def plain_kernel(model: Any, x: Any) -> Any:
     gradients = jax.vmap(jax.jacrev(apply), in_axes=(None, 0))(params, x)
     flat = [g.reshape(*g.shape[:2], -1) for g in jax.tree.leaves(gradients)]
     return sum(jnp.einsum("ikp,jlp->ikjl", g, g) for g in flat)
+
+
+@eqx.filter_jit
+def plain_product(model: Any, x: Any, g: Any) -> Any:
+    """J J^T g as one writes it."""
+    params, apply = split(model)
+
+    def outputs(params: Any) -> Any:
+        return jax.vmap(lambda x: apply(params, x))(x)
+
+    direction = jax.vjp(outputs, params)[1](g)
+    return jax.jvp(outputs, (params,), direction)[1]
 
 
 def _equinox_mlp() -> Any:

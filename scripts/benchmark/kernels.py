@@ -76,7 +76,8 @@ def fastest_of_peer(
         command, capture_output=True, encoding="utf-8", errors="replace", check=False
     )
     if done.returncode:
-        return f"neural-tangents failed: {done.stderr.strip().splitlines()[-1]}", float("nan")
+        said = done.stderr.strip().splitlines() or [f"code {done.returncode}"]
+        return f"neural-tangents failed: {said[-1]}", float("nan")
     (times,) = json.loads(done.stdout)
     if not times:
         return "neural-tangents failed in each implementation", float("nan")
