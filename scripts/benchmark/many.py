@@ -73,8 +73,9 @@ def _limit(model: Any, x: Any, gflops: float) -> float:
     """
     params, apply = split(model)
     outputs, size = jax.eval_shape(apply, params, x[0]).shape[0], _count(model)
-    compiled = jax.jit(jax.jacrev(apply)).lower(params, x[0]).compile()
-    operations = len(x) * compiled.cost_analysis()["flops"] + len(x) ** 2 * outputs * size
+    counted = jax.jit(jax.jacrev(apply)).lower(params, x[0]).compile().cost_analysis()
+    assert counted is not None
+    operations = len(x) * counted["flops"] + len(x) ** 2 * outputs * size
     return operations / gflops / 1e9
 
 
