@@ -49,6 +49,11 @@ def outside_loops() -> Iterator[None]:
         _OUTSIDE_LOOPS.reset(token)
 
 
+def are_outside_loops() -> bool:
+    """Whether that was said of where this is traced."""
+    return _OUTSIDE_LOOPS.get()
+
+
 def convolve(
     image: Float[Array, "in_channels *space"],
     weight: Float[Array, "out_channels in_channels *kernel"],
@@ -71,7 +76,7 @@ def convolve(
     image, pads = _wrapped(image, weight.shape[2:], stride, padding)
     dtype = jnp.result_type(image, weight)
     native = functools.partial(_native, stride=tuple(stride), pads=pads)
-    if _OUTSIDE_LOOPS.get():
+    if are_outside_loops():
         return native(image.astype(dtype), weight.astype(dtype))
     return jax.lax.platform_dependent(
         image.astype(dtype),

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array
 
+from zoo.adapters.equinox_rules import called
 from zoo.tracing.stand_in import OnCall, stand_in
 
 
@@ -123,7 +124,7 @@ class Capture(Stage):
             self._check(here < len(self._expected) and self._expected[here].layer == index)
 
             def seen(layer: Any, a: Array, depth: int) -> Array:
-                z = mapped(layer, depth)(a)
+                z = mapped(lambda a: called(layer, a), depth)(a)
                 self.inputs.append(as_numbers(a, z.dtype))
                 return z if self._shifts is None else z + self._shifts[here]
 
