@@ -50,7 +50,7 @@ def outside_loops() -> Iterator[None]:
 
 
 def are_outside_loops() -> bool:
-    """Whether that was said of where this is traced."""
+    """Whether this is traced within `outside_loops()`."""
     return _OUTSIDE_LOOPS.get()
 
 

@@ -1,5 +1,6 @@
-"""Products of the gradients of many examples: the same numbers as `product` gives, half of what is
-symmetric, in pieces that stay in the caches. Not to be differentiated: loops would keep each piece.
+"""Products of the gradients of many examples: the same numbers as `product` gives, in pieces that
+stay in the caches, of what is symmetric those on and above the diagonal. Not to be differentiated:
+loops would keep each piece.
 """
 
 import itertools
@@ -149,12 +150,10 @@ def _gram(
 
     def parts_of(a: Array, slices: list[slice], start: Array | int, length: int) -> list[Array]:
         # Each is cut out of the whole: slices of slices would be copied once more.
-        ends = [slice(*rows.indices(len(a))[:2]) for rows in slices]
+        bounds = [rows.indices(len(a))[:2] for rows in slices]
         return [
-            jax.lax.dynamic_slice(
-                a, (rows.start, 0, start), (rows.stop - rows.start, a.shape[1], length)
-            )
-            for rows in ends
+            jax.lax.dynamic_slice(a, (first, 0, start), (stop - first, a.shape[1], length))
+            for first, stop in bounds
         ]
 
     def of_chunk(start: Array | int, length: int) -> list[Array]:

@@ -16,7 +16,15 @@ from jaxtyping import Array, Float, PyTree, Shaped
 from corrections.contraction.factors import Factors
 from corrections.contraction.gradient_factors import GradientFactors
 from corrections.contraction.products import Gradients, Metrics, product
-from corrections.kernels.panels import block_of_kernel, kernel_in_panels, Outputs, Plan, plan
+from corrections.kernels.panels import (
+    as_outputs,
+    axis_of_columns,
+    block_of_kernel,
+    kernel_in_panels,
+    Outputs,
+    Plan,
+    plan,
+)
 from corrections.parameters import (
     check_metric,
     check_outputs,
@@ -78,8 +86,8 @@ def ntk(
     What is kept beside the kernel is set by `zoo.memory_limit`, not by `batch_size`: gradients of
     as many rows as fit, past which the columns stream, so that those of every example are computed
     once where all fit, and about once for each n / rows where they do not. Of a symmetric kernel
-    half is computed. Inside the user's own `jit`, `grad` or `scan`, and on several devices, tiles
-    of a quarter of that memory take the place of rows.
+    the blocks on and above the diagonal are computed. Inside the user's own `jit`, `grad` or
+    `scan`, and on several devices, tiles of a quarter of that memory take the place of rows.
 
     **Raises:** `ValueError` / `TypeError` for an input that is empty, not finite or not real,
     a model that does not give a vector, a metric that does not fit, an unknown `outputs` or
@@ -329,8 +337,7 @@ def _block(metrics: Metrics, g1: Gradients, g2: Gradients, outputs: Outputs, k: 
     """The part of the kernel between two batches, from gradients of the outputs, or of "mean" with
     all k as one.
     """
-    found = product(metrics, g1, g2, diagonal=outputs == "diagonal")
-    return found[:, 0, :, 0] / k if outputs == "mean" else found
+    return as_outputs(product(metrics, g1, g2, diagonal=outputs == "diagonal"), outputs, k)
 
 
 Products = Callable[[Gradients, Gradients], Array]
@@ -362,8 +369,7 @@ def _in_tiles(
     row, column = first_tiles(xs, tilings)
     shapes = jax.eval_shape(of_rows, row), jax.eval_shape(of_columns, column)
     block = jax.eval_shape(product, *shapes)
-    # In (n1, k, n2, k) the outputs of rows have an axis of their own.
-    blocks = Blocks(tilings, 2 if block.ndim == 4 else 1)
+    blocks = Blocks(tilings, axis_of_columns(block))
     write = blocks.write_both if xs[1] is None else blocks.write
 
     def visit(kernel: Array, row: Gradients, column: Gradients, i: Array, j: Array) -> Array:

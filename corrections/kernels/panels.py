@@ -144,13 +144,13 @@ def _room(tile: Gradients, size: int) -> Gradients:
 
 def _whole(ns: tuple[int, int], block: Array) -> Array:
     """Zeros in the place of all blocks like this one."""
-    middle = _middle(block)
+    middle = axis_of_columns(block)
     before, after = block.shape[1:middle], block.shape[middle + 1 :]
     return jnp.zeros((ns[0], *before, ns[1], *after), block.dtype)
 
 
-def _middle(block: Array) -> int:
-    """The axis of columns: (n1, k, n2, k), (n1, n2) or (n1, n2, k)."""
+def axis_of_columns(block: Array | jax.ShapeDtypeStruct) -> int:
+    """That of the examples of columns, in (n1, k, n2, k), (n1, n2) or (n1, n2, k)."""
     return 2 if block.ndim == 4 else 1
 
 
@@ -160,7 +160,12 @@ def block_of_kernel(
 ) -> Array:
     """A block of the kernel, from gradients of the outputs, or of "mean" with all k as one."""
     found = blocked_product(metrics, rows, columns, diagonal=outputs == "diagonal")
-    return found[:, 0, :, 0] / k if outputs == "mean" else found
+    return as_outputs(found, outputs, k)
+
+
+def as_outputs(product: Array, outputs: Outputs, k: int) -> Array:
+    """A block of the kernel from products of gradients, which for "mean" are of all k as one."""
+    return product[:, 0, :, 0] / k if outputs == "mean" else product
 
 
 @eqx.filter_jit(donate="all-except-first")
@@ -178,7 +183,7 @@ def _put(tile: tuple[Gradients, Array], panel: Gradients) -> Gradients:
 def _write(block: tuple[Array, Array, Array], kernel: Array, *, mirrored: bool) -> Array:
     """The kernel with a block, and with its mirror image."""
     part, i, j = block
-    middle = _middle(part)
+    middle = axis_of_columns(part)
 
     def at(part: Array, i: Array, j: Array, kernel: Array) -> Array:
         start: list[Any] = [0] * part.ndim

@@ -1,7 +1,7 @@
 r"""The ends of the spectrum of a symmetric linear map, from its products with vectors alone.
 
-Lanczos' method (matfree's, with full reorthogonalisation), started again from the wanted Ritz
-vectors until their residuals are small:
+Lanczos' method (matfree's, with full reorthogonalisation unless one pair alone is wanted), started
+again from the wanted Ritz vectors until their residuals are small:
 
     |A v - theta v| <= r   means that A has an eigenvalue within r of theta
 """
