@@ -99,22 +99,22 @@ def kernel_in_panels(
             panel = _put((found, jnp.asarray(offset)), panel)
         return panel
 
-    def placed(block: Array, i: int, j: int, kernel: Array | None) -> Array:
+    def placed(block: Array, i: int, j: int, kernel: Array | None, *, mirrored: bool) -> Array:
         kernel = _whole(ns, block) if kernel is None else kernel
         at = jnp.asarray(i), jnp.asarray(j)
-        return _write((block, *at), kernel, mirrored=x2 is None and i != j)
+        return _write((block, *at), kernel, mirrored=mirrored)
 
     def with_panel(kernel: Array | None, start: int, size: int) -> Array:
         """What is kept for a panel is given back at the end of this."""
         rows, first = gradients(x1, start, size), 0
         if x2 is None:
-            kernel = placed(block_of_kernel(metrics, rows, None, outputs, k), start, start, kernel)
+            block = block_of_kernel(metrics, rows, None, outputs, k)
+            kernel = placed(block, start, start, kernel, mirrored=False)
             first = start + size
         for column in _starts(first, n2, chosen.columns):
             columns = gradients(x1 if x2 is None else x2, column, chosen.columns)
-            kernel = placed(
-                block_of_kernel(metrics, rows, columns, outputs, k), start, column, kernel
-            )
+            block = block_of_kernel(metrics, rows, columns, outputs, k)
+            kernel = placed(block, start, column, kernel, mirrored=x2 is None)
             del columns
         assert kernel is not None
         return kernel

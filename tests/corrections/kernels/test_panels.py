@@ -35,6 +35,7 @@ CUTS = {
     102: Plan(tile=2, panel=4, columns=3),
     103: Plan(tile=2, panel=3, columns=1),
     104: Plan(tile=1, panel=1, columns=1),
+    105: Plan(tile=3, panel=4, columns=11),  # columns that reach back over the rows
 }
 
 
